@@ -1,0 +1,196 @@
+"""Densities of the counts of a whole cell, which torch lacks.
+
+Each has one event per cell: ``log_prob`` sums over genes, and reads dense counts or sparse CSR ones
+(those through :mod:`scalloy.blocks.fused`, with the same result).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+
+from scalloy.blocks.fused import count_log_prob
+
+LOG_MEAN_MAX = 16.0  # e^16 is nine million counts of one gene in one cell
+
+
+class Rate:
+    r"""Mean of counts: :math:`\mu = \ell\,\mathrm{softmax}(a)`, or :math:`\mu = e^a` without ``log_ell``."""
+
+    def __init__(self, logits: Tensor, log_ell: Tensor | None) -> None:
+        self.logits = bounded(logits, upper=LOG_MEAN_MAX) if log_ell is None else logits
+        self.log_ell = log_ell
+
+    @cached_property
+    def log_mean(self) -> Tensor:
+        if self.log_ell is None:
+            return self.logits
+        return torch.log_softmax(self.logits, -1) + self.log_ell
+
+    @cached_property
+    def fraction(self) -> Tensor:
+        """Share of each gene in the counts of its cell; rows sum to one."""
+        return torch.softmax(self.logits, -1)
+
+
+def bounded(value: Tensor, *, lower: float | None = None, upper: float | None = None) -> Tensor:
+    """Clamp the value but not its gradient, so that nothing gets stuck outside of the bounds."""
+    return value + (value.clamp(lower, upper) - value).detach()
+
+
+def gaussian(loc: Tensor, scale: Tensor) -> Independent:
+    """Diagonal Gaussian with one event per cell."""
+    return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+
+
+def standard_normal(like: Tensor) -> Independent:
+    """``N(0, I)`` of the shape of a latent."""
+    return gaussian(torch.zeros_like(like), torch.ones_like(like))
+
+
+class Delta(Distribution):
+    """All mass in one point: the code of a plain autoencoder."""
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        super().__init__(value.shape[:-1], value.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.value
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.zeros_like(self.value)
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        return self.value.expand(self._extended_shape(sample_shape))
+
+
+class CountDistribution(Distribution):
+    """Independent counts of the genes of a cell."""
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    has_rsample = False
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+        shape = rate.logits.shape
+        super().__init__(shape[:-1], shape[-1:], validate_args=False)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        return self.rate.log_mean.exp()
+
+    @property
+    def fraction(self) -> Tensor:
+        """Normalised expression: expected share of each gene."""
+        return self.rate.fraction
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability per cell of dense ``(..., G)`` or sparse CSR counts."""
+        if value.layout == torch.sparse_csr and self.rate.logits.dim() == 2:
+            return self._log_prob_sparse(value)
+        dense = value.to_dense() if value.layout == torch.sparse_csr else value
+        return self.log_pmf(dense.to(self.rate.logits.dtype)).sum(-1)
+
+    def log_pmf(self, value: Tensor) -> Tensor:
+        """Log-probability of every entry, ``(..., G)``."""
+        raise NotImplementedError
+
+    def _log_prob_sparse(self, value: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Poisson(CountDistribution):
+    r"""Poisson counts, :math:`\log p = x\log\mu - \mu - \log x!`."""
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean
+
+    def log_pmf(self, value: Tensor) -> Tensor:
+        return value * self.rate.log_mean - self.mean - torch.lgamma(value + 1)
+
+    def _log_prob_sparse(self, value: Tensor) -> Tensor:
+        return count_log_prob(value, self.rate.logits, log_ell=self.rate.log_ell)
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        with torch.no_grad():
+            return torch.poisson(self.mean.expand(self._extended_shape(sample_shape)))
+
+
+class NegativeBinomial(CountDistribution):
+    r"""Negative binomial with mean :math:`\mu` and inverse dispersion :math:`\theta`.
+
+    The variance is :math:`\mu + \mu^2/\theta`.
+    """
+
+    def __init__(self, rate: Rate, log_theta: Tensor) -> None:
+        self.log_theta = bounded(log_theta, lower=-12.0, upper=12.0)
+        super().__init__(rate)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean + self.mean.square() * (-self.log_theta).exp()
+
+    def log_pmf(self, value: Tensor) -> Tensor:
+        theta = self.log_theta.exp()
+        v = self.rate.log_mean - self.log_theta
+        count = torch.lgamma(value + theta) - torch.lgamma(theta) - torch.lgamma(value + 1)
+        return count - theta * F.softplus(v) + value * F.logsigmoid(v)
+
+    def _log_prob_sparse(self, value: Tensor) -> Tensor:
+        return count_log_prob(
+            value, self.rate.logits, log_ell=self.rate.log_ell, log_theta=self.log_theta
+        )
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        with torch.no_grad():
+            shape = self._extended_shape(sample_shape)
+            theta = self.log_theta.exp().expand(shape)
+            gamma = torch._standard_gamma(theta.contiguous())
+            return torch.poisson(gamma * (self.mean / theta).expand(shape))
+
+
+class ZeroInflated(CountDistribution):
+    r"""Counts that are zero with an extra probability :math:`\pi_0 = \sigma(\mathrm{gate})`."""
+
+    def __init__(self, base: Poisson | NegativeBinomial, gate: Tensor) -> None:
+        self.base, self.gate = base, gate
+        super().__init__(base.rate)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(-self.gate) * self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        open_, mu = torch.sigmoid(-self.gate), self.base.mean
+        return open_ * self.base.variance + open_ * (1 - open_) * mu.square()
+
+    def log_pmf(self, value: Tensor) -> Tensor:
+        base = self.base.log_pmf(value)
+        zero = torch.logaddexp(self.gate, base)
+        return torch.where(value == 0, zero, base) - F.softplus(self.gate)
+
+    def _log_prob_sparse(self, value: Tensor) -> Tensor:
+        return count_log_prob(
+            value,
+            self.rate.logits,
+            log_ell=self.rate.log_ell,
+            log_theta=getattr(self.base, "log_theta", None),
+            gate=self.gate,
+        )
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        counts = self.base.sample(sample_shape)
+        with torch.no_grad():
+            return counts * torch.bernoulli(torch.sigmoid(-self.gate).expand_as(counts))

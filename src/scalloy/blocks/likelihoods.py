@@ -1,0 +1,203 @@
+r"""Likelihoods as objects: the decoder's hidden vector in, the distribution of the counts of a cell out.
+
+    count likelihoods   mu = ell * softmax(A h)       or mu = exp(A h) where ``log_ell`` is None
+    ``Poisson``         x ~ Poisson(mu)
+    ``NB``              x ~ NB(mu, theta)             theta per gene, per gene and batch, or per entry
+    ``ZeroInflated``    x = 0 with probability pi_0 = sigmoid(C h), else as the likelihood within
+    ``Gaussian``        t(x) ~ N(A h, sigma^2)        t: log-normalised, or the data as given
+    ``Bernoulli``       [x > 0] ~ Bernoulli(sigmoid(A h)), or values within [0, 1] as given
+
+A new one is a class with three methods: ``forward`` (the distribution), ``log_prob`` (per cell, of a
+:class:`~scalloy.vae.base.Batch`'s counts, dense or sparse) and ``fraction`` (normalised expression).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Bernoulli as TorchBernoulli
+
+from scalloy.blocks import distributions as dist
+from scalloy.blocks.networks import dense, log_normalise, map_values
+
+Dispersion = Literal["gene", "gene-batch", "gene-cell"]
+
+
+class Likelihood(nn.Module):
+    """What all share. ``counts`` says whether integer counts are expected."""
+
+    counts = True
+
+    def __init__(self, n_hidden: int, n_vars: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(n_hidden, n_vars)
+
+    def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> Distribution:
+        """Distribution of ``x`` given the hidden vector, the library size ``(n, 1)`` and the batch."""
+        raise NotImplementedError
+
+    def log_prob(self, p_x: Distribution, x: Tensor) -> Tensor:
+        """Log-probability per cell of raw ``x``, dense or sparse CSR."""
+        return p_x.log_prob(x)
+
+    def fraction(self, p_x: Distribution) -> Tensor:
+        """Normalised expression under ``p_x``: rows sum to one for counts."""
+        return p_x.fraction
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the encoder sees."""
+        return map_values(x, torch.log1p)
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
+        """Begin at the moments of the genes, so that training need not find them first."""
+
+
+class Poisson(Likelihood):
+    """Poisson. With ``library`` the rates of a cell add up to its library size.
+
+    scVAE's "constrained Poisson" is this with the observed total; its plain one is ``library=False``.
+    """
+
+    def __init__(self, n_hidden: int, n_vars: int, *, library: bool = True) -> None:
+        super().__init__(n_hidden, n_vars)
+        self.library = library
+
+    def rate(self, h: Tensor, log_ell: Tensor) -> dist.Rate:
+        return dist.Rate(self.head(h), log_ell if self.library else None)
+
+    def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.Poisson:
+        return dist.Poisson(self.rate(h, log_ell))
+
+    def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
+        with torch.no_grad():
+            floor = mean.sum() * 1e-9 + 1e-9
+            log_mean = (mean + floor).log()
+            self.head.bias.copy_(log_mean - log_ell.exp().mean().log() if self.library else log_mean)
+
+
+class NB(Poisson):
+    """Negative binomial with inverse dispersion per gene, per gene and batch, or per gene and cell."""
+
+    def __init__(
+        self,
+        n_hidden: int,
+        n_vars: int,
+        *,
+        n_batch: int = 1,
+        dispersion: Dispersion = "gene",
+        library: bool = True,
+    ) -> None:
+        super().__init__(n_hidden, n_vars, library=library)
+        self.dispersion = dispersion
+        if dispersion == "gene-cell":
+            self.theta_head = nn.Linear(n_hidden, n_vars)
+        else:
+            rows = n_batch if dispersion == "gene-batch" else 1
+            self.log_theta = nn.Parameter(torch.zeros(rows, n_vars))
+
+    def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.NegativeBinomial:  # type: ignore[override]
+        if self.dispersion == "gene-cell":
+            log_theta = self.theta_head(h)
+        else:
+            log_theta = self.log_theta[b] if self.dispersion == "gene-batch" else self.log_theta
+        return dist.NegativeBinomial(self.rate(h, log_ell), log_theta)
+
+    def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
+        super().start_at(mean, variance, log_ell)
+        with torch.no_grad():
+            excess = (variance - mean).clamp_min(1e-3 * mean.square() + 1e-9)
+            log_theta = (mean.square() / excess).clamp(1e-2, 1e2).log()
+            target = self.theta_head.bias if self.dispersion == "gene-cell" else self.log_theta
+            target.copy_(log_theta.expand_as(target))
+
+
+class ZeroInflated(Likelihood):
+    """Extra zeros on top of another count likelihood: ZIP and ZINB."""
+
+    def __init__(self, base: Poisson | NB) -> None:
+        nn.Module.__init__(self)
+        self.base = base
+        self.gate = nn.Linear(base.head.in_features, base.head.out_features)
+
+    def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.ZeroInflated:
+        return dist.ZeroInflated(self.base(h, log_ell, b), self.gate(h))
+
+    def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
+        self.base.start_at(mean, variance, log_ell)
+        with torch.no_grad():
+            self.gate.bias.fill_(-3.0)  # few extra zeros until the data ask for them
+
+
+class Gaussian(Likelihood):
+    """Normal density of log-normalised data or of the data as given, variance per gene or fixed at one.
+
+    With ``variance="fixed"`` the reconstruction is half the squared error plus a constant.
+    """
+
+    counts = False
+
+    def __init__(
+        self,
+        n_hidden: int,
+        n_vars: int,
+        *,
+        on: Literal["log1p", "given"] = "log1p",
+        variance: Literal["gene", "fixed"] = "gene",
+    ) -> None:
+        super().__init__(n_hidden, n_vars)
+        self.on, self.counts = on, on == "log1p"
+        if variance == "gene":
+            self.log_sigma = nn.Parameter(torch.zeros(n_vars))
+        else:
+            self.register_buffer("log_sigma", torch.zeros(n_vars))
+
+    def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> Independent:
+        loc = self.head(h)
+        scale = dist.bounded(self.log_sigma, lower=-5.0, upper=10.0).exp()
+        return Independent(Normal(loc, scale.expand_as(loc), validate_args=False), 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        return log_normalise(x) if self.on == "log1p" else x
+
+    def log_prob(self, p_x: Distribution, x: Tensor) -> Tensor:
+        return p_x.log_prob(dense(self.features(x)))
+
+    def fraction(self, p_x: Distribution) -> Tensor:
+        return torch.expm1(p_x.mean.clamp_min(0)) / 1e4 if self.on == "log1p" else p_x.mean
+
+    def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
+        if self.on == "given":
+            with torch.no_grad():
+                self.head.bias.copy_(mean)
+                if isinstance(self.log_sigma, nn.Parameter):
+                    self.log_sigma.copy_(variance.clamp_min(1e-4).sqrt().log())
+
+
+class Bernoulli(Likelihood):
+    """Is the gene detected in the cell? Or, with ``on="given"``, values within [0, 1] such as grey levels."""
+
+    def __init__(
+        self, n_hidden: int, n_vars: int, *, on: Literal["detected", "given"] = "detected"
+    ) -> None:
+        super().__init__(n_hidden, n_vars)
+        self.on, self.counts = on, on == "detected"
+
+    def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> Independent:
+        return Independent(TorchBernoulli(logits=self.head(h), validate_args=False), 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        return map_values(x, lambda v: (v > 0).to(v.dtype)) if self.on == "detected" else x
+
+    def log_prob(self, p_x: Distribution, x: Tensor) -> Tensor:
+        target, logits = dense(self.features(x)), p_x.base_dist.logits  # type: ignore[attr-defined]
+        return (target * logits - F.softplus(logits)).sum(-1)
+
+    def fraction(self, p_x: Distribution) -> Tensor:
+        return p_x.mean
+
+

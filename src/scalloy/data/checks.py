@@ -1,0 +1,215 @@
+"""What is wrong with a user's AnnData is found here, before anything is trained, and named.
+
+Each message says what was given, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+
+def few(names: Iterable[Any], n: int = 10) -> str:
+    """At most ``n`` of the names, and how many more there are."""
+    names = [str(name) for name in names]
+    more = f", and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(names[:n]) + more
+
+
+def check_object(adata: Any) -> AnnData:
+    """An AnnData in memory, not a view, with at least two cells and two genes of different names."""
+    if not isinstance(adata, AnnData):
+        msg = (
+            f"`adata` is a {type(adata).__name__}. Expected an AnnData of raw counts, cells x genes; "
+            "make one with `anndata.AnnData(counts)`."
+        )
+        raise TypeError(msg)
+    if adata.isbacked:
+        msg = f"`adata` is backed by {adata.filename}. Load it first: `adata = adata.to_memory()`."
+        raise ValueError(msg)
+    if adata.is_view:
+        msg = "`adata` is a view of another AnnData. Pass a copy: `adata = adata.copy()`."
+        raise ValueError(msg)
+    if adata.n_obs < 2 or adata.n_vars < 2:
+        msg = (
+            f"`adata` has {adata.n_obs} cell(s) and {adata.n_vars} gene(s); a model needs at least two "
+            "of each. Was it transposed, or filtered too hard?"
+        )
+        raise ValueError(msg)
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        msg = (
+            f"Names of genes occur more than once in `adata.var_names`: {few(twice)}. "
+            "Call `adata.var_names_make_unique()`."
+        )
+        raise ValueError(msg)
+    if not adata.obs_names.is_unique:
+        twice = adata.obs_names[adata.obs_names.duplicated()].unique()
+        warnings.warn(
+            f"Names of cells occur more than once in `adata.obs_names`: {few(twice)}. Results are "
+            "indexed by them; `adata.obs_names_make_unique()` makes them distinct.",
+            stacklevel=3,
+        )
+    return adata
+
+
+def check_keys(
+    adata: AnnData, categorical: dict[str, Any], continuous: dict[str, Any] | None = None
+) -> None:
+    """Every named column exists in ``obs`` and has no missing values; continuous ones are finite numbers.
+
+    The arguments map the name of an argument to the column(s) that it names, or to ``None``.
+    """
+    for argument, key in _pairs(categorical):
+        _check_column(adata.obs, argument, key)
+    for argument, key in _pairs(continuous or {}):
+        column = _check_column(adata.obs, argument, key)
+        if not pd.api.types.is_numeric_dtype(column):
+            msg = f"`{argument}={key!r}` has dtype {column.dtype}; expected numbers."
+            raise TypeError(msg)
+        bad = ~np.isfinite(column.to_numpy(dtype=float))
+        if argument == "size_factor_key":
+            bad |= ~(column.to_numpy(dtype=float) > 0)
+        if bad.any():
+            kind = "positive and finite" if argument == "size_factor_key" else "finite"
+            msg = (
+                f"`{argument}={key!r}` must be {kind}, but is not in {bad.sum()} cell(s): "
+                f"{few(adata.obs_names[bad])}. Fix or remove these cells."
+            )
+            raise ValueError(msg)
+
+
+def _pairs(arguments: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (name, key)
+        for name, keys in arguments.items()
+        if keys is not None
+        for key in ([keys] if isinstance(keys, str) else keys)
+    ]
+
+
+def _check_column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
+    if key not in obs:
+        close = difflib.get_close_matches(str(key), [str(c) for c in obs.columns], n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        msg = (
+            f"`{argument}={key!r}` is not a column of `adata.obs`. "
+            f"Columns: {few(obs.columns) or 'none'}. Pass one of these.{hint}"
+        )
+        raise KeyError(msg)
+    column = obs[key]
+    if column.isna().any():
+        cells = obs.index[column.isna()]
+        msg = (
+            f"`{argument}={key!r}` is missing (NaN) in {len(cells)} cell(s): {few(cells)}. Fill them "
+            f"(`adata.obs[{key!r}].astype(object).fillna('unknown')`) or remove these cells."
+        )
+        raise ValueError(msg)
+    return column
+
+
+def check_layer(adata: AnnData, layer: str | None) -> Any:
+    """The matrix to model, and that it is a matrix of numbers."""
+    if layer is not None and layer not in adata.layers:
+        msg = (
+            f"`layer={layer!r}` is not in `adata.layers`. "
+            f"Layers: {few(adata.layers.keys()) or 'none'}. Pass one of these, or `None` for `.X`."
+        )
+        raise KeyError(msg)
+    x = adata.X if layer is None else adata.layers[layer]
+    if x is None:
+        msg = "`adata.X` is empty (None). Pass `layer=` with the counts, or put them in `.X`."
+        raise ValueError(msg)
+    if not (sp.issparse(x) or isinstance(x, np.ndarray)) or x.dtype.kind not in "iufb":
+        where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+        msg = (
+            f"`{where}` is a {type(x).__name__} of {getattr(x, 'dtype', 'unknown type')}. Expected a "
+            "numpy array or a scipy sparse matrix (CSR is fastest) of numbers."
+        )
+        raise TypeError(msg)
+    return x
+
+
+def check_counts(
+    adata: AnnData, layer: str | None = None, *, allow_non_counts: bool = False
+) -> None:
+    """All entries are finite, non-negative and whole, and every cell has at least one count."""
+    x = check_layer(adata, layer)
+    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    values = x.data if sp.issparse(x) else x
+    if not np.isfinite(values).all():
+        msg = f"`{where}` holds NaN or infinite values in {_cells_with(adata, x, np.isfinite)}."
+        raise ValueError(f"{msg} Replace or remove them.")
+    if allow_non_counts:
+        return
+    if (values < 0).any():
+        msg = (
+            f"`{where}` holds negative values in {_cells_with(adata, x, lambda v: v >= 0)}. Expected "
+            "raw counts; were the data scaled? Pass the raw counts with `layer=`, or "
+            "`allow_non_counts=True` with `gene_likelihood='normal'`."
+        )
+        raise ValueError(msg)
+    if values.dtype.kind == "f" and not _whole(values).all():
+        example = values[~_whole(values)].flat[0]
+        msg = (
+            f"`{where}` holds values that are not whole numbers, such as {example:.4g}, in "
+            f"{_cells_with(adata, x, _whole)}. Expected raw counts; were the data normalised? Pass the "
+            "raw counts with `layer=` (often `layer='counts'`), or `allow_non_counts=True`."
+        )
+        raise ValueError(msg)
+    totals = np.asarray(x.sum(axis=1)).ravel()
+    if (totals == 0).any():
+        empty = adata.obs_names[totals == 0]
+        msg = (
+            f"{len(empty)} cell(s) have no counts in `{where}`: {few(empty)}. Remove them with "
+            "`sc.pp.filter_cells(adata, min_counts=1)`."
+        )
+        raise ValueError(msg)
+    silent = np.asarray(x.sum(axis=0)).ravel() == 0
+    if silent.any():
+        warnings.warn(
+            f"{silent.sum()} gene(s) have no counts in `{where}`: {few(adata.var_names[silent])}. They "
+            "cost time and teach nothing; `sc.pp.filter_genes(adata, min_counts=1)` removes them.",
+            stacklevel=4,
+        )
+
+
+def _whole(values: np.ndarray) -> np.ndarray:
+    return np.floor(values) == values
+
+
+def _cells_with(adata: AnnData, x: Any, good: Any) -> str:
+    """How many cells have an entry which is not good, and the names of some."""
+    if sp.issparse(x):
+        coo = x.tocoo()
+        rows = np.unique(coo.coords[0][~good(coo.data)])
+    else:
+        rows = np.flatnonzero(~good(x).all(axis=1))
+    return f"{len(rows)} cell(s) ({few(adata.obs_names[rows], 5)})"
+
+
+def check_same_genes(expected: Sequence[str], adata: AnnData) -> None:
+    """A new AnnData has the genes of the model, in the same order."""
+    expected = np.asarray(expected, dtype=str)
+    given = np.asarray(adata.var_names, dtype=str)
+    if len(expected) == len(given) and (expected == given).all():
+        return
+    missing = pd.Index(expected).difference(given, sort=False)
+    if len(missing):
+        msg = (
+            f"`adata` lacks {len(missing)} of the {len(expected)} genes of the model: {few(missing)}. "
+            "Give it the genes that the model was trained on."
+        )
+    else:
+        msg = (
+            "`adata` has the genes of the model in another order or beside others. Pass "
+            "`adata[:, model.get_var_names()].copy()`."
+        )
+    raise ValueError(msg)

@@ -1,0 +1,252 @@
+"""Batches straight from one CSR matrix in memory.
+
+:class:`Cells` holds the matrix and the registered columns of an AnnData as plain arrays (without a copy
+where the matrix is a float32 CSR already). :class:`CellLoader` gathers the rows of several batches at
+once and yields them as sparse tensors. :class:`CellSplitter` is what ``train`` uses: it keeps everything
+on a GPU where it fits. Batches have equal sizes up to one cell, so that none is left with a single cell.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scvi import REGISTRY_KEYS, settings
+from scvi.data import AnnDataManager
+from torch import Tensor
+
+from scalloy._keys import CONDITION_KEY
+from scalloy.data.splits import split
+
+INTEGER_KEYS = {
+    REGISTRY_KEYS.BATCH_KEY,
+    REGISTRY_KEYS.LABELS_KEY,
+    REGISTRY_KEYS.CAT_COVS_KEY,
+    CONDITION_KEY,
+}
+GATHER_ENTRIES = 4_000_000  # of the matrix, gathered at once
+
+with warnings.catch_warnings():  # torch says once per process that its CSR layout is in beta
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.long), [], size=(1, 1))
+
+
+@dataclass
+class Cells:
+    """Counts (CSR, or dense where most entries are not zero) and columns of some cells."""
+
+    x: sp.csr_matrix | np.ndarray
+    columns: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, manager: AnnDataManager) -> Cells:
+        columns = {}
+        for key in manager.data_registry:
+            if key == REGISTRY_KEYS.X_KEY:
+                continue
+            values = np.asarray(manager.get_from_registry(key))
+            dtype = np.int64 if key in INTEGER_KEYS else np.float32
+            columns[key] = torch.from_numpy(values.astype(dtype)).reshape(len(values), -1)
+        return cls(as_rows(manager.get_from_registry(REGISTRY_KEYS.X_KEY)), columns)
+
+    @property
+    def entries(self) -> int:
+        return int(self.x.nnz if sp.issparse(self.x) else self.x.size)
+
+    def gather(self, rows: np.ndarray) -> sp.csr_matrix | Tensor:
+        return self.x[rows] if sp.issparse(self.x) else torch.from_numpy(self.x[rows])
+
+
+def as_rows(x: Any) -> sp.csr_matrix | np.ndarray:
+    """Canonical float32 CSR without explicit zeros; the input is never changed."""
+    if not sp.issparse(x):
+        x = np.asarray(x, dtype=np.float32)
+        if np.count_nonzero(x) > 0.5 * x.size:
+            return x
+    rows = sp.csr_matrix(x, dtype=np.float32)
+    if rows.has_canonical_format and (rows.data != 0).all():
+        return rows
+    rows = rows.copy()
+    rows.sum_duplicates()
+    rows.eliminate_zeros()
+    return rows
+
+
+class CellLoader:
+    """Yields batches of the given cells, in a new order each time if ``shuffle``."""
+
+    def __init__(
+        self,
+        cells: Cells | AnnDataManager,
+        indices: Sequence[int] | np.ndarray | None = None,
+        *,
+        batch_size: int = 512,
+        shuffle: bool = False,
+        **_: Any,
+    ) -> None:
+        self.cells = cells if isinstance(cells, Cells) else Cells.of(cells)
+        n = self.cells.x.shape[0]
+        self.indices = np.arange(n) if indices is None else as_positions(indices, n)
+        self.batch_size, self.shuffle = batch_size, shuffle
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def order(self) -> np.ndarray:
+        if not self.shuffle:
+            return self.indices
+        return self.indices[torch.randperm(len(self.indices)).numpy()]
+
+    def bounds(self) -> np.ndarray:
+        """Where each batch begins and ends, in equal parts."""
+        return np.linspace(0, len(self.indices), len(self) + 1).round().astype(int)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        order, bounds = self.order(), self.bounds()
+        per_batch = self.cells.entries / max(1, self.cells.x.shape[0]) * self.batch_size
+        block = max(1, int(GATHER_ENTRIES / max(1.0, per_batch)))
+        for first in range(0, len(self), block):
+            last = min(first + block, len(self))
+            rows = order[bounds[first] : bounds[last]]
+            x = self.cells.gather(rows)
+            positions = torch.from_numpy(rows)
+            columns = {k: v[positions] for k, v in self.cells.columns.items()}
+            for i in range(first, last):
+                part = slice(bounds[i] - bounds[first], bounds[i + 1] - bounds[first])
+                batch = {k: v[part] for k, v in columns.items()}
+                yield {REGISTRY_KEYS.X_KEY: rows_of(x, part), **batch}
+
+
+def rows_of(x: sp.csr_matrix | Tensor, part: slice) -> Tensor:
+    """Consecutive rows as a tensor which shares memory with ``x``."""
+    if isinstance(x, Tensor):
+        return x[part]
+    crow = x.indptr[part.start : part.stop + 1].astype(np.int64)
+    entries = slice(crow[0], crow[-1])
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(crow - crow[0]),
+        torch.from_numpy(x.indices[entries].astype(np.int64)),
+        torch.from_numpy(x.data[entries]),
+        size=(part.stop - part.start, x.shape[1]),
+    )
+
+
+def as_positions(indices: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
+    """Row numbers from row numbers or a boolean mask."""
+    index = np.asarray(indices)
+    return np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64) % n
+
+
+class DeviceCells:
+    """The same matrix and columns, living on a device."""
+
+    def __init__(self, cells: Cells, device: torch.device) -> None:
+        assert sp.issparse(cells.x)
+        self.device, self.shape = device, cells.x.shape
+        self.lengths = np.diff(cells.x.indptr)  # stays on the host: sizes are known without waiting
+        self.indptr = torch.from_numpy(cells.x.indptr.astype(np.int64)).to(device)
+        self.col = torch.from_numpy(cells.x.indices.astype(np.int32)).to(device)
+        self.values = torch.from_numpy(cells.x.data).to(device)
+        self.columns = {k: v.to(device) for k, v in cells.columns.items()}
+
+    def gather(self, rows: Tensor, n_entries: int) -> Tensor:
+        start, length = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
+        crow = torch.zeros(len(rows) + 1, dtype=torch.long, device=self.device)
+        torch.cumsum(length, 0, out=crow[1:])
+        shift = torch.repeat_interleave(start - crow[:-1], length, output_size=n_entries)
+        entry = torch.arange(n_entries, device=self.device) + shift
+        size = (len(rows), self.shape[1])
+        return torch.sparse_csr_tensor(crow, self.col[entry].long(), self.values[entry], size=size)
+
+
+class DeviceLoader(CellLoader):
+    """The batches of :class:`CellLoader` gathered on the device, which nothing waits for."""
+
+    def __init__(self, cells: Cells, *args: Any, store: DeviceCells, **kwargs: Any) -> None:
+        super().__init__(cells, *args, **kwargs)
+        self.store = store
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        order, bounds = self.order(), self.bounds()
+        on_device = torch.from_numpy(order).to(self.store.device)
+        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+            rows = on_device[first:last]
+            x = self.store.gather(rows, int(self.store.lengths[order[first:last]].sum()))
+            yield {REGISTRY_KEYS.X_KEY: x, **{k: v[rows] for k, v in self.store.columns.items()}}
+
+
+class CellSplitter(pl.LightningDataModule):
+    """Training, validation and test cells of a model, with the call of scvi-tools' ``DataSplitter``."""
+
+    def __init__(
+        self,
+        adata_manager: AnnDataManager,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        *,
+        batch_size: int = 512,
+        shuffle_set_split: bool = True,
+        load_sparse_tensor: bool = False,
+        distributed_sampler: bool = False,
+        external_indexing: Sequence[np.ndarray] | None = None,
+        resident: bool | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        if distributed_sampler:
+            msg = (
+                "`strategy` asks for several devices, which scalloy's in-memory loader does not feed "
+                "yet. Pass `datamodule=scvi.dataloaders.DataSplitter(model.adata_manager, "
+                "distributed_sampler=True)`, which works with every model, or one device."
+            )
+            raise NotImplementedError(msg)
+        self.manager, self.batch_size, self.resident = adata_manager, batch_size, resident
+        seed = settings.seed if settings.seed is not None else 0
+        n = adata_manager.adata.n_obs
+        self.train_idx, self.val_idx, self.test_idx = (
+            [np.asarray(part) for part in external_indexing]
+            if external_indexing is not None
+            else split(n, train_size, validation_size, shuffle=shuffle_set_split, seed=seed)
+        )
+        self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
+        self.data_loader_kwargs = {"batch_size": batch_size}
+        self.cells: Cells | None = None
+        self.store: DeviceCells | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.cells is None:
+            self.cells = Cells.of(self.manager)
+
+    def loader(self, indices: np.ndarray, **kwargs: Any) -> CellLoader:
+        assert self.cells is not None
+        device = self.trainer.strategy.root_device if self.trainer is not None else None
+        if device is not None and self.stays_on(device):
+            self.store = self.store or DeviceCells(self.cells, device)
+            return DeviceLoader(self.cells, indices, store=self.store, **kwargs)
+        return CellLoader(self.cells, indices, **kwargs)
+
+    def stays_on(self, device: torch.device) -> bool:
+        """Whether the whole matrix lives on the device: asked for, or a GPU with ample memory."""
+        assert self.cells is not None
+        if not sp.issparse(self.cells.x):
+            return False
+        if self.resident is not None or device.type != "cuda":
+            return bool(self.resident)
+        free, _ = torch.cuda.mem_get_info(device)
+        return self.cells.entries * 8 < 0.4 * free
+
+    def train_dataloader(self) -> CellLoader:
+        return self.loader(self.train_idx, batch_size=self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> CellLoader | list:
+        size = max(self.batch_size, 512)
+        return self.loader(self.val_idx, batch_size=size) if self.n_val else []
+
+    def test_dataloader(self) -> CellLoader | list:
+        return self.loader(self.test_idx, batch_size=self.batch_size) if len(self.test_idx) else []

@@ -1,0 +1,86 @@
+"""The only place where a string becomes an object, with the message for a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+from scalloy.blocks import likelihoods as lik
+from scalloy.blocks.likelihoods import Likelihood
+from scalloy.data.checks import few
+from scalloy.vae.base import Sizes
+
+GeneLikelihood = Literal[
+    "nb",
+    "zinb",
+    "poisson",
+    "zip",
+    "constrained_poisson",
+    "gaussian",
+    "mse",
+    "normal",
+    "bernoulli",
+    "bernoulli_given",
+]
+Library = Literal["observed", "learned", "none"]
+NORMS = ("layer", "batch", "none")
+DISPERSIONS = ("gene", "gene-batch", "gene-cell")
+LIBRARIES = ("observed", "learned", "none")
+
+
+def one_of(argument: str, given: Any, known: Collection[str]) -> str:
+    """``given``, if it is one of the known strings."""
+    if given not in known:
+        close = difflib.get_close_matches(str(given), list(known), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        msg = f"`{argument}={given!r}` is not known. Pass one of: {few(known)}.{hint}"
+        raise ValueError(msg)
+    return str(given)
+
+
+def positive(**arguments: float) -> None:
+    """Sizes and weights that must be above zero."""
+    for name, value in arguments.items():
+        if not value > 0:
+            msg = f"`{name}={value}` must be above zero."
+            raise ValueError(msg)
+
+
+def likelihood(
+    name: str,
+    sizes: Sizes,
+    n_hidden: int,
+    *,
+    dispersion: str = "gene",
+    library: str = "observed",
+) -> Likelihood:
+    """Likelihood by its name, for a decoder with ``n_hidden`` units at its end."""
+    one_of("dispersion", dispersion, DISPERSIONS)
+    one_of("library", library, LIBRARIES)
+    at = (n_hidden, sizes.n_vars)
+    tied = {"library": library != "none"}
+    nb = {"n_batch": sizes.n_batch, "dispersion": dispersion, **tied}
+    makers: dict[str, Callable[[], Likelihood]] = {
+        "nb": lambda: lik.NB(*at, **nb),
+        "zinb": lambda: lik.ZeroInflated(lik.NB(*at, **nb)),
+        "poisson": lambda: lik.Poisson(*at, **tied),
+        "zip": lambda: lik.ZeroInflated(lik.Poisson(*at, **tied)),
+        "constrained_poisson": lambda: lik.Poisson(*at),
+        "gaussian": lambda: lik.Gaussian(*at),
+        "mse": lambda: lik.Gaussian(*at, variance="fixed"),
+        "normal": lambda: lik.Gaussian(*at, on="given"),
+        "bernoulli": lambda: lik.Bernoulli(*at),
+        "bernoulli_given": lambda: lik.Bernoulli(*at, on="given"),
+    }
+    one_of("gene_likelihood", name, makers)
+    if name == "constrained_poisson" and library != "observed":
+        msg = (
+            f"`gene_likelihood='constrained_poisson'` ties the rates to the observed total of the cell, "
+            f"but `library={library!r}`. Pass `library='observed'`, or `gene_likelihood='poisson'`."
+        )
+        raise ValueError(msg)
+    if dispersion != "gene" and name not in {"nb", "zinb"}:
+        msg = f"`dispersion={dispersion!r}` has no meaning for `gene_likelihood={name!r}`; leave it out."
+        raise ValueError(msg)
+    return makers[name]()

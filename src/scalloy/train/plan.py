@@ -1,0 +1,217 @@
+"""The training plan: weighs the terms of a module, warms up, sums, and logs each by its name.
+
+    loss = recon + warm-up * sum_k weight_k * KL_k + sum_g KL_global_g / n_obs + sum_p weight_p * penalty_p
+
+The warm-up runs over a fraction of the steps that will really be taken. Validation always uses the full
+weights, the best weights (by ``validation_loss``) are kept in memory and restored at the end, and a loss
+that is not finite stops training, names its term and restores the last good weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from scalloy.train.schedules import SCHEDULES, ramp
+from scalloy.vae.base import Batch, Terms, VAEModule
+
+State = dict[str, Tensor]
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A term of the loss became NaN or infinite."""
+
+
+class TermsPlan(pl.LightningModule):
+    """Trains any :class:`~scalloy.vae.base.VAEModule`.
+
+    Parameters
+    ----------
+    module
+        Whose ``objective`` is minimised.
+    lr
+        Learning rate at its highest.
+    lr_schedule
+        ``"cosine"`` over the whole training, or ``"constant"``.
+    weight_decay
+        Decoupled weight decay of AdamW.
+    eps
+        Of Adam.
+    kl_warmup
+        Fraction of the training steps over which the weight of the KLs rises from 0 to its value.
+    n_epochs_kl_warmup
+        The same in epochs, as in scvi-tools; takes precedence.
+    weights
+        Weight of a term by its name: a latent (``{"z": 4.0}``), a penalty, or ``"kl"`` for all KLs.
+    restore_best
+        Whether the weights with the lowest ``validation_loss`` are those of the trained model.
+    """
+
+    def __init__(
+        self,
+        module: VAEModule,
+        *,
+        lr: float = 2e-3,
+        lr_schedule: Literal["cosine", "constant"] = "cosine",
+        weight_decay: float = 1e-6,
+        eps: float = 1e-8,
+        kl_warmup: float = 0.1,
+        n_epochs_kl_warmup: int | None = None,
+        weights: Mapping[str, float] | None = None,
+        restore_best: bool = True,
+    ) -> None:
+        super().__init__()
+        if lr_schedule not in SCHEDULES:
+            msg = f"`lr_schedule={lr_schedule!r}` is not known. Pass one of {list(SCHEDULES)}."
+            raise ValueError(msg)
+        if not 0 <= kl_warmup <= 1:
+            msg = f"`kl_warmup={kl_warmup}` is a fraction of training: pass a number from 0 to 1."
+            raise ValueError(msg)
+        self.module = module
+        self.lr, self.lr_schedule, self.weight_decay, self.eps = lr, lr_schedule, weight_decay, eps
+        self.kl_warmup, self.n_epochs_kl_warmup = kl_warmup, n_epochs_kl_warmup
+        self.term_weights = dict(weights or {})
+        self.restore_best = restore_best
+        self.n_obs_training: int = 1  # these two are set by scvi-tools' runner
+        self.n_obs_validation: int = 0
+        self._sums: Tensor | None = None
+        self._seen = 0
+        self._names: list[str] = []
+        self._best: tuple[float, State] | None = None
+        self._good: State = {}
+
+    # the objective ------------------------------------------------------------------------------
+
+    def weight(self, name: str) -> float:
+        """Weight of a term by its name in the history, before warm-up."""
+        if name.startswith("kl_global_"):
+            return 1.0 / self.n_obs_training
+        if name.startswith("kl_"):
+            return self.term_weights.get(name[3:], self.term_weights.get("kl", 1.0))
+        return self.term_weights.get(name.removeprefix("penalty_"), 1.0)
+
+    def kl_weight(self) -> float:
+        """Where the warm-up stands."""
+        epochs = self.trainer.max_epochs or 1
+        fraction = self.kl_warmup
+        if self.n_epochs_kl_warmup is not None:
+            fraction = self.n_epochs_kl_warmup / epochs
+        return ramp(self.progress(), fraction)
+
+    def progress(self) -> float:
+        """Share of the steps already taken."""
+        epochs = self.trainer.max_epochs or 1
+        if epochs < 0:
+            return 1.0
+        return self.global_step / max(1, epochs * self.trainer.num_training_batches)
+
+    def weigh(self, means: Mapping[str, Tensor], kl_weight: float = 1.0) -> Tensor:
+        """Weighted sum of the means of the terms."""
+        loss = torch.zeros((), device=self.device)
+        for name, value in means.items():
+            warm = kl_weight if name.startswith("kl_") and "global" not in name else 1.0
+            if (weight := warm * self.weight(name)) != 0.0:
+                loss = loss + value if weight == 1.0 else torch.add(loss, value, alpha=weight)
+        return loss
+
+    # steps --------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        cells = Batch.of(batch)
+        means = self.module.objective(cells).means()
+        loss = self.weigh(means, self.kl_weight())
+        self._record(means, loss, len(cells.x))
+        if loss.device.type == "cpu" and not torch.isfinite(loss):
+            self._stop({k: v.item() for k, v in means.items()})
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        cells = Batch.of(batch)
+        means = self.module.objective(cells).means()
+        self._record(means, self.weigh(means), len(cells.x))
+
+    def _record(self, means: Mapping[str, Tensor], loss: Tensor, n: int) -> None:
+        """Add to the sums of this epoch, on the device."""
+        with torch.no_grad():
+            row = torch.stack([loss.detach(), *(v.detach() for v in means.values())]) * n
+            self._sums = row if self._sums is None else self._sums + row
+        self._names, self._seen = list(means), self._seen + n
+
+    def _flush(self, mode: str) -> dict[str, float]:
+        """Log the means of the epoch that has ended, and begin a new one."""
+        assert self._sums is not None
+        values = (self._sums / self._seen).tolist()
+        self._sums, n, self._seen = None, self._seen, 0
+        loss, means = values[0], dict(zip(self._names, values[1:], strict=True))
+        local = [v for k, v in means.items() if k.startswith("kl_") and "global" not in k]
+        total = sum(v for k, v in means.items() if k.startswith("kl_global_"))
+        elbo = means["reconstruction_loss"] + sum(local) + total / self.n_obs_training
+        logged = {f"{k}_{mode}": v for k, v in {**means, "elbo": elbo, "kl_local": sum(local)}.items()}
+        logged["train_loss" if mode == "train" else "validation_loss"] = loss
+        several = self.trainer.world_size > 1
+        for name, value in logged.items():
+            self.log(name, value, prog_bar=name.endswith("_loss"), batch_size=n, sync_dist=several)
+        return {**means, "loss": loss}
+
+    def on_train_epoch_end(self) -> None:
+        self.log("kl_weight", self.kl_weight())
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        means = self._flush("train")
+        if means["loss"] != means["loss"] or abs(means["loss"]) == float("inf"):
+            self._stop(means)
+        self._good = self._snapshot()
+
+    def on_validation_epoch_start(self) -> None:
+        self._training_sums, self._sums = (self._sums, self._seen, self._names), None
+        self._seen = 0
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self._flush("validation")["loss"]
+        self._sums, self._seen, self._names = self._training_sums
+        if self.restore_best and loss == loss and (self._best is None or loss < self._best[0]):
+            self._best = (loss, self._snapshot())
+
+    # weights ------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        self._good = self._snapshot()
+
+    def on_train_end(self) -> None:
+        if self._best is not None:
+            self.module.load_state_dict(self._best[1])
+        self._best, self._good = None, {}
+
+    def _snapshot(self) -> State:
+        return {k: v.detach().clone() for k, v in self.module.state_dict().items()}
+
+    def _stop(self, means: Mapping[str, float]) -> None:
+        """Put back the last good weights and say which term broke."""
+        broken = [k for k, v in means.items() if k != "loss" and not abs(v) < float("inf")]
+        self.module.load_state_dict(self._good)
+        terms = ", ".join(broken) or "their weighted sum"
+        msg = (
+            f"The loss is not finite in epoch {self.current_epoch}: {terms}. The weights of the last "
+            "good epoch were restored. Pass a lower learning rate (`plan_kwargs={'lr': 5e-4}`) or clip "
+            "gradients (`gradient_clip_val=10`), and look for extreme counts in single cells."
+        )
+        raise NonFiniteLoss(msg)
+
+    def configure_optimizers(self) -> Any:
+        params = [p for p in self.module.parameters() if p.requires_grad]
+        fused = params[0].device.type in {"cpu", "cuda"}
+        optimizer = torch.optim.AdamW(
+            params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused
+        )
+        schedule = SCHEDULES[self.lr_schedule]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: schedule(self.progress()))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+__all__ = ["NonFiniteLoss", "Terms", "TermsPlan"]

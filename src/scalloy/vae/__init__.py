@@ -1,0 +1,1 @@
+"""The mathematics: one file per model. Start with :mod:`scalloy.vae.base`."""

@@ -1,0 +1,215 @@
+"""The contract of every model: read this first.
+
+A model is a :class:`VAEModule` with four methods, in the order in which a cell goes through them:
+
+    encode(batch)                  q: the posterior of each latent, by its letter
+    draw(q)                        latents sampled from it
+    decode(batch, latents)         p: the prior of each latent, and ``p["x"]``
+    terms(batch, q, latents, p)    Terms: what the objective is made of, cell by cell
+
+scvi-tools' ``inference`` / ``generative`` / ``loss`` / ``sample`` are written here, once, on top of
+them. Weighting, warm-up and summing of the terms happen in :mod:`scalloy.train.plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from scalloy._keys import CONDITION_KEY
+from scalloy.blocks.likelihoods import Likelihood
+from scalloy.blocks.networks import cell_totals
+
+Distributions = dict[str, Distribution]
+Latents = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the data, as the networks need them."""
+
+    n_vars: int
+    n_batch: int = 1
+    n_labels: int = 1
+    n_conditions: int = 1
+    n_cats: tuple[int, ...] = ()
+    n_cont: int = 0
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Categories of the batch and of each further categorical covariate."""
+        return (self.n_batch, *self.n_cats)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some cells: counts ``x`` (dense or sparse CSR), and codes of what is known about each."""
+
+    x: Tensor
+    log_ell: Tensor
+    b: Tensor
+    c: Tensor | None = None
+    y: Tensor | None = None
+    cats: Tensor | None = None
+    cont: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Batch:
+        """Read what scvi-tools' loaders (or ours) yield."""
+        x, given = tensors[REGISTRY_KEYS.X_KEY], tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
+        ell = cell_totals(x).unsqueeze(-1) if given is None else given
+        b = tensors.get(REGISTRY_KEYS.BATCH_KEY)
+        return cls(
+            x=x,
+            log_ell=ell.clamp_min(1e-6).log(),
+            b=torch.zeros(len(x), dtype=torch.long, device=x.device) if b is None else codes(b),
+            c=codes(tensors.get(CONDITION_KEY)),
+            y=codes(tensors.get(REGISTRY_KEYS.LABELS_KEY)),
+            cats=tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
+            cont=tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+        )
+
+    @property
+    def removed(self) -> tuple[Tensor, ...]:
+        """Codes of the batch and of each further categorical covariate."""
+        return (self.b,) if self.cats is None else (self.b, *self.cats.long().unbind(-1))
+
+
+def codes(column: Tensor | None) -> Any:
+    """``(n, 1)`` of any type to ``(n,)`` integers."""
+    return None if column is None else column.reshape(-1).long()
+
+
+@dataclass
+class Terms:
+    """What an objective is made of. ``-ELBO = recon + sum(kl) + sum(kl_global) / n_obs``.
+
+    ``recon`` and each of ``kl`` hold one value per cell; ``kl_global`` holds scalars of the whole data
+    set (such as a Dirichlet over mixture weights); ``penalty`` is outside of the ELBO, per cell or scalar.
+    """
+
+    recon: Tensor
+    kl: dict[str, Tensor] = field(default_factory=dict)
+    kl_global: dict[str, Tensor] = field(default_factory=dict)
+    penalty: dict[str, Tensor] = field(default_factory=dict)
+
+    def means(self) -> dict[str, Tensor]:
+        """Mean over cells of each term by its name in the training history."""
+        out = {"reconstruction_loss": self.recon.mean()}
+        out |= {f"kl_{k}": v.mean() for k, v in self.kl.items()}
+        out |= {f"kl_global_{k}": v for k, v in self.kl_global.items()}
+        return out | {f"penalty_{k}": v.mean() for k, v in self.penalty.items()}
+
+
+class VAEModule(BaseModuleClass):
+    """Base of the mathematics of every model. ``likelihood`` is the only part that all must have."""
+
+    likelihood: Likelihood
+
+    def encode(self, batch: Batch) -> Distributions:
+        raise NotImplementedError
+
+    def decode(self, batch: Batch, latents: Latents) -> Distributions:
+        raise NotImplementedError
+
+    def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
+        raise NotImplementedError
+
+    def draw(self, q: Distributions, sample_shape: tuple[int, ...] = ()) -> Latents:
+        """One reparametrised sample of each latent."""
+        return {k: v.rsample(sample_shape) for k, v in q.items()}
+
+    def objective(self, batch: Batch) -> Terms:
+        """The terms of some cells: what the plan trains on."""
+        q = self.encode(batch)
+        latents = self.draw(q)
+        return self.terms(batch, q, latents, self.decode(batch, latents))
+
+    # scvi-tools' contract ---------------------------------------------------------------------
+
+    def _get_inference_input(self, tensors: Mapping[str, Tensor], **_: Any) -> dict[str, Any]:
+        return {"batch": Batch.of(tensors)}
+
+    def _get_generative_input(
+        self, tensors: Mapping[str, Tensor], inference_outputs: dict[str, Any], **_: Any
+    ) -> dict[str, Any]:
+        return {"batch": inference_outputs["batch"], "latents": inference_outputs["latents"]}
+
+    def inference(self, batch: Batch, n_samples: int = 1) -> dict[str, Any]:
+        q = self.encode(batch)
+        latents = self.draw(q, (n_samples,) if n_samples > 1 else ())
+        q_z = q["z"].base_dist if isinstance(q["z"], Independent) else q["z"]
+        log_ell = latents.get("ell", batch.log_ell)
+        out = {"batch": batch, "q": q, "latents": latents, "z": latents["z"], "qz": q_z}
+        return out | {"library": log_ell, "ql": q.get("ell")}
+
+    def generative(
+        self, batch: Batch, latents: Latents, transform_batch: int | None = None
+    ) -> dict[str, Any]:
+        if transform_batch is not None:
+            batch = replace(batch, b=torch.full_like(batch.b, transform_batch))
+        p = self.decode(batch, latents)
+        return {"p": p, "px": p["x"], "pz": p.get("z"), "pl": p.get("ell")}
+
+    def loss(
+        self,
+        tensors: Mapping[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        kl_weight: float = 1.0,
+    ) -> LossOutput:
+        i = inference_outputs
+        t = self.terms(i["batch"], i["q"], i["latents"], generative_outputs["p"])
+        means = t.means()
+        loss = means["reconstruction_loss"] + kl_weight * sum(v.mean() for v in t.kl.values())
+        loss = loss + sum(v.mean() for v in t.penalty.values())
+        return LossOutput(
+            loss=loss,
+            reconstruction_loss=t.recon,
+            kl_local=t.kl or {"none": torch.zeros_like(t.recon)},
+            kl_global=t.kl_global or None,
+            extra_metrics={k: v for k, v in means.items() if k.startswith("penalty_")},
+        )
+
+    @auto_move_data
+    def sample(
+        self, tensors: Mapping[str, Tensor], n_samples: int = 1, transform_batch: int | None = None
+    ) -> Tensor:
+        """Posterior predictive counts, ``(n, G)`` or with several samples ``(n, G, S)``."""
+        batch = Batch.of(tensors)
+        draws = []
+        with torch.no_grad():
+            q = self.encode(batch)
+            for _ in range(n_samples):
+                p = self.generative(batch, self.draw(q), transform_batch)["p"]
+                draws.append(p["x"].sample())
+        return draws[0] if n_samples == 1 else torch.stack(draws, -1)
+
+    def log_weight(
+        self, batch: Batch, q: Distributions, latents: Latents, p: Distributions
+    ) -> Tensor:
+        """``log p(x, latents) - log q(latents | x)`` per cell, the importance weight of a sample."""
+        weight = self.likelihood.log_prob(p["x"], batch.x)
+        for k, q_k in q.items():
+            weight = weight + p[k].log_prob(latents[k]) - q_k.log_prob(latents[k])
+        return weight
+
+    @auto_move_data
+    def marginal_ll(self, tensors: Mapping[str, Tensor], n_mc_samples: int = 100) -> Tensor:
+        """Importance-weighted estimate of ``log p(x)`` per cell (Burda et al. 2016, eq. 8)."""
+        batch = Batch.of(tensors)
+        with torch.no_grad():
+            q = self.encode(batch)
+            total = torch.full_like(batch.log_ell[:, 0], -torch.inf)
+            for _ in range(n_mc_samples):
+                latents = self.draw(q)
+                weight = self.log_weight(batch, q, latents, self.decode(batch, latents))
+                total = torch.logaddexp(total, weight)
+        return total - torch.log(torch.tensor(float(n_mc_samples)))

@@ -1,0 +1,116 @@
+"""VAE: a Gaussian code for the counts of a cell.
+
+    model                                inference
+    z     ~ N(0, I)                      q(z | x)   = N
+    ell   ~ LogN(m_b, s_b)               q(ell | x) = LogN     (only where the library size is learned)
+    x | z ~ likelihood(ell, b)
+
+    -ELBO = E[-log p(x | z, ell, b)]                           recon
+          + KL(q(z | x) || N(0, I))                            z
+          + KL(q(ell | x) || LogN(m_b, s_b))                   ell
+
+Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014; Lopez et al., "Deep generative modeling
+for single-cell transcriptomics", Nature Methods 2018. With ``plan_kwargs={"weights": {"kl": beta}}`` this
+is the beta-VAE of Higgins et al., ICLR 2017.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from scalloy.blocks.distributions import gaussian, standard_normal
+from scalloy.blocks.likelihoods import Likelihood
+from scalloy.blocks.networks import Encoder, GaussianHead, Stack
+from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
+
+
+class LibraryPrior(nn.Module):
+    """Mean and standard deviation of the log library size in each batch, taken from the data."""
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("loc", loc.reshape(-1, 1))
+        self.register_buffer("scale", scale.reshape(-1, 1))
+
+    def forward(self, b: Tensor) -> Any:
+        return gaussian(self.loc[b], self.scale[b])
+
+
+class VAE(VAEModule):
+    """See the head of this file.
+
+    Parameters
+    ----------
+    sizes
+        Of the data.
+    likelihood
+        Of the counts, from a hidden vector of ``n_hidden``.
+    library_prior
+        Given, the library size is a latent; otherwise it is the observed one.
+    encode_covariates
+        Whether the encoder sees batch and covariates too.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        likelihood: Likelihood,
+        *,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        norm: str = "layer",
+        encode_covariates: bool = False,
+        library_prior: LibraryPrior | None = None,
+    ) -> None:
+        super().__init__()
+        self.likelihood, self.library_prior = likelihood, library_prior
+        self.n_latent, self.encode_covariates = n_latent, encode_covariates
+        width: dict[str, Any] = {"n_hidden": n_hidden, "norm": norm}
+        known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
+        encoder = {**width, "dropout_rate": dropout_rate, **(known if encode_covariates else {})}
+        head = GaussianHead(n_hidden, n_latent)
+        self.enc_z = Encoder(sizes.n_vars, head, n_layers=n_layers, **encoder)
+        if library_prior is not None:
+            head = GaussianHead(n_hidden, 1)
+            self.enc_ell = Encoder(sizes.n_vars, head, n_layers=1, **encoder)
+        self.dec_x = Stack(n_latent, n_layers=n_layers, **width, **known)
+
+    def encode(self, batch: Batch) -> Distributions:
+        x = self.likelihood.features(batch.x)
+        known = (batch.removed, batch.cont) if self.encode_covariates else ()
+        q: Distributions = {"z": self.enc_z(x, *known)}
+        if self.library_prior is not None:
+            q["ell"] = self.enc_ell(x, *known)
+        return q
+
+    def decode(self, batch: Batch, latents: Latents) -> Distributions:
+        z, log_ell = latents["z"], latents.get("ell", batch.log_ell)
+        h = self.dec_x(z, batch.removed, batch.cont)
+        p: Distributions = {"z": standard_normal(z), "x": self.likelihood(h, log_ell, batch.b)}
+        if self.library_prior is not None:
+            p["ell"] = self.library_prior(batch.b)
+        return p
+
+    def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
+        recon = -self.likelihood.log_prob(p["x"], batch.x)
+        kl = {"z": kl_divergence(q["z"], p["z"])}
+        if self.library_prior is not None:
+            kl["ell"] = kl_divergence(q["ell"], p["ell"])
+        return Terms(recon, kl)
+
+
+def library_prior(log_ell: Tensor, b: Tensor, n_batch: int) -> LibraryPrior:
+    """Moments of the log library size in each batch; a batch of one cell borrows those of all."""
+    loc, scale = [], []
+    for k in range(n_batch):
+        own = log_ell[b == k]
+        own = own if len(own) > 1 else log_ell
+        loc.append(own.mean())
+        scale.append(own.std().clamp_min(1e-2))
+    return LibraryPrior(torch.stack(loc), torch.stack(scale))
