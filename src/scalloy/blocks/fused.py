@@ -11,8 +11,8 @@ A zero needs no ``lgamma``, and it is most of the matrix. With the inverse dispe
 
 So one pass over cells x genes serves all zeros, and everything else happens on the non-zeros. Value
 and gradient come from the same pass, through the softmax that makes the mean
-:math:`\mu = \ell\,\mathrm{softmax}(a)` (or :math:`\mu = e^a` without library size). All operations
-are torch's and none of them waits for a device.
+:math:`\mu = \ell\,\mathrm{softmax}(a)` (or :math:`\mu = e^a` without library size). On a CPU that pass is
+one numba loop (:mod:`scalloy.blocks.kernels`), elsewhere torch operations that never wait for a device.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from scalloy.blocks import kernels
 
 
 class Nonzeros(NamedTuple):
@@ -81,9 +83,10 @@ def count_log_prob(
 
 
 class _CountLogProb(torch.autograd.Function):
-    """Keeps three buffers of cells x genes, each filled once and corrected at the non-zeros:
+    """Everything as if all counts were zero, then corrected at the others.
 
-    ``rho`` the softmax, ``dv`` the derivative by ``log mu``, and ``dt`` that by ``log theta`` plus ``dv``.
+    It keeps up to four buffers of cells x genes: ``rho`` the softmax, ``dv`` the derivative by ``log mu``,
+    ``dt`` that by ``log theta`` plus ``dv``, and ``dgate`` that by the gate.
     """
 
     @staticmethod
@@ -95,19 +98,18 @@ class _CountLogProb(torch.autograd.Function):
         log_theta: Tensor | None,
         gate: Tensor | None,
     ) -> Tensor:
-        rho, log_mu = _mean(nz, logits, log_ell)
-        zero, dv = _at_zero(rho, log_ell, log_theta)
-        zero_nz = take(zero, nz.flat)
-        value_nz, dv_nz, dt_nz = _at_nonzero(nz, log_mu, zero_nz, log_theta)
-        if gate is None:
-            value, dgate = zero.sum(-1) + nz.sum_by_cell(value_nz - zero_nz), None
-        else:
-            value, zero, dgate = _gated(nz, gate, zero, dv, value_nz)
-        dv.view(-1)[nz.flat] = dv_nz
-        if log_theta is not None:
-            zero.view(-1)[nz.flat] = dt_nz
+        compute = kernels.all_zero if kernels.serves(logits, log_ell) else all_zero
+        value, rho, log_norm, dv, dt, dgate = compute(logits, log_ell, log_theta, gate)
+        log_mu = take(logits, nz.flat)
+        if log_ell is not None:
+            log_mu = log_mu + (log_ell - log_norm).view(-1)[nz.row]
+        difference, *derivatives = _at_nonzero(nz, log_mu, log_theta, gate)
+        value = value + nz.sum_by_cell(difference)
+        for buffer, entries in zip((dv, dt, dgate), derivatives, strict=True):
+            if buffer is not None:
+                buffer.view(-1)[nz.flat] = entries
         ctx.free, ctx.shape_theta = log_ell is None, None if log_theta is None else log_theta.shape
-        ctx.save_for_backward(rho, dv, zero if log_theta is not None else None, dgate)
+        ctx.save_for_backward(rho, dv, dt, dgate)
         return value
 
     @staticmethod
@@ -115,67 +117,67 @@ class _CountLogProb(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rho, dv, dt, dgate = ctx.saved_tensors
         total, column = dv.sum(-1, keepdim=True), grad.unsqueeze(-1)
-        dlogits = None
+        dlogits = dell = dtheta = None
         if ctx.needs_input_grad[1]:
-            dlogits = dv if ctx.free else torch.addcmul(dv, rho, total, value=-1.0)
-            dlogits = dlogits * column if ctx.free else dlogits.mul_(column)
-        dell = total * column if ctx.needs_input_grad[2] else None
-        dtheta = None
+            dlogits = dv * column if ctx.free else torch.addcmul(dv, rho, total, value=-1.0).mul_(column)
+        if ctx.needs_input_grad[2]:
+            dell = total * column
         if ctx.needs_input_grad[3]:
             shared = ctx.shape_theta[0] == 1
             dtheta = (grad @ dt - grad @ dv).unsqueeze(0) if shared else (dt - dv).mul_(column)
         return None, dlogits, dell, dtheta, dgate * column if ctx.needs_input_grad[4] else None
 
 
-def _mean(nz: Nonzeros, logits: Tensor, log_ell: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Softmax (or mean) of every entry, and ``log mu`` at the non-zeros, which never underflows."""
-    at_nz = take(logits, nz.flat)
+def all_zero(
+    logits: Tensor, log_ell: Tensor | None, log_theta: Tensor | None, gate: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The pass over all entries, as if each were zero, in torch: on any device, in any precision.
+
+    Returns the log-probability per cell, ``rho``, the logarithm of the softmax's normaliser, ``dv``,
+    ``dt`` and ``dgate``.
+    """
     if log_ell is None:
-        return logits.exp(), at_nz
-    rho = torch.softmax(logits, -1)
-    log_normaliser = logits.amax(-1, keepdim=True) - rho.amax(-1, keepdim=True).log()
-    return rho, at_nz + (log_ell - log_normaliser).view(-1)[nz.row]
-
-
-def _at_zero(rho: Tensor, log_ell: Tensor | None, log_theta: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``log p(0)`` and its derivative by ``log mu``, for every entry."""
-    mu = rho.clone() if log_ell is None else rho * log_ell.exp()
+        rho, log_norm, mu = None, None, logits.exp()
+    else:
+        rho = torch.softmax(logits, -1)
+        log_norm = logits.amax(-1, keepdim=True) - rho.amax(-1, keepdim=True).log()
+        mu = rho * log_ell.exp()
     if log_theta is None:
         zero = mu.neg_()
-        return zero, zero.clone()
-    theta = log_theta.exp()
-    ratio = mu.mul_((-log_theta).exp())
-    zero = torch.log1p(ratio).mul_(-theta)
-    return zero, ratio.div_(ratio + 1).mul_(-theta)
+        dv = zero.clone()
+    else:
+        theta = log_theta.exp()
+        ratio = mu.mul_((-log_theta).exp())
+        zero = torch.log1p(ratio).mul_(-theta)
+        dv = ratio.div_(ratio + 1).mul_(-theta)
+    if gate is None:
+        return zero.sum(-1), rho, log_norm, dv, zero if log_theta is not None else None, None
+    from_base = torch.sigmoid(zero - gate)  # probability that an observed zero came from the counts
+    value = (torch.logaddexp(zero, gate) - F.softplus(gate)).sum(-1)
+    dgate = torch.sigmoid(gate - zero) - torch.sigmoid(gate)
+    dt = zero * from_base if log_theta is not None else None
+    return value, rho, log_norm, dv * from_base, dt, dgate
 
 
 def _at_nonzero(
-    nz: Nonzeros, log_mu: Tensor, zero: Tensor, log_theta: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``log p(x)``, its derivative by ``log mu``, and that by ``log theta`` plus the former."""
-    x, factorial = nz.x, torch.lgamma(nz.x + 1)
+    nz: Nonzeros, log_mu: Tensor, log_theta: Tensor | None, gate: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """``log p(x) - log p(0)`` at the non-zeros, and what ``dv``, ``dt`` and ``dgate`` are there."""
+    x = nz.x
     if log_theta is None:
-        return x * log_mu + zero - factorial, x + zero, None
-    theta = log_theta.exp()
-    theta_nz = nz.pick(theta)
-    v = log_mu - nz.pick(log_theta)
-    value = (torch.lgamma(x + theta_nz) - nz.pick(torch.lgamma(theta))) - factorial
-    value = value + x * F.logsigmoid(v) + zero
-    dv = x * torch.sigmoid(-v) - theta_nz * torch.sigmoid(v)
-    return value, dv, theta_nz * (torch.digamma(x + theta_nz) - nz.pick(torch.digamma(theta))) + zero
-
-
-def _gated(
-    nz: Nonzeros, gate: Tensor, zero: Tensor, dv: Tensor, value_nz: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Zero inflation on top: the value, ``dt`` and the derivative by the gate (``dv`` is weighted in place)."""
-    odds = zero - gate
-    from_base = torch.sigmoid(odds)  # probability that an observed zero came from the counts
-    inflated = F.softplus(odds).add_(gate)
-    closed = torch.sigmoid(gate)
-    value = (inflated - F.softplus(gate)).sum(-1)
-    value = value + nz.sum_by_cell(value_nz - take(inflated, nz.flat))
-    dgate = (1 - from_base).sub_(closed)
-    dgate.view(-1)[nz.flat] = -take(closed, nz.flat)
-    dv.mul_(from_base)
-    return value, zero * from_base, dgate
+        zero = -log_mu.exp()
+        more, dv, dt = x * log_mu, x + zero, None
+    else:
+        theta = log_theta.exp()
+        theta_nz = nz.pick(theta)
+        v = log_mu - nz.pick(log_theta)
+        zero = -theta_nz * F.softplus(v)
+        more = (torch.lgamma(x + theta_nz) - nz.pick(torch.lgamma(theta))) + x * F.logsigmoid(v)
+        dv = x * torch.sigmoid(-v) - theta_nz * torch.sigmoid(v)
+        dt = theta_nz * (torch.digamma(x + theta_nz) - nz.pick(torch.digamma(theta))) + zero
+    difference = more - torch.lgamma(x + 1)
+    if gate is None:
+        return difference, dv, dt, None
+    gate_nz = take(gate, nz.flat)
+    difference = difference + zero - torch.logaddexp(zero, gate_nz)
+    return difference, dv, dt, -torch.sigmoid(gate_nz)

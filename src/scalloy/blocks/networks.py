@@ -95,12 +95,11 @@ class Covariates(nn.Module):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.1)
 
-    def forward(self, cats: Sequence[Tensor], cont: Tensor | None) -> Tensor | float:
-        shift: Tensor | float = 0.0
-        for table, codes in zip(self.tables, cats, strict=True):
+    def forward(self, y: Tensor, cats: Sequence[Tensor], cont: Tensor | None) -> Tensor:
+        for table, codes in zip(self.tables, cats, strict=bool(self.tables)):
             if table is not None:
-                shift = shift + table(codes)
-        return shift if self.slopes is None or cont is None else shift + self.slopes(cont)
+                y = y + table(codes)
+        return y if self.slopes is None else y + self.slopes(cont)
 
 
 class Layer(nn.Module):
@@ -126,10 +125,10 @@ class Layer(nn.Module):
             "none": nn.Identity,
         }
         self.norm = norms[norm]()
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = nn.Dropout(dropout_rate) if dropout_rate else nn.Identity()
 
     def forward(self, x: Tensor, cats: Sequence[Tensor] = (), cont: Tensor | None = None) -> Tensor:
-        y = self.linear(x) + self.covariates(cats, cont)
+        y = self.covariates(self.linear(x), cats, cont)
         if isinstance(self.norm, nn.BatchNorm1d) and y.dim() > 2:
             y = self.norm(y.flatten(0, -2)).view_as(y)
         else:

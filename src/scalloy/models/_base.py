@@ -33,6 +33,7 @@ from scalloy.blocks.likelihoods import Likelihood
 from scalloy.data import checks
 from scalloy.data.loader import Cells, CellLoader, CellSplitter
 from scalloy.models import _files, _options
+from scalloy.train.memory import buffers_stay_mapped
 from scalloy.train.plan import TermsPlan
 from scalloy.vae.base import Batch, Sizes, VAEModule
 from scalloy.vae.vae import LibraryPrior, library_prior
@@ -236,18 +237,19 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         kwargs.setdefault("early_stopping_patience", max(10, max_epochs // 5))
         kwargs.setdefault("log_every_n_steps", 10**9)
         self._cells = None  # training has its own
-        super().train(
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            train_size=train_size,
-            validation_size=validation_size,
-            shuffle_set_split=shuffle_set_split,
-            batch_size=batch_size,
-            early_stopping=early_stopping and validates,
-            plan_kwargs={**self._plan_defaults, **(plan_kwargs or {})},
-            **kwargs,
-        )
+        with buffers_stay_mapped():
+            super().train(
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                train_size=train_size,
+                validation_size=validation_size,
+                shuffle_set_split=shuffle_set_split,
+                batch_size=batch_size,
+                early_stopping=early_stopping and validates,
+                plan_kwargs={**self._plan_defaults, **(plan_kwargs or {})},
+                **kwargs,
+            )
 
     # reading cells ------------------------------------------------------------------------------
 

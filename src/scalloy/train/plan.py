@@ -78,8 +78,8 @@ class TermsPlan(pl.LightningModule):
         self.restore_best = restore_best
         self.n_obs_training: int = 1  # these two are set by scvi-tools' runner
         self.n_obs_validation: int = 0
-        self._sums: Tensor | None = None
-        self._seen = 0
+        self._rows: list[Tensor] = []
+        self._sizes: list[int] = []
         self._names: list[str] = []
         self._best: tuple[float, State] | None = None
         self._good: State = {}
@@ -135,17 +135,18 @@ class TermsPlan(pl.LightningModule):
         self._record(means, self.weigh(means), len(cells.x))
 
     def _record(self, means: Mapping[str, Tensor], loss: Tensor, n: int) -> None:
-        """Add to the sums of this epoch, on the device."""
-        with torch.no_grad():
-            row = torch.stack([loss.detach(), *(v.detach() for v in means.values())]) * n
-            self._sums = row if self._sums is None else self._sums + row
-        self._names, self._seen = list(means), self._seen + n
+        """Keep the terms of this step on the device until the epoch ends."""
+        self._names = list(means)
+        self._rows.extend(v.detach() for v in (loss, *means.values()))
+        self._sizes.append(n)
 
     def _flush(self, mode: str) -> dict[str, float]:
         """Log the means of the epoch that has ended, and begin a new one."""
-        assert self._sums is not None
-        values = (self._sums / self._seen).tolist()
-        self._sums, n, self._seen = None, self._seen, 0
+        rows = torch.stack(self._rows).reshape(len(self._sizes), -1)
+        sizes = torch.tensor(self._sizes, dtype=rows.dtype, device=rows.device)
+        n = sum(self._sizes)
+        values = (sizes @ rows / n).tolist()
+        self._rows, self._sizes = [], []
         loss, means = values[0], dict(zip(self._names, values[1:], strict=True))
         local = [v for k, v in means.items() if k.startswith("kl_") and "global" not in k]
         total = sum(v for k, v in means.items() if k.startswith("kl_global_"))
@@ -166,12 +167,12 @@ class TermsPlan(pl.LightningModule):
         self._good = self._snapshot()
 
     def on_validation_epoch_start(self) -> None:
-        self._training_sums, self._sums = (self._sums, self._seen, self._names), None
-        self._seen = 0
+        self._training = self._rows, self._sizes, self._names
+        self._rows, self._sizes = [], []
 
     def on_validation_epoch_end(self) -> None:
         loss = self._flush("validation")["loss"]
-        self._sums, self._seen, self._names = self._training_sums
+        self._rows, self._sizes, self._names = self._training
         if self.restore_best and loss == loss and (self._best is None or loss < self._best[0]):
             self._best = (loss, self._snapshot())
 
@@ -206,12 +207,12 @@ class TermsPlan(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused
         )
-        schedule = SCHEDULES[self.lr_schedule]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: schedule(self.progress()))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return optimizer
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        lr = self.lr * SCHEDULES[self.lr_schedule](self.progress())
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = lr
 
 
 __all__ = ["NonFiniteLoss", "Terms", "TermsPlan"]
