@@ -1,0 +1,6 @@
+"""Protocols that put our models and their rivals into one table: ``scalloy benchmark NAME``."""
+
+from scalloy.benchmark.fit import fit
+from scalloy.benchmark.speed import speed
+
+__all__ = ["fit", "speed"]

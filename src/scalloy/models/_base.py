@@ -577,9 +577,9 @@ def default_batch_size(n_obs: int) -> int:
 
 
 def default_epochs(n_obs: int, batch_size: int) -> int:
-    """Epochs that make about 4,000 steps, from 10 to 200."""
+    """Epochs that make about 2,500 steps, from 20 to 200."""
     steps = max(1.0, 0.9 * n_obs / batch_size)
-    return int(np.clip(np.ceil(4000 / steps), 10, 200))
+    return int(np.clip(np.ceil(2500 / steps), 20, 200))
 
 
 def _whole(cells: Cells) -> CellLoader:

@@ -38,7 +38,7 @@ class TermsPlan(pl.LightningModule):
     lr_schedule
         ``"cosine"`` over the whole training, or ``"constant"``.
     weight_decay
-        Decoupled weight decay of AdamW.
+        Decoupled weight decay of AdamW, on matrices only: biases and dispersions are data, not capacity.
     eps
         Of Adam.
     kl_warmup
@@ -55,9 +55,9 @@ class TermsPlan(pl.LightningModule):
         self,
         module: VAEModule,
         *,
-        lr: float = 2e-3,
+        lr: float = 4e-3,
         lr_schedule: Literal["cosine", "constant"] = "cosine",
-        weight_decay: float = 1e-6,
+        weight_decay: float = 0.1,
         eps: float = 1e-8,
         kl_warmup: float = 0.1,
         n_epochs_kl_warmup: int | None = None,
@@ -202,12 +202,15 @@ class TermsPlan(pl.LightningModule):
         raise NonFiniteLoss(msg)
 
     def configure_optimizers(self) -> Any:
-        params = [p for p in self.module.parameters() if p.requires_grad]
-        fused = params[0].device.type in {"cpu", "cuda"}
-        optimizer = torch.optim.AdamW(
-            params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused
-        )
-        return optimizer
+        named = [(k, p) for k, p in self.module.named_parameters() if p.requires_grad]
+        decays = [p for k, p in named if k.endswith("weight") and p.dim() > 1]
+        others = [p for k, p in named if not (k.endswith("weight") and p.dim() > 1)]
+        groups = [
+            {"params": decays, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        fused = named[0][1].device.type in {"cpu", "cuda"}
+        return torch.optim.AdamW(groups, lr=self.lr, eps=self.eps, fused=fused)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         lr = self.lr * SCHEDULES[self.lr_schedule](self.progress())

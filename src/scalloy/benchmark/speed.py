@@ -1,0 +1,192 @@
+"""Our VAE against ``scvi.model.SCVI`` in one run, each training in a fresh process.
+
+    equal       same layers, likelihood, batch size, normalisation, epochs: cells per second, peak memory,
+                and the validation ELBO of both by the same function
+    defaults    each with its own defaults: seconds of training until the validation ELBO that SCVI reaches
+    inference   cells per second of ``get_latent_representation``
+
+Only ratios are reported, since machines are noisy; repetitions alternate between the two.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
+
+MODELS = ("VAE", "SCVI")
+
+
+def speed(
+    data: str = "kang",
+    *,
+    n_genes: Sequence[int | None] = (2000, None),
+    gene_likelihood: Sequence[str] = ("nb", "zinb"),
+    batch_size: int = 128,
+    max_epochs: int = 4,
+    repeats: int = 3,
+    defaults: bool = True,
+    scvi_epochs: int | None = None,
+    device: str = "cpu",
+) -> pd.DataFrame:
+    """One row per setting, with the ratio of ours to SCVI's.
+
+    Parameters
+    ----------
+    data
+        As in :func:`scalloy.benchmark.fit`.
+    n_genes
+        Most variable genes that are kept; ``None`` is all.
+    gene_likelihood
+        ``"nb"``, ``"zinb"`` or both.
+    batch_size, max_epochs
+        Of the comparison at equal settings.
+    repeats
+        How often each is measured; ratios are of medians, with their range.
+    defaults
+        Whether to measure the time to SCVI's validation ELBO as well (long).
+    scvi_epochs
+        Epochs of SCVI there, instead of its own choice.
+    device
+        ``"cpu"`` or ``"cuda"``.
+    """
+    rows = []
+    for genes in n_genes:
+        for lik in gene_likelihood:
+            job = {"data": data, "n_genes": genes, "likelihood": lik, "device": device}
+            equal = {**job, "kind": "equal", "batch_size": batch_size, "max_epochs": max_epochs}
+            runs = _alternate(equal, repeats)
+            label = {"genes": genes or "all", "likelihood": lik}
+            for quantity in ("train_cells_per_s", "latent_cells_per_s", "peak_mb"):
+                rows.append({**label, "setting": "equal", **_ratio(runs, quantity)})
+            elbo = {m: float(np.median([r["elbo"] for r in runs[m]])) for m in MODELS}
+            rows.append({**label, "setting": "equal", "quantity": "elbo", **elbo})
+    if defaults:
+        job = {"data": data, "n_genes": n_genes[0], "device": device, "kind": "defaults"}
+        rows += _to_the_same_elbo(job, repeats, scvi_epochs)
+    return pd.DataFrame(rows)
+
+
+def _alternate(job: dict[str, Any], repeats: int) -> dict[str, list[dict]]:
+    runs: dict[str, list[dict]] = {m: [] for m in MODELS}
+    for seed in range(repeats):
+        for model in MODELS:
+            runs[model].append(_in_process({**job, "model": model, "seed": seed}))
+    return runs
+
+
+def _ratio(runs: dict[str, list[dict]], quantity: str) -> dict[str, Any]:
+    """Ours over SCVI's: of the medians, and the lowest and highest of the pairs."""
+    ours, theirs = ([r[quantity] for r in runs[m]] for m in MODELS)
+    pairs = np.array(ours) / np.array(theirs)
+    ratio = float(np.median(ours) / np.median(theirs))
+    return {"quantity": quantity, "ratio": ratio, "lowest": pairs.min(), "highest": pairs.max()}
+
+
+def _to_the_same_elbo(job: dict[str, Any], repeats: int, scvi_epochs: int | None) -> list[dict]:
+    """SCVI once with its defaults; ours until it is as good as SCVI's best, and as SCVI's last."""
+    theirs = _in_process({**job, "model": "SCVI", "seed": 0, "max_epochs": scvi_epochs})
+    curve = np.array(theirs["curve"])  # seconds of training, validation -ELBO
+    best, last = curve[curve[:, 1].argmin()], curve[-1]
+    rows = []
+    for seed in range(repeats):
+        ours = np.array(_in_process({**job, "model": "VAE", "seed": seed})["curve"])
+        for name, (seconds, target) in (("scvi's best", best), ("scvi's last", last)):
+            there = ours[ours[:, 1] <= target]
+            rows.append(
+                {
+                    "genes": job["n_genes"] or "all",
+                    "likelihood": "nb / zinb",
+                    "setting": f"defaults, to {name} ELBO",
+                    "quantity": f"seed {seed}: training time",
+                    "ratio": seconds / there[0, 0] if len(there) else np.nan,
+                    "VAE": -ours[:, 1].min(),
+                    "SCVI": -target,
+                }
+            )
+    return rows
+
+
+def _in_process(job: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-W", "ignore", "-m", "scalloy.benchmark.speed", json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        msg = f"The run {job} failed:\n{done.stderr[-2000:]}"
+        raise RuntimeError(msg)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Clock(pl.Callback):
+    """Seconds of each training epoch (validation not counted), and the validation loss after it."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.curve: list[tuple[float, float]] = []
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.begun = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.now = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._close()
+        self.curve.append((sum(self.seconds), float(trainer.callback_metrics["elbo_validation"])))
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.now is not None:
+            self.seconds.append(self.now - self.begun)
+        self.now: float | None = None
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """One training in this process."""
+    import scvi
+    from scvi.model import SCVI
+
+    from scalloy.benchmark.evidence import evidence
+    from scalloy.benchmark.fit import QUIET, load
+    from scalloy.models import VAE
+
+    adata = load(job["data"], job["n_genes"])
+    scvi.settings.seed = job["seed"]
+    cls = VAE if job["model"] == "VAE" else SCVI
+    cls.setup_anndata(adata)
+    clock = Clock()
+    run: dict[str, Any] = {"callbacks": [clock], "accelerator": job["device"].replace("cuda", "gpu"), **QUIET}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if job["kind"] == "equal":
+        same = {"norm": "batch"} if cls is VAE else {}
+        model = cls(adata, gene_likelihood=job["likelihood"], **same)
+        run |= {"batch_size": job["batch_size"], "max_epochs": job["max_epochs"], "early_stopping": False}
+        model.train(check_val_every_n_epoch=10**6, **run)
+        n = len(model.train_indices)
+        out = {"train_cells_per_s": n / float(np.median(clock.seconds[1:] or clock.seconds))}
+        out["peak_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        passes = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            model.get_latent_representation()
+            passes.append(adata.n_obs / (time.perf_counter() - begun))
+        out["latent_cells_per_s"] = float(np.median(passes[1:]))
+        rows = np.asarray(model.validation_indices)
+        return out | {"elbo": evidence(model, rows, n_mc_samples=0)["elbo"]}
+    model = cls(adata)
+    epochs = job.get("max_epochs")
+    model.train(max_epochs=epochs, check_val_every_n_epoch=1, early_stopping=False, **run)
+    return {"curve": clock.curve}
+
+
+if __name__ == "__main__":
+    print(json.dumps(work(json.loads(sys.argv[1]))))

@@ -1,0 +1,113 @@
+"""Command line: ``scalloy demo`` and ``scalloy benchmark``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer(
+    help="Deep generative models for single cells whose latent space is a mixture.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+benchmark = typer.Typer(help="Measure our models and their rivals in one run.", no_args_is_help=True)
+app.add_typer(benchmark, name="benchmark")
+
+Out = Annotated[Path | None, typer.Option(help="Write the table as CSV too.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("scalloy_demo"),
+    max_epochs: Annotated[int | None, typer.Option(help="Instead of the default number.")] = None,
+) -> None:
+    """Train on the embedded real data, print a table, save pictures (about two minutes)."""
+    from rich.console import Console
+
+    from scalloy.demo import demo as run
+
+    run(out, Console(), max_epochs=max_epochs)
+
+
+@benchmark.command()
+def speed(
+    data: Annotated[str, typer.Option(help="kang, pbmc3k (from $SCALLOY_DATA) or kang_subset.")] = "kang",
+    genes: Annotated[list[str] | None, typer.Option(help="Numbers of genes, or 'all'.")] = None,
+    likelihood: Annotated[list[str] | None, typer.Option(help="nb, zinb.")] = None,
+    epochs: Annotated[int, typer.Option(help="At equal settings.")] = 4,
+    repeats: Annotated[int, typer.Option(help="Measurements of each.")] = 3,
+    defaults: Annotated[bool, typer.Option(help="Also the time to SCVI's validation ELBO.")] = True,
+    scvi_epochs: Annotated[int | None, typer.Option(help="Of SCVI there, not its default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Out = None,
+) -> None:
+    """Our VAE against scvi.model.SCVI: cells per second, memory, time to the same ELBO."""
+    from scalloy.benchmark import speed as run
+
+    n_genes = [None if g == "all" else int(g) for g in genes or ["2000", "all"]]
+    frame = run(
+        data,
+        n_genes=n_genes,
+        gene_likelihood=likelihood or ["nb", "zinb"],
+        max_epochs=epochs,
+        repeats=repeats,
+        defaults=defaults,
+        scvi_epochs=scvi_epochs,
+        device=device,
+    )
+    show(frame, out)
+
+
+@benchmark.command()
+def fit(
+    data: Annotated[list[str] | None, typer.Option(help="kang, pbmc3k, kang_subset.")] = None,
+    likelihood: Annotated[str, typer.Option(help="nb or zinb.")] = "nb",
+    seeds: Annotated[int, typer.Option(help="How many.")] = 3,
+    genes: Annotated[int, typer.Option(help="Most variable genes that are kept.")] = 2000,
+    epochs: Annotated[int | None, typer.Option(help="Of ours, instead of the default.")] = None,
+    scvi_epochs: Annotated[int | None, typer.Option(help="Of SCVI, instead of its default.")] = None,
+    out: Out = None,
+) -> None:
+    """Held-out reconstruction, ELBO and marginal log-likelihood of our VAE and of SCVI."""
+    from scalloy.benchmark import fit as run
+    from scalloy.benchmark.fit import summary
+
+    frame = run(
+        data or ("kang", "pbmc3k"),
+        gene_likelihood=likelihood,
+        seeds=range(seeds),
+        n_genes=genes,
+        max_epochs=epochs,
+        scvi_epochs=scvi_epochs,
+    )
+    show(frame, out)
+    typer.echo(summary(frame).to_string())
+
+
+def show(frame: pd.DataFrame, out: Path | None) -> None:
+    """Print a table, and write it if asked."""
+    typer.echo(frame.round(3).to_string(index=False))
+    if out is not None:
+        frame.to_csv(out, index=False)
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*`?num_workers`? .*")
+    try:
+        app(standalone_mode=True)
+    except (ValueError, KeyError, TypeError, FileNotFoundError, NotImplementedError) as error:
+        text = error.args[0] if error.args else error
+        typer.secho(f"error: {text}", err=True, fg="red")
+        sys.exit(1)

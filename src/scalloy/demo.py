@@ -1,0 +1,118 @@
+"""What ``scalloy demo`` does: the main job on the embedded real data, in about two minutes."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from rich.console import Console
+
+    from scalloy.models import VAE
+
+
+def demo(folder: Path, console: Console, *, max_epochs: int | None = None, seed: int = 0) -> list[Path]:
+    """Train a VAE on the embedded Kang data, print a table, save pictures; returns their paths.
+
+    Parameters
+    ----------
+    folder
+        For the pictures and the annotated cells.
+    console
+        To print on.
+    max_epochs
+        Instead of the default number.
+    seed
+        Of weights, split and training.
+    """
+    import scvi
+
+    import scalloy as sa
+
+    scvi.settings.seed = seed
+    adata = sa.datasets.kang()
+    console.print(
+        f"[bold]Kang et al. 2018[/]: {adata.n_obs:,} PBMC x {adata.n_vars:,} genes, raw counts; "
+        f"{adata.obs['cell_type'].nunique()} cell types, control and stimulated, "
+        f"{adata.obs['batch'].nunique()} donors"
+    )
+    sa.VAE.setup_anndata(adata, batch_key="batch")
+    model = sa.VAE(adata)
+    begun = time.perf_counter()
+    model.train(max_epochs=max_epochs)
+    minutes = (time.perf_counter() - begun) / 60
+    model.annotate(adata)
+    console.print(table(model, adata, minutes))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = pictures(model, adata, folder)
+    for path in paths:
+        console.print(f"saved {path}")
+    return paths
+
+
+def table(model: VAE, adata: AnnData, minutes: float) -> Any:
+    """What was reached, beside principal components of the same size."""
+    import scanpy as sc
+    from rich.table import Table
+
+    held = model.validation_indices
+    normed = adata.copy()
+    sc.pp.normalize_total(normed, target_sum=1e4)
+    sc.pp.log1p(normed)
+    pca = sc.pp.pca(normed.X, n_comps=model.module.n_latent)
+    latent = adata.obsm["X_vae"]
+    out = Table(title=f"VAE, {len(model.history['elbo_train'])} epochs in {minutes:.1f} min")
+    for column in ("", "VAE latent", f"PCA, {pca.shape[1]} components"):
+        out.add_column(column, justify="left" if not column else "right")
+    for name, key in (("cell type", "cell_type"), ("condition", "condition"), ("donor", "batch")):
+        scores = [neighbours_agree(z, adata.obs[key].to_numpy()) for z in (latent, pca)]
+        out.add_row(f"{name} of held-in-turn cells from neighbours", *[f"{s:.3f}" for s in scores])
+    out.add_row("held-out ELBO (nats per cell)", f"{model.get_elbo(indices=held):.1f}", "")
+    recon = model.get_reconstruction_error(indices=held)["reconstruction_loss"]
+    out.add_row("held-out reconstruction (nats per cell)", f"{recon:.1f}", "")
+    return out
+
+
+def neighbours_agree(z: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy of the vote of 15 neighbours, five-fold."""
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.neighbors import KNeighborsClassifier
+
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    return float(cross_val_score(KNeighborsClassifier(15), z, labels, cv=folds).mean())
+
+
+def pictures(model: VAE, adata: AnnData, folder: Path) -> list[Path]:
+    """Training curves by term, and the latent space by cell type, condition and donor."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+    import scanpy as sc
+
+    from scalloy import pl
+
+    terms = ("elbo", "reconstruction_loss", "kl_z")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for ax, term in zip(axes, terms, strict=True):
+        pl.history(model, term, ax=ax)
+    curves = folder / "training.png"
+    figure.savefig(curves, dpi=130)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sc.pp.neighbors(adata, use_rep="X_vae")
+        sc.tl.umap(adata, random_state=0)
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.4), layout="constrained")
+    for ax, key in zip(axes, ("cell_type", "condition", "batch"), strict=True):
+        pl.latent(adata, key, ax=ax)
+    umap = folder / "umap.png"
+    figure.savefig(umap, dpi=130)
+    plt.close("all")
+    cells = folder / "kang_vae.h5ad"
+    adata.write_h5ad(cells)
+    return [curves, umap, cells]

@@ -1,0 +1,40 @@
+"""Training curves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from scalloy.models._base import ScalloyModel
+
+NAMES = {"elbo": "-ELBO", "reconstruction_loss": "reconstruction"}
+
+
+def history(model: ScalloyModel, term: str = "elbo", *, ax: Axes | None = None) -> Axes:
+    """One term of the loss by epoch, for training and validation cells.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    term
+        ``"elbo"``, ``"reconstruction_loss"``, ``"kl_local"``, or the name of one term such as ``"kl_z"``.
+    ax
+        Axes to draw into.
+    """
+    known = sorted(k.removesuffix("_train") for k in model.history if k.endswith("_train"))
+    if term not in known:
+        msg = f"`term={term!r}` is not in the history. Pass one of: {', '.join(known)}."
+        raise ValueError(msg)
+    ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+    for mode, style in (("train", "-"), ("validation", "--")):
+        frame = model.history.get(f"{term}_{mode}")
+        if frame is not None:
+            ax.plot(frame.index, frame.iloc[:, 0].astype(float), style, label=mode)
+    ax.set(xlabel="epoch", ylabel=f"{NAMES.get(term, term)} (nats per cell)")
+    ax.legend(frameon=False)
+    return ax

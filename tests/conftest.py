@@ -1,0 +1,45 @@
+"""Shared by all tests: small simulated cells, quiet logs, one thread count."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import scalloy as sa
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+logging.getLogger("scvi").setLevel(logging.ERROR)
+QUICK = {"max_epochs": 2, "enable_progress_bar": False, "accelerator": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def cells():
+    """200 cells x 40 genes with batches, conditions and further columns."""
+    adata = sa.datasets.simulate(200, 40, seed=1, n_proteins=3)
+    adata.obs["depth"] = adata.X.sum(axis=1).A1 if hasattr(adata.X.sum(axis=1), "A1") else 1.0
+    adata.obs["score"] = torch.linspace(-1, 1, 200).numpy()
+    adata.obs["lane"] = (["a", "b", "c", "d"] * 50)[:200]
+    return adata
+
+
+@pytest.fixture(scope="session")
+def quick():
+    return QUICK
+
+
+@pytest.fixture(scope="session")
+def benchmark_data() -> Path:
+    """Folder with the larger data sets."""
+    folder = Path(os.environ.get("SCALLOY_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "kang_pbmc.h5ad").is_file():
+        pytest.skip("the benchmark data are not at hand: set $SCALLOY_DATA")
+    return folder

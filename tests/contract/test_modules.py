@@ -1,0 +1,146 @@
+"""What every module must do, whatever its mathematics. A new module adds one line to ``MODULES``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from scalloy.models import _options
+from scalloy.vae.autoencoder import AE
+from scalloy.vae.base import Batch, Sizes, Terms
+from scalloy.vae.vae import VAE, library_prior
+
+SIZES = Sizes(n_vars=12, n_batch=2, n_cats=(3,), n_cont=1)
+MODULES = {
+    "ae": lambda lik: AE(SIZES, lik, n_hidden=8, n_latent=3, dropout_rate=0.0),
+    "ae_deep_encode": lambda lik: AE(
+        SIZES, lik, n_hidden=8, n_latent=3, n_layers=2, dropout_rate=0.0, encode_covariates=True
+    ),
+    "vae": lambda lik: VAE(SIZES, lik, n_hidden=8, n_latent=3, dropout_rate=0.0),
+    "vae_batch_norm": lambda lik: VAE(SIZES, lik, n_hidden=8, n_latent=3, norm="batch", dropout_rate=0.0),
+    "vae_learned_library": lambda lik: VAE(
+        SIZES,
+        lik,
+        n_hidden=8,
+        n_latent=3,
+        dropout_rate=0.0,
+        encode_covariates=True,
+        library_prior=library_prior(torch.randn(10) + 3, torch.arange(10) % 2, 2),
+    ),
+}
+LIKELIHOODS = ["nb", "zinb", "poisson", "zip", "mse", "gaussian", "bernoulli"]
+every = pytest.mark.parametrize(
+    ("module", "likelihood"), [(m, k) for m in MODULES for k in LIKELIHOODS]
+)
+
+
+def build(module, likelihood):
+    torch.manual_seed(0)
+    return MODULES[module](_options.likelihood(likelihood, SIZES, 8))
+
+
+def tensors(n=20, seed=0, *, sparse=True):
+    rng = np.random.default_rng(seed)
+    x = torch.tensor(rng.poisson(rng.gamma(0.6, 3, (n, 12))), dtype=torch.float32)
+    x[:, 0] += 1
+    return {
+        "X": x.to_sparse_csr() if sparse else x,
+        "batch": torch.tensor(rng.integers(2, size=(n, 1))),
+        "extra_categorical_covs": torch.tensor(rng.integers(3, size=(n, 1))),
+        "extra_continuous_covs": torch.tensor(rng.normal(size=(n, 1)), dtype=torch.float32),
+    }
+
+
+def terms_with(module, batch, seed=0):
+    torch.manual_seed(seed)
+    return module.objective(batch)
+
+
+@every
+def test_terms_are_per_cell_and_finite(module, likelihood):
+    terms = terms_with(build(module, likelihood), Batch.of(tensors()))
+    assert isinstance(terms, Terms)
+    for value in (terms.recon, *terms.kl.values()):
+        assert value.shape == (20,)
+        assert torch.isfinite(value).all()
+    assert all((v >= -1e-5).all() for v in terms.kl.values())
+
+
+@every
+def test_gradient_reaches_every_parameter(module, likelihood):
+    made = build(module, likelihood)
+    terms = terms_with(made, Batch.of(tensors()))
+    (terms.recon.mean() + sum(v.mean() for v in terms.kl.values())).backward()
+    missing = [k for k, p in made.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not missing
+
+
+@every
+def test_sparse_equals_dense(module, likelihood):
+    made = build(module, likelihood).eval()
+    sparse, dense = (terms_with(made, Batch.of(tensors(sparse=s))) for s in (True, False))
+    torch.testing.assert_close(sparse.recon, dense.recon, rtol=1e-4, atol=1e-3)
+    for key, value in sparse.kl.items():
+        torch.testing.assert_close(value, dense.kl[key], rtol=1e-4, atol=1e-4)
+
+
+@every
+def test_permuting_cells_permutes_terms(module, likelihood):
+    made = build(module, likelihood).eval()
+    given, order = tensors(), torch.randperm(20)
+    moved = {k: (v.to_dense()[order].to_sparse_csr() if k == "X" else v[order]) for k, v in given.items()}
+    code = made.encode(Batch.of(given))["z"].mean
+    torch.testing.assert_close(made.encode(Batch.of(moved))["z"].mean, code[order], rtol=1e-4, atol=1e-5)
+    batch, moved = Batch.of(given), Batch.of(moved)
+    latents = {k: v.mean for k, v in made.encode(batch).items()}
+    there = made.terms(batch, made.encode(batch), latents, made.decode(batch, latents))
+    latents = {k: v[order] for k, v in latents.items()}
+    here = made.terms(moved, made.encode(moved), latents, made.decode(moved, latents))
+    torch.testing.assert_close(here.recon, there.recon[order], rtol=1e-4, atol=1e-3)
+
+
+@every
+def test_a_cell_without_counts_and_a_million_stay_finite(module, likelihood):
+    made = build(module, likelihood)
+    x = torch.zeros(3, 12)
+    x[1, 4], x[2] = 1e6, 1.0
+    given = {**tensors(3), "X": x.to_sparse_csr()}
+    terms = terms_with(made, Batch.of(given))
+    terms.recon.sum().backward()
+    assert torch.isfinite(terms.recon).all()
+    assert all(torch.isfinite(p.grad).all() for p in made.parameters() if p.grad is not None)
+
+
+@every
+def test_scvi_contract(module, likelihood):
+    """scvi-tools' forward, loss, transform_batch, several samples and predictive samples."""
+    made = build(module, likelihood)
+    given = tensors()
+    inference, generative, loss = made(given)
+    assert inference["z"].shape == (20, 3)
+    assert loss.n_obs_minibatch == 20
+    torch.testing.assert_close(
+        loss.loss, loss.reconstruction_loss_sum / 20 + loss.kl_local_sum / 20, rtol=1e-4, atol=1e-3
+    )
+    made.eval()
+    inference, generative = made(given, inference_kwargs={"n_samples": 4}, compute_loss=False)
+    assert inference["z"].shape == (4, 20, 3)
+    assert generative["px"].mean.shape == (4, 20, 12)
+    plain = made.generative(inference["batch"], {k: v[0] for k, v in inference["latents"].items()})
+    moved = made.generative(
+        inference["batch"], {k: v[0] for k, v in inference["latents"].items()}, transform_batch=1
+    )
+    was_there = given["batch"][:, 0] == 1
+    torch.testing.assert_close(moved["px"].mean[was_there], plain["px"].mean[was_there])
+    assert (moved["px"].mean[~was_there] != plain["px"].mean[~was_there]).any()
+    assert made.sample(given, 2).shape == (20, 12, 2)
+
+
+def test_what_the_networks_ignore_changes_nothing():
+    made = build("vae", "nb").eval()
+    batch = Batch.of(tensors())
+    other = dataclasses.replace(batch, y=torch.ones(20, dtype=torch.long))
+    torch.testing.assert_close(terms_with(made, batch).recon, terms_with(made, other).recon)

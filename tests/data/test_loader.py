@@ -1,0 +1,106 @@
+"""Batches against plain indexing of the matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as hs
+
+from scalloy.data import loader as ld
+from scalloy.data.splits import split
+
+
+def cells(n=57, g=11, seed=0):
+    rng = np.random.default_rng(seed)
+    x = sp.csr_matrix(rng.poisson(0.5, (n, g)).astype(np.float32))
+    return ld.Cells(x, {"batch": torch.arange(n).reshape(-1, 1)})
+
+
+def collect(loader):
+    batches = list(loader)
+    x = np.concatenate([b["X"].to_dense().numpy() for b in batches])
+    return x, torch.cat([b["batch"] for b in batches]).numpy().ravel(), [len(b["batch"]) for b in batches]
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=hs.integers(2, 200), size=hs.integers(1, 64), shuffle=hs.booleans(), device=hs.booleans())
+def test_every_cell_once_in_equal_batches(n, size, shuffle, device):
+    """Both loaders yield each row once, right, in batches that differ by one cell at most."""
+    given = cells(n)
+    kwargs = {"batch_size": size, "shuffle": shuffle}
+    if device:
+        store = ld.DeviceCells(given, torch.device("cpu"))
+        loader = ld.DeviceLoader(given, store=store, **kwargs)
+    else:
+        loader = ld.CellLoader(given, **kwargs)
+    x, rows, sizes = collect(loader)
+    assert sorted(rows) == list(range(n))
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == len(loader)
+    np.testing.assert_array_equal(x, given.x.toarray()[rows])
+    if not shuffle:
+        np.testing.assert_array_equal(rows, np.arange(n))
+
+
+def test_no_batch_of_one_cell():
+    _, _, sizes = collect(ld.CellLoader(cells(129), batch_size=128))
+    assert sizes in ([64, 65], [65, 64])
+
+
+def test_blocks_do_not_change_the_batches(monkeypatch):
+    whole = collect(ld.CellLoader(cells(), batch_size=8))
+    monkeypatch.setattr(ld, "GATHER_ENTRIES", 10)
+    parts = collect(ld.CellLoader(cells(), batch_size=8))
+    np.testing.assert_array_equal(whole[0], parts[0])
+
+
+def test_order_of_indices_is_kept_and_masks_work():
+    x, rows, _ = collect(ld.CellLoader(cells(), [30, 5, 17], batch_size=2))
+    np.testing.assert_array_equal(rows, [30, 5, 17])
+    mask = np.arange(57) % 2 == 0
+    np.testing.assert_array_equal(collect(ld.CellLoader(cells(), mask))[1], np.flatnonzero(mask))
+
+
+@pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csc_matrix, sp.coo_matrix, sp.csr_array, np.asarray])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float64, np.float32, np.uint16])
+def test_any_format_becomes_the_same_rows(kind, dtype):
+    dense = cells().x.toarray().astype(dtype)
+    rows = ld.as_rows(kind(dense))
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows.toarray() if sp.issparse(rows) else rows, dense)
+
+
+def test_explicit_zeros_and_duplicates_are_mended_in_a_copy():
+    x = sp.csr_matrix((np.array([1, 0, 2, 3], np.float32), [0, 1, 2, 2], [0, 4]), shape=(1, 3))
+    rows = ld.as_rows(x)
+    np.testing.assert_array_equal(rows.toarray(), [[1, 0, 5]])
+    assert (rows.data != 0).all()
+    assert x.nnz == 4
+
+
+def test_a_good_matrix_is_not_copied():
+    x = cells().x
+    assert np.shares_memory(ld.as_rows(x).data, x.data)
+
+
+@settings(deadline=None)
+@given(n=hs.integers(1, 500), train=hs.floats(0.05, 1), seed=hs.integers(0, 99))
+def test_split_is_a_partition(n, train, seed):
+    parts = split(n, train, seed=seed)
+    assert sorted(np.concatenate(parts)) == list(range(n))
+    assert len(parts[0]) == int(np.ceil(train * n))
+    for a, b in zip(parts, split(n, train, seed=seed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_split_with_a_test_set_and_bad_sizes():
+    train, val, test = split(100, 0.7, 0.2)
+    assert (len(train), len(val), len(test)) == (70, 20, 10)
+    with pytest.raises(ValueError, match="sum to more than 1"):
+        split(100, 0.9, 0.2)
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
+        split(100, 1.5)
