@@ -3,7 +3,8 @@
     python scripts/make_kang_subset.py path/to/kang_pbmc.h5ad
 
 Cells are drawn from every cell type x condition x donor in proportion, but at least ten of each where there
-are ten; genes are the 2,500 most variable ones of all cells (Seurat v3, on counts) and some markers. Counts are raw; ``obs["n_counts"]`` keeps the total over all genes.
+are ten; genes are the 2,500 most variable ones of all cells (Seurat v3, on counts) and some markers. Counts
+are raw; ``obs["n_counts"]`` keeps the total over all genes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,38 @@ import numpy as np
 import scanpy as sc
 
 N_CELLS, N_GENES, AT_LEAST, SEED = 6_000, 2_500, 10, 0
-MARKERS = (
-    "CD3D CD3E CD4 CD8A CD8B IL7R CCR7 MS4A1 CD79A CD14 LYZ FCGR3A MS4A7 GNLY NKG7 FCER1A CST3 PPBP PF4 "
-    "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 CXCL10 LY6E IFI27 TNFSF10"
-).split()
+MARKERS = [
+    "CD3D",
+    "CD3E",
+    "CD4",
+    "CD8A",
+    "CD8B",
+    "IL7R",
+    "CCR7",
+    "MS4A1",
+    "CD79A",
+    "CD14",
+    "LYZ",
+    "FCGR3A",
+    "MS4A7",
+    "GNLY",
+    "NKG7",
+    "FCER1A",
+    "CST3",
+    "PPBP",
+    "PF4",
+    "ISG15",
+    "IFI6",
+    "IFIT1",
+    "IFIT2",
+    "IFIT3",
+    "MX1",
+    "OAS1",
+    "CXCL10",
+    "LY6E",
+    "IFI27",
+    "TNFSF10",
+]
 
 
 def main(source: Path) -> None:

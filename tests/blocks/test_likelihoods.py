@@ -106,9 +106,7 @@ def test_kernel_equals_torch_in_single_precision(name, n, g, theta_per_cell, see
     x = counts(n, g, seed, torch.float32)
     results = []
     for path in ("kernel", "torch", "dense"):
-        p, leaves = make(
-            name, n, g, theta_rows=n if theta_per_cell else 1, dtype=torch.float32, seed=seed
-        )
+        p, leaves = make(name, n, g, theta_rows=n if theta_per_cell else 1, dtype=torch.float32, seed=seed)
         rate, base = p.rate, getattr(p, "base", p)
         assert kernels.serves(rate.logits, rate.log_ell)
         if path == "dense":
@@ -235,9 +233,7 @@ def test_library_size_scales_the_mean():
     one, ten = (made(h, torch.full((5, 1), np.log(k)), b).mean for k in (1.0, 10.0))
     torch.testing.assert_close(ten, 10 * one)
     free = lik.NB(4, 9, library=False)
-    torch.testing.assert_close(
-        free(h, torch.zeros(5, 1), b).mean, free(h, torch.full((5, 1), 9.0), b).mean
-    )
+    torch.testing.assert_close(free(h, torch.zeros(5, 1), b).mean, free(h, torch.full((5, 1), 9.0), b).mean)
 
 
 def test_gaussian_equals_scipy_on_scanpy_log_normalised_data():

@@ -32,9 +32,7 @@ MODULES = {
     ),
 }
 LIKELIHOODS = ["nb", "zinb", "poisson", "zip", "mse", "gaussian", "bernoulli"]
-every = pytest.mark.parametrize(
-    ("module", "likelihood"), [(m, k) for m in MODULES for k in LIKELIHOODS]
-)
+every = pytest.mark.parametrize(("module", "likelihood"), [(m, k) for m in MODULES for k in LIKELIHOODS])
 
 
 def build(module, likelihood):

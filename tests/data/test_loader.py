@@ -59,7 +59,7 @@ def test_blocks_do_not_change_the_batches(monkeypatch):
 
 
 def test_order_of_indices_is_kept_and_masks_work():
-    x, rows, _ = collect(ld.CellLoader(cells(), [30, 5, 17], batch_size=2))
+    _, rows, _ = collect(ld.CellLoader(cells(), [30, 5, 17], batch_size=2))
     np.testing.assert_array_equal(rows, [30, 5, 17])
     mask = np.arange(57) % 2 == 0
     np.testing.assert_array_equal(collect(ld.CellLoader(cells(), mask))[1], np.flatnonzero(mask))

@@ -59,9 +59,7 @@ def _scvi(module: Any, tensors: dict[str, Tensor]) -> Cell:
 
 
 @torch.inference_mode()
-def evidence(
-    model: Any, indices: np.ndarray, *, n_mc_samples: int = 50, seed: int = 0
-) -> dict[str, float]:
+def evidence(model: Any, indices: np.ndarray, *, n_mc_samples: int = 50, seed: int = 0) -> dict[str, float]:
     """Mean nats per cell: reconstruction, KL, ELBO, and importance-weighted marginal log-likelihood.
 
     Parameters

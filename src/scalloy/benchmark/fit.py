@@ -60,9 +60,7 @@ def fit(
                 made = model(adata, gene_likelihood=gene_likelihood)
                 split = {"external_indexing": [kept, held, np.array([], dtype=int)]}
                 epochs = max_epochs if model is VAE else scvi_epochs
-                made.train(
-                    max_epochs=epochs, early_stopping=True, datasplitter_kwargs=split, **QUIET
-                )
+                made.train(max_epochs=epochs, early_stopping=True, datasplitter_kwargs=split, **QUIET)
                 found = evidence(made, held, n_mc_samples=n_mc_samples, seed=seed)
                 n = len(made.history["elbo_train"])
                 rows.append({"data": name, "model": model.__name__, "seed": seed, "epochs": n, **found})

@@ -117,7 +117,7 @@ def _to_the_same_elbo(job: dict[str, Any], repeats: int, scvi_epochs: int | None
 
 def _in_process(job: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "scalloy.benchmark.speed", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         msg = f"The run {job} failed:\n{done.stderr[-2000:]}"
         raise RuntimeError(msg)

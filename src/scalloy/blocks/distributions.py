@@ -148,9 +148,7 @@ class NegativeBinomial(CountDistribution):
         return count - theta * F.softplus(v) + value * F.logsigmoid(v)
 
     def _log_prob_sparse(self, value: Tensor) -> Tensor:
-        return count_log_prob(
-            value, self.rate.logits, log_ell=self.rate.log_ell, log_theta=self.log_theta
-        )
+        return count_log_prob(value, self.rate.logits, log_ell=self.rate.log_ell, log_theta=self.log_theta)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         with torch.no_grad():

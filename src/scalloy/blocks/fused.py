@@ -106,7 +106,7 @@ class _CountLogProb(torch.autograd.Function):
         difference, *derivatives = _at_nonzero(nz, log_mu, log_theta, gate)
         value = value + nz.sum_by_cell(difference)
         for buffer, entries in zip((dv, dt, dgate), derivatives, strict=True):
-            if buffer is not None:
+            if buffer is not None and entries is not None:
                 buffer.view(-1)[nz.flat] = entries
         ctx.free, ctx.shape_theta = log_ell is None, None if log_theta is None else log_theta.shape
         ctx.save_for_backward(rho, dv, dt, dgate)

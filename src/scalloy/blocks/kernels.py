@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,17 +34,17 @@ FAST = {"contract", "nsz", "nnan", "ninf", "arcp", "reassoc"}
 
 
 @intrinsic
-def _bits(context, x):  # noqa: ANN001, ANN202
+def _bits(context, x):
     return types.int32(types.float32), lambda c, b, s, a: b.bitcast(a[0], ir.IntType(32))
 
 
 @intrinsic
-def _float(context, i):  # noqa: ANN001, ANN202
+def _float(context, i):
     return types.float32(types.int32), lambda c, b, s, a: b.bitcast(a[0], ir.FloatType())
 
 
 @njit(inline="always")
-def _exp(x):  # noqa: ANN001, ANN202
+def _exp(x):
     """``exp(x)`` for ``x <= 0``."""
     x = max(x, SMALLEST)
     n = np.int32(x * LOG2_E - HALF)
@@ -54,7 +55,7 @@ def _exp(x):  # noqa: ANN001, ANN202
 
 
 @njit(inline="always")
-def _log(x):  # noqa: ANN001, ANN202
+def _log(x):
     """``log(x)`` for a normal positive ``x``."""
     i = _bits(x)
     m = _float(np.int32((i & MANTISSA) | HALF_BITS))
@@ -68,7 +69,7 @@ def _log(x):  # noqa: ANN001, ANN202
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy")
-def _rows(a, ell, theta, gate, rho, dt, dv, dgate, value, log_norm):  # noqa: ANN001, ANN202, C901
+def _rows(a, ell, theta, gate, rho, dt, dv, dgate, value, log_norm):
     n_genes = a.shape[1]
     for n in range(a.shape[0]):
         a_n, rho_n, dt_n, dv_n = a[n], rho[n], dt[n], dv[n]
@@ -138,7 +139,7 @@ def all_zero(
         shared = len(theta) == 1
         _rows(*(x if x is None or (i == 2 and shared) else x[first:last] for i, x in enumerate(arrays)))
 
-    parts = list(zip(bounds[:-1], bounds[1:], strict=True))
+    parts = list(pairwise(bounds))
     waiting = [_helpers(n_threads).submit(run, *part) for part in parts[1:]]
     run(*parts[0])
     for other in waiting:

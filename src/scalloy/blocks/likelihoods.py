@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
 from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import Distribution, Independent, Normal
 
 from scalloy.blocks import distributions as dist
 from scalloy.blocks.networks import dense, log_normalise, map_values
@@ -181,9 +181,7 @@ class Gaussian(Likelihood):
 class Bernoulli(Likelihood):
     """Is the gene detected in the cell? Or, with ``on="given"``, values within [0, 1] such as grey levels."""
 
-    def __init__(
-        self, n_hidden: int, n_vars: int, *, on: Literal["detected", "given"] = "detected"
-    ) -> None:
+    def __init__(self, n_hidden: int, n_vars: int, *, on: Literal["detected", "given"] = "detected") -> None:
         super().__init__(n_hidden, n_vars)
         self.on, self.counts = on, on == "detected"
 
@@ -199,5 +197,3 @@ class Bernoulli(Likelihood):
 
     def fraction(self, p_x: Distribution) -> Tensor:
         return p_x.mean
-
-

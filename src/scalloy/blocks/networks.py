@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent
 
 from scalloy.blocks.distributions import Delta, bounded, gaussian
 
@@ -25,9 +26,7 @@ def map_values(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a function with ``f(0) = 0`` entry by entry, keeping a sparse tensor sparse."""
     if x.layout != torch.sparse_csr:
         return function(x)
-    return torch.sparse_csr_tensor(
-        x.crow_indices(), x.col_indices(), function(x.values()), size=x.shape
-    )
+    return torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), function(x.values()), size=x.shape)
 
 
 def cell_totals(x: Tensor) -> Tensor:
@@ -42,9 +41,7 @@ def log_normalise(x: Tensor, target: float = 1e4) -> Tensor:
     scale = target / cell_totals(x).clamp_min(1e-12)
     if x.layout != torch.sparse_csr:
         return torch.log1p(x * scale.unsqueeze(-1))
-    per_entry = torch.repeat_interleave(
-        scale, x.crow_indices().diff(), output_size=x.values().shape[0]
-    )
+    per_entry = torch.repeat_interleave(scale, x.crow_indices().diff(), output_size=x.values().shape[0])
     return map_values(x, lambda v: torch.log1p(v * per_entry))
 
 
@@ -145,8 +142,7 @@ class Stack(nn.Module):
         super().__init__()
         sizes = [n_in, *[n_hidden] * n_layers]
         self.layers = nn.ModuleList(
-            Layer(a, b, sparse=sparse and i == 0, **layer)
-            for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            Layer(a, b, sparse=sparse and i == 0, **layer) for i, (a, b) in enumerate(pairwise(sizes))
         )
 
     def forward(self, x: Tensor, cats: Sequence[Tensor] = (), cont: Tensor | None = None) -> Tensor:
@@ -194,12 +190,8 @@ class Encoder(nn.Module):
         **layer: Any,
     ) -> None:
         super().__init__()
-        self.stack = Stack(
-            n_vars, n_hidden, n_layers, sparse=True, n_cats=n_cats, n_cont=n_cont, **layer
-        )
+        self.stack = Stack(n_vars, n_hidden, n_layers, sparse=True, n_cats=n_cats, n_cont=n_cont, **layer)
         self.head = head
 
-    def forward(
-        self, x: Tensor, cats: Sequence[Tensor] = (), cont: Tensor | None = None
-    ) -> Distribution:
+    def forward(self, x: Tensor, cats: Sequence[Tensor] = (), cont: Tensor | None = None) -> Distribution:
         return self.head(self.stack(x, cats, cont))

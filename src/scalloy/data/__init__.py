@@ -1,0 +1,1 @@
+"""Cells on their way to a model: checks, splits, batches."""

@@ -60,9 +60,7 @@ def check_object(adata: Any) -> AnnData:
     return adata
 
 
-def check_keys(
-    adata: AnnData, categorical: dict[str, Any], continuous: dict[str, Any] | None = None
-) -> None:
+def check_keys(adata: AnnData, categorical: dict[str, Any], continuous: dict[str, Any] | None = None) -> None:
     """Every named column exists in ``obs`` and has no missing values; continuous ones are finite numbers.
 
     The arguments map the name of an argument to the column(s) that it names, or to ``None``.
@@ -137,16 +135,15 @@ def check_layer(adata: AnnData, layer: str | None) -> Any:
     return x
 
 
-def check_counts(
-    adata: AnnData, layer: str | None = None, *, allow_non_counts: bool = False
-) -> None:
+def check_counts(adata: AnnData, layer: str | None = None, *, allow_non_counts: bool = False) -> None:
     """All entries are finite, non-negative and whole, and every cell has at least one count."""
     x = check_layer(adata, layer)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     values = x.data if sp.issparse(x) else x
     if not np.isfinite(values).all():
-        msg = f"`{where}` holds NaN or infinite values in {_cells_with(adata, x, np.isfinite)}."
-        raise ValueError(f"{msg} Replace or remove them.")
+        cells = _cells_with(adata, x, np.isfinite)
+        msg = f"`{where}` holds NaN or infinite values in {cells}. Replace or remove them."
+        raise ValueError(msg)
     if allow_non_counts:
         return
     if (values < 0).any():
@@ -197,11 +194,10 @@ def _cells_with(adata: AnnData, x: Any, good: Any) -> str:
 
 def check_same_genes(expected: Sequence[str], adata: AnnData) -> None:
     """A new AnnData has the genes of the model, in the same order."""
-    expected = np.asarray(expected, dtype=str)
-    given = np.asarray(adata.var_names, dtype=str)
-    if len(expected) == len(given) and (expected == given).all():
+    wanted, given = pd.Index(expected, dtype=str), pd.Index(adata.var_names, dtype=str)
+    if wanted.equals(given):
         return
-    missing = pd.Index(expected).difference(given, sort=False)
+    missing = wanted.difference(given, sort=False)
     if len(missing):
         msg = (
             f"`adata` lacks {len(missing)} of the {len(expected)} genes of the model: {few(missing)}. "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -175,7 +176,7 @@ class DeviceLoader(CellLoader):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         order, bounds = self.order(), self.bounds()
         on_device = torch.from_numpy(order).to(self.store.device)
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        for first, last in pairwise(bounds):
             rows = on_device[first:last]
             x = self.store.gather(rows, int(self.store.lengths[order[first:last]].sum()))
             yield {REGISTRY_KEYS.X_KEY: x, **{k: v[rows] for k, v in self.store.columns.items()}}

@@ -7,13 +7,13 @@ A leaf in this folder names its module and its arguments; everything else is her
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
@@ -25,14 +25,14 @@ from scvi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
-from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin
-from torch.distributions import Independent
+from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from scalloy import _keys
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.data import checks
-from scalloy.data.loader import Cells, CellLoader, CellSplitter
+from scalloy.data.loader import CellLoader, Cells, CellSplitter
 from scalloy.models import _files, _options
+from scalloy.models._getters import Getters
 from scalloy.train.memory import buffers_stay_mapped
 from scalloy.train.plan import TermsPlan
 from scalloy.vae.base import Batch, Sizes, VAEModule
@@ -40,10 +40,8 @@ from scalloy.vae.vae import LibraryPrior, library_prior
 
 logger = logging.getLogger("scalloy")
 
-DECODED_ENTRIES = 8_000_000  # cells x genes decoded at once
 
-
-class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
+class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
     """Base of the users' classes. A leaf builds ``self.module`` and says ``self.init_params_``."""
 
     _training_plan_cls = TermsPlan
@@ -112,9 +110,7 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         checks.check_keys(adata, categorical, continuous)
         checks.check_counts(adata, layer, allow_non_counts=allow_non_counts)
         fields = [
-            LayerField(
-                REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False
-            ),
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
             NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
@@ -158,9 +154,7 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         self, name: str, n_hidden: int, *, dispersion: str = "gene", library: str = "observed"
     ) -> Likelihood:
         """Likelihood by name, beginning at the moments of the data."""
-        made = _options.likelihood(
-            name, self._sizes(), n_hidden, dispersion=dispersion, library=library
-        )
+        made = _options.likelihood(name, self._sizes(), n_hidden, dispersion=dispersion, library=library)
         state = self.registry["field_registries"].get(REGISTRY_KEYS.SIZE_FACTOR_KEY, {})
         if name == "constrained_poisson" and state.get("data_registry"):
             msg = (
@@ -237,7 +231,10 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         kwargs.setdefault("early_stopping_patience", max(10, max_epochs // 5))
         kwargs.setdefault("log_every_n_steps", 10**9)
         self._cells = None  # training has its own
-        with buffers_stay_mapped():
+        self.module.train()  # an earlier training has left it in the mode of evaluation
+        with buffers_stay_mapped(), warnings.catch_warnings():
+            for message in (".*smaller than the logging interval.*", ".*LeafSpec.*deprecated.*"):
+                warnings.filterwarnings("ignore", message=message)
             super().train(
                 max_epochs=max_epochs,
                 accelerator=accelerator,
@@ -250,269 +247,6 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
                 plan_kwargs={**self._plan_defaults, **(plan_kwargs or {})},
                 **kwargs,
             )
-
-    # reading cells ------------------------------------------------------------------------------
-
-    def _manager_of(self, adata: AnnData | None) -> AnnDataManager:
-        """Registration of the model's cells, or of new ones (which are left as they are)."""
-        if adata is None or adata is self._adata:
-            if self._adata_manager is None:
-                msg = "The model was loaded without its cells. Pass `adata=`."
-                raise ValueError(msg)
-            return self._adata_manager
-        checks.check_same_genes(self.get_var_names(), adata)
-        setup = self.registry["setup_args"]
-        layer, allow = setup.get("layer"), setup.get("allow_non_counts", False)
-        x = checks.check_layer(adata, layer)
-        cells = AnnData(
-            obs=adata.obs.copy(), var=pd.DataFrame(index=adata.var_names), layers={layer: x}
-        ) if layer else AnnData(x, obs=adata.obs.copy(), var=pd.DataFrame(index=adata.var_names))
-        checks.check_counts(cells, layer, allow_non_counts=allow)
-        named = {k: v for k, v in setup.items() if k.endswith(("_key", "_keys"))}
-        continuous = {k: named.pop(k, None) for k in ("size_factor_key", "continuous_covariate_keys")}
-        checks.check_keys(cells, named, continuous)
-        if self._adata_manager is not None:
-            return self._adata_manager.transfer_fields(cells)
-        type(self).setup_anndata(cells, source_registry=self.registry, **setup)
-        return self._get_most_recent_anndata_manager(cells, required=True)
-
-    def _read(
-        self,
-        adata: AnnData | None,
-        indices: Sequence[int] | None,
-        batch_size: int | None,
-        *,
-        decodes: bool = False,
-    ) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches of the cells on the model's device; smaller ones where all genes are decoded."""
-        self._check_if_trained(warn=True)
-        if batch_size is None:
-            batch_size = 4096
-            if decodes:
-                batch_size = int(np.clip(DECODED_ENTRIES / self._sizes().n_vars, 64, 4096))
-        device = self.module.device
-        self.module.eval()
-        for tensors in CellLoader(self._manager_of(adata), indices, batch_size=batch_size):
-            yield {k: v.to(device) for k, v in tensors.items()}
-
-    def _names(self, adata: AnnData | None, indices: Sequence[int] | None) -> pd.Index:
-        names = (self.adata if adata is None else adata).obs_names
-        return names if indices is None else names[np.asarray(indices)]
-
-    def _batch_codes(self, transform_batch: Any) -> list[int | None]:
-        """Codes of the named batches; ``None`` stands for the observed one."""
-        wanted = [transform_batch] if np.isscalar(transform_batch) else transform_batch
-        if wanted is None:
-            return [None]
-        state = self.registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]
-        known = [str(k) for k in state["categorical_mapping"]]
-        for name in wanted:
-            if name is not None:
-                _options.one_of("transform_batch", str(name), known)
-        return [None if name is None else known.index(str(name)) for name in wanted]
-
-    # getters ------------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def get_latent_representation(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        give_mean: bool = True,
-        batch_size: int | None = None,
-        return_dist: bool = False,
-    ) -> Any:
-        """Latent code of each cell: posterior mean, or a sample, or ``(mean, variance)``.
-
-        Parameters
-        ----------
-        adata
-            New cells with the genes of the model; ``None`` is the model's own.
-        indices
-            Rows, or a mask.
-        give_mean
-            Whether to return the mean of ``q(z | x)`` and not a sample of it.
-        batch_size
-            Cells at once.
-        return_dist
-            Whether to return mean and variance.
-        """
-        out: list[tuple[torch.Tensor, ...]] = []
-        for tensors in self._read(adata, indices, batch_size):
-            q_z = self.module.encode(Batch.of(tensors))["z"]
-            if return_dist:
-                out.append((q_z.mean.cpu(), q_z.variance.cpu()))
-            else:
-                out.append(((q_z.mean if give_mean else q_z.sample()).cpu(),))
-        arrays = tuple(torch.cat(part).numpy() for part in zip(*out, strict=True))
-        return arrays if return_dist else arrays[0]
-
-    @torch.inference_mode()
-    def get_normalized_expression(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        transform_batch: Any = None,
-        gene_list: Sequence[str] | None = None,
-        library_size: float | str = 1,
-        n_samples: int = 1,
-        n_samples_overall: int | None = None,
-        weights: str | None = None,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-        return_numpy: bool | None = None,
-        silent: bool = True,
-    ) -> np.ndarray | pd.DataFrame:
-        """Expression without noise: what the decoder expects of each gene.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As in :meth:`get_latent_representation`.
-        transform_batch
-            Decode as if the cells came from this batch; of several the mean is taken.
-        gene_list
-            Return these genes only.
-        library_size
-            What each cell adds up to; ``"latent"`` is its own library size.
-        n_samples
-            Samples of the latent per cell; one is the posterior mean's neighbourhood.
-        n_samples_overall
-            Draw this many cells with replacement, and one sample each.
-        weights
-            ``"uniform"`` or ``None``.
-        return_mean
-            Whether to average over samples.
-        return_numpy
-            Array instead of a frame with the names of cells and genes.
-        silent
-            Without effect (kept for scvi-tools' call).
-        """
-        if weights not in (None, "uniform"):
-            msg = f"`weights={weights!r}` is not supported; pass `'uniform'`."
-            raise NotImplementedError(msg)
-        genes = self._genes(gene_list)
-        if n_samples_overall is not None:
-            rows = np.arange(len(self._names(adata, indices))) if indices is None else indices
-            rows = np.asarray(rows)
-            rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-            indices = np.random.choice(rows, n_samples_overall)  # noqa: NPY002 (scvi's seed)
-        codes, parts = self._batch_codes(transform_batch), []
-        for tensors in self._read(adata, indices, batch_size, decodes=True):
-            batch = Batch.of(tensors)
-            q = self.module.encode(batch)
-            draws = []
-            for _ in range(n_samples):
-                latents = self.module.draw(q)
-                ps = [self.module.generative(batch, latents, code)["p"]["x"] for code in codes]
-                draws.append(sum(self._scaled(p_x, library_size)[:, genes] for p_x in ps) / len(ps))
-            parts.append((sum(draws) / n_samples if return_mean else torch.stack(draws)).cpu())
-        several = n_samples > 1 and not return_mean
-        out = torch.cat(parts, dim=1 if several else 0).numpy()
-        if return_numpy or several or n_samples_overall is not None:
-            return out
-        names = np.asarray(self.get_var_names())[genes]
-        return pd.DataFrame(out, index=self._names(adata, indices), columns=names)
-
-    def _scaled(self, p_x: Any, library_size: float | str) -> torch.Tensor:
-        if library_size == "latent":
-            return p_x.mean
-        return self.module.likelihood.fraction(p_x) * library_size
-
-    def _genes(self, gene_list: Sequence[str] | None) -> Any:
-        if gene_list is None:
-            return slice(None)
-        position = pd.Index(self.get_var_names()).get_indexer(list(gene_list))
-        if (position < 0).any():
-            unknown = np.asarray(gene_list)[position < 0]
-            msg = f"`gene_list` names genes which the model does not know: {checks.few(unknown)}."
-            raise KeyError(msg)
-        return position
-
-    @torch.inference_mode()
-    def _per_cell(self, adata: Any, indices: Any, batch_size: Any, function: Any) -> np.ndarray:
-        read = self._read(adata, indices, batch_size, decodes=True)
-        return torch.cat([function(tensors).cpu() for tensors in read]).numpy()
-
-    def get_elbo(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-    ) -> float | np.ndarray:
-        """Evidence lower bound in nats, one sample of the latents; higher is better."""
-
-        def elbo(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-            t = self.module.objective(Batch.of(tensors))
-            return -(t.recon + sum(t.kl.values()))
-
-        values = self._per_cell(adata, indices, batch_size, elbo)
-        return float(values.mean(dtype=np.float64)) if return_mean else values
-
-    def get_reconstruction_error(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-    ) -> dict[str, float | np.ndarray]:
-        """``-log p(x | latents)`` in nats, one sample of the latents; lower is better."""
-
-        def recon(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-            return self.module.objective(Batch.of(tensors)).recon
-
-        values = self._per_cell(adata, indices, batch_size, recon)
-        return {
-            "reconstruction_loss": float(values.mean(dtype=np.float64)) if return_mean else values
-        }
-
-    def get_marginal_ll(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        n_mc_samples: int = 1000,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-    ) -> float | np.ndarray:
-        """Importance-weighted estimate of ``log p(x)`` in nats; with more samples it rises to it.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As in :meth:`get_latent_representation`.
-        n_mc_samples
-            Samples of the latents per cell; the cost grows in proportion.
-        return_mean
-            Whether to average over cells.
-        """
-        _options.positive(n_mc_samples=n_mc_samples)
-
-        def marginal(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-            return self.module.marginal_ll(tensors, n_mc_samples=n_mc_samples)
-
-        values = self._per_cell(adata, indices, batch_size, marginal)
-        return float(values.mean(dtype=np.float64)) if return_mean else values
-
-    @torch.inference_mode()
-    def posterior_predictive_sample(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        n_samples: int = 1,
-        gene_list: Sequence[str] | None = None,
-        batch_size: int | None = None,
-        transform_batch: Any = None,
-    ) -> np.ndarray:
-        """Counts that the model would have produced: ``(n, G)``, or ``(n, G, S)`` with several samples."""
-        genes, (code, *_) = self._genes(gene_list), self._batch_codes(transform_batch)
-
-        def draw(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-            return self.module.sample(tensors, n_samples, transform_batch=code)[:, genes]
-
-        return self._per_cell(adata, indices, batch_size, draw)
-
-    differential_expression = RNASeqMixin.differential_expression
 
     # writing ------------------------------------------------------------------------------------
 
@@ -591,7 +325,8 @@ def _moments(x: Any) -> tuple[torch.Tensor, torch.Tensor]:
     mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
     squares = x.multiply(x) if hasattr(x, "multiply") else x * x
     square = np.asarray(squares.mean(axis=0), dtype=np.float64).ravel()
-    return tuple(torch.from_numpy(v).float() for v in (mean, np.maximum(square - mean**2, 0)))
+    variance = np.maximum(square - mean**2, 0)
+    return torch.from_numpy(mean).float(), torch.from_numpy(variance).float()
 
 
 def _plain(value: Any) -> Any:

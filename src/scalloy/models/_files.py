@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -37,9 +36,7 @@ def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool
         "registry": model.registry,
         "trained": model.is_trained_,
         "history": model.history_ or {},
-        "indices": {
-            k: getattr(model, f"{k}_indices_") for k in ("train", "validation", "test")
-        },
+        "indices": {k: getattr(model, f"{k}_indices_") for k in ("train", "validation", "test")},
     }
     (path / ABOUT).write_text(json.dumps(to_json(about)))
     if save_anndata and model.adata is not None:
@@ -68,8 +65,7 @@ def load(cls: type[ScalloyModel], path: Path, adata: AnnData | None) -> ScalloyM
         adata = anndata.read_h5ad(path / CELLS)
     if adata is not None:
         cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
-    known = inspect.signature(cls.__init__).parameters
-    init = {k: v for k, v in about["init"].items() if k in known}
+    init = about["init"]
     model = cls(adata, **init) if adata is not None else cls(None, registry=registry, **init)
     model.module.load_state_dict(load_file(path / WEIGHTS))
     model.module.eval()
@@ -84,7 +80,7 @@ def to_json(value: Any) -> Any:
     if isinstance(value, pd.DataFrame):
         columns = {str(k): to_json(value[k].tolist()) for k in value}
         return {"__frame__": columns, "index": to_json(value.index.tolist())}
-    if isinstance(value, np.ndarray) or hasattr(value, "__array__") and not np.isscalar(value):
+    if isinstance(value, np.ndarray) or (hasattr(value, "__array__") and not np.isscalar(value)):
         array = np.asarray(value)
         kind = "str" if array.dtype.kind in "OUT" else array.dtype.str
         items = [str(v) for v in array.ravel()] if kind == "str" else array.ravel().tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from anndata import AnnData
@@ -82,8 +83,7 @@ class VAE(ScalloyModel):
             library_prior=self._library_prior(library),
         )
         self._model_summary_string = (
-            f"{type(self).__name__}: {gene_likelihood}, n_latent {n_latent}, "
-            f"n_hidden {n_hidden} x {n_layers}"
+            f"{type(self).__name__}: {gene_likelihood}, n_latent {n_latent}, n_hidden {n_hidden} x {n_layers}"
         )
         self.init_params_ = self._get_init_params(locals())
 
@@ -110,4 +110,7 @@ class BetaVAE(VAE):
         super().__init__(adata, registry, **kwargs)
         self._plan_defaults = {"weights": {"kl": beta}}
         self._model_summary_string += f", beta {beta}"
-        self.init_params_ = self._get_init_params(locals())
+        defaults = {k: p.default for k, p in inspect.signature(VAE).parameters.items()}
+        settings = {**defaults, **kwargs, "beta": beta}
+        known = {k: v for k, v in settings.items() if k not in {"adata", "registry"}}
+        self.init_params_ = {"kwargs": {}, "non_kwargs": known}

@@ -192,9 +192,7 @@ class VAEModule(BaseModuleClass):
                 draws.append(p["x"].sample())
         return draws[0] if n_samples == 1 else torch.stack(draws, -1)
 
-    def log_weight(
-        self, batch: Batch, q: Distributions, latents: Latents, p: Distributions
-    ) -> Tensor:
+    def log_weight(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Tensor:
         """``log p(x, latents) - log q(latents | x)`` per cell, the importance weight of a sample."""
         weight = self.likelihood.log_prob(p["x"], batch.x)
         for k, q_k in q.items():

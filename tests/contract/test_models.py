@@ -1,0 +1,294 @@
+"""What every model must do for its user. A new model adds one line to ``MODELS``."""
+
+from __future__ import annotations
+
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+import scvi
+import torch
+
+import scalloy as sa
+from scalloy import _keys
+
+SMALL = {"n_hidden": 16, "n_latent": 4}
+MODELS = {
+    "AE": lambda adata, **kw: sa.AE(adata, **SMALL, **kw),
+    "AE_nb": lambda adata, **kw: sa.AE(adata, gene_likelihood="nb", **SMALL, **kw),
+    "VAE": lambda adata, **kw: sa.VAE(adata, **SMALL, **kw),
+    "VAE_zinb_learned": lambda adata, **kw: sa.VAE(
+        adata, gene_likelihood="zinb", library="learned", dispersion="gene-batch", **SMALL, **kw
+    ),
+    "VAE_free": lambda adata, **kw: sa.VAE(adata, library="none", n_layers=2, norm="batch", **SMALL, **kw),
+    "BetaVAE": lambda adata, **kw: sa.BetaVAE(adata, beta=3.0, **SMALL, **kw),
+}
+every = pytest.mark.parametrize("name", MODELS)
+
+
+def class_of(name):
+    return getattr(sa, name.split("_")[0])
+
+
+def setup(name, adata):
+    class_of(name).setup_anndata(
+        adata,
+        batch_key="batch",
+        labels_key="cluster",
+        categorical_covariate_keys=["lane"],
+        continuous_covariate_keys=["score"],
+    )
+
+
+@pytest.fixture(params=MODELS)
+def trained(request, cells, quick):
+    setup(request.param, cells)
+    model = MODELS[request.param](cells)
+    model.train(**quick)
+    return model
+
+
+def test_getters(trained, cells):
+    z = trained.get_latent_representation()
+    assert z.shape == (200, 4)
+    assert np.isfinite(z).all()
+    np.testing.assert_array_equal(z, trained.get_latent_representation())
+    np.testing.assert_allclose(trained.get_latent_representation(batch_size=7), z, rtol=1e-4, atol=1e-5)
+    order = [30, 5, 17]
+    np.testing.assert_allclose(trained.get_latent_representation(indices=order), z[order], atol=1e-5)
+    mean, variance = trained.get_latent_representation(return_dist=True)
+    np.testing.assert_allclose(mean, z)
+    assert (variance >= 0).all()
+    expression = trained.get_normalized_expression(gene_list=["gene_3", "gene_1"], indices=order)
+    assert list(expression.columns) == ["gene_3", "gene_1"]
+    assert list(expression.index) == [f"cell_{i}" for i in order]
+    assert trained.get_normalized_expression(n_samples=3, return_mean=False).shape == (3, 200, 40)
+    assert trained.get_normalized_expression(n_samples_overall=11, return_numpy=True).shape == (11, 40)
+    moved = trained.get_normalized_expression(transform_batch="batch_1", return_numpy=True)
+    both = trained.get_normalized_expression(transform_batch=["batch_0", "batch_1"], return_numpy=True)
+    assert moved.shape == both.shape == (200, 40)
+    assert trained.get_elbo() == pytest.approx(trained.get_elbo(return_mean=False).mean(), rel=0.05)
+    assert trained.get_reconstruction_error()["reconstruction_loss"] > 0
+    sample = trained.posterior_predictive_sample(n_samples=2, gene_list=["gene_3"])
+    assert sample.shape == (200, 1, 2)
+    assert trained.is_trained_
+    with pytest.raises(KeyError, match="which the model does not know: nope"):
+        trained.get_normalized_expression(gene_list=["nope"])
+    with pytest.raises(ValueError, match="`transform_batch='batch_9'` is not known"):
+        trained.get_normalized_expression(transform_batch="batch_9")
+
+
+def test_counts_add_up(trained):
+    if trained.init_params_["non_kwargs"]["gene_likelihood"] in {"nb", "zinb"}:
+        total = trained.get_normalized_expression(library_size=1e4).sum(axis=1)
+        np.testing.assert_allclose(total, 1e4, rtol=1e-3)
+
+
+def test_marginal_likelihood(trained):
+    if isinstance(trained, sa.AE):
+        with pytest.raises(NotImplementedError, match="AE has no prior"):
+            trained.get_marginal_ll()
+        return
+    one, many = (trained.get_marginal_ll(n_mc_samples=k) for k in (1, 40))
+    assert one < many
+    assert trained.get_marginal_ll(n_mc_samples=2, return_mean=False).shape == (200,)
+
+
+def test_differential_expression(trained, cells):
+    table = trained.differential_expression(
+        groupby="cluster", group1="cluster_0", group2="cluster_1", mode="change", silent=True
+    )
+    assert len(table) == 40
+    assert {"proba_de", "lfc_mean"} <= set(table.columns)
+    assert "_scvi_temp_de" not in cells.obs
+
+
+def test_annotate_writes_documented_keys_only(trained, cells, quick):
+    before = cells.copy()
+    assert trained.annotate(cells, key_added="mine", copy=True).obsm["X_mine"].shape == (200, 4)
+    assert "X_mine" not in cells.obsm
+    trained.annotate()
+    key = trained.name
+    assert _keys.latent(key) in cells.obsm
+    assert cells.uns[key]["settings"]["n_latent"] == 4
+    for attribute in ("obs", "obsm", "uns", "layers", "var"):
+        new = set(getattr(cells, attribute)) - set(getattr(before, attribute))
+        assert new <= {_keys.latent(key), _keys.settings(key)}
+    assert (cells.X != before.X).nnz == 0
+    sc.pp.neighbors(cells, use_rep=_keys.latent(key))
+    assert "connectivities" in cells.obsp
+
+
+def test_setup_writes_documented_keys_only(cells):
+    before = cells.copy()
+    setup("VAE", cells)
+    assert set(cells.obs) - set(before.obs) <= set(_keys.SETUP_OBS)
+    assert set(cells.obsm) - set(before.obsm) <= set(_keys.SETUP_OBSM)
+    assert set(cells.uns) - set(before.uns) <= set(_keys.SETUP_UNS)
+    assert set(cells.var) == set(before.var)
+
+
+def test_save_and_load(trained, cells, tmp_path):
+    z = trained.get_latent_representation()
+    trained.save(tmp_path / "model")
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
+    with pytest.raises(FileExistsError, match="Pass `overwrite=True`"):
+        trained.save(tmp_path / "model")
+    plain = cells.copy()
+    for loaded in (sa.load(tmp_path / "model", plain), type(trained).load(tmp_path / "model")):
+        assert type(loaded) is type(trained)
+        np.testing.assert_array_equal(loaded.get_latent_representation(plain), z)
+        pd.testing.assert_series_equal(
+            loaded.history["elbo_train"].iloc[:, 0].astype(float),
+            trained.history["elbo_train"].iloc[:, 0].astype(float),
+        )
+        np.testing.assert_array_equal(loaded.train_indices, trained.train_indices)
+    with pytest.raises(ValueError, match="Pass `adata=`"):
+        loaded.get_latent_representation()
+    other = sa.VAE if isinstance(trained, sa.AE) else sa.AE
+    with pytest.raises(ValueError, match=f"holds a {type(trained).__name__}. Call"):
+        other.load(tmp_path / "model")
+    about = json.loads((tmp_path / "model" / "model.json").read_text())
+    (tmp_path / "model" / "model.json").write_text(json.dumps({**about, "format": 99}))
+    with pytest.raises(ValueError, match="file format 99"):
+        type(trained).load(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match=r"holds no model.json"):
+        sa.load(tmp_path)
+
+
+def test_save_with_cells(trained, tmp_path):
+    trained.save(tmp_path / "m", save_anndata=True)
+    loaded = sa.load(tmp_path / "m")
+    np.testing.assert_array_equal(loaded.get_latent_representation(), trained.get_latent_representation())
+
+
+def test_new_cells_views_and_copies(trained, cells):
+    """Slices, views, another order and other formats give the same numbers; the object is left alone."""
+    z = trained.get_latent_representation()
+    view = cells[[4, 190, 7]]
+    np.testing.assert_allclose(trained.get_latent_representation(view), z[[4, 190, 7]], atol=1e-5)
+    assert view.is_view
+    one = cells[3].copy()
+    np.testing.assert_allclose(trained.get_latent_representation(one), z[[3]], atol=1e-5)
+    turned = cells[::-1].copy()
+    turned.X = sp.csc_matrix(turned.X).astype(np.int64)
+    np.testing.assert_allclose(trained.get_latent_representation(turned), z[::-1], atol=1e-5)
+    plain = ad.AnnData(cells.X.toarray(), obs=cells.obs[["batch", "cluster", "lane", "score"]], var=cells.var)
+    keys = set(plain.obs), set(plain.uns)
+    np.testing.assert_allclose(trained.get_latent_representation(plain), z, atol=1e-5)
+    assert (set(plain.obs), set(plain.uns)) == keys
+
+
+@every
+def test_training_twice_and_history(name, cells, quick):
+    setup(name, cells)
+    model = MODELS[name](cells)
+    model.train(**quick)
+    model.train(**quick)
+    assert len(model.history["train_loss"]) == 4
+    assert {"elbo_validation", "reconstruction_loss_train", "validation_loss"} <= set(model.history)
+    terms = [k for k in model.history if k.startswith("kl_z")]
+    assert bool(terms) == (not name.startswith("AE"))
+
+
+@every
+def test_same_seed_same_model(name, cells, quick):
+    codes = []
+    for _ in range(2):
+        scvi.settings.seed = 3
+        setup(name, cells)
+        model = MODELS[name](cells)
+        model.train(**quick)
+        codes.append(model.get_latent_representation())
+    scvi.settings.seed = None
+    np.testing.assert_array_equal(*codes)
+
+
+@every
+def test_stock_scvi_data_module(name, cells, quick):
+    """scvi-tools' own splitter (dense batches) trains every model too."""
+    setup(name, cells)
+    model = MODELS[name](cells)
+    splitter = scvi.dataloaders.DataSplitter(model.adata_manager, batch_size=64)
+    model.train(datamodule=splitter, **quick)
+    assert np.isfinite(model.history["train_loss"].iloc[-1, 0])
+
+
+def test_without_setup_says_so(cells, quick, caplog):
+    model = sa.VAE(cells, **SMALL)
+    assert "without `setup_anndata`: modelling `adata.X`" in caplog.text
+    model.train(**quick)
+    assert model.get_latent_representation().shape == (200, 4)
+
+
+def test_setting_up_a_copy_leaves_the_original_usable(cells, quick):
+    sa.VAE.setup_anndata(cells, batch_key="batch")
+    copy = cells.copy()
+    sa.VAE.setup_anndata(copy, batch_key="lane")
+    first, second = sa.VAE(cells, **SMALL), sa.VAE(copy, **SMALL)
+    assert (first.summary_stats.n_batch, second.summary_stats.n_batch) == (2, 4)
+    first.train(**quick)
+    assert first.get_latent_representation(copy).shape == (200, 4)
+
+
+def test_layer_size_factor_and_odd_formats(cells, quick):
+    cells.layers["counts"] = sp.csr_array(cells.X)
+    cells.X = np.log1p(cells.X.toarray())
+    cells.obs["size"] = cells.layers["counts"].sum(axis=1) * 1.5
+    sa.VAE.setup_anndata(cells, layer="counts", size_factor_key="size")
+    model = sa.VAE(cells, **SMALL)
+    model.train(**quick)
+    latent = model.get_normalized_expression(library_size="latent").sum(axis=1)
+    np.testing.assert_allclose(latent, cells.obs["size"], rtol=1e-3)
+    with pytest.raises(ValueError, match="but `size_factor_key` was registered"):
+        sa.VAE(cells, gene_likelihood="constrained_poisson")
+
+
+def test_a_batch_of_one_cell_and_unused_categories(cells, quick):
+    names = np.array(["a"] * 199 + ["alone"])
+    cells.obs["rare"] = pd.Categorical(names, categories=["a", "alone", "never"])
+    sa.VAE.setup_anndata(cells, batch_key="rare")
+    model = sa.VAE(cells, library="learned", **SMALL)
+    model.train(**quick)
+    assert np.isfinite(model.get_latent_representation()).all()
+
+
+def test_continuous_data(quick):
+    adata = sa.datasets.blobs(40)
+    sa.VAE.setup_anndata(adata, allow_non_counts=True)
+    model = sa.VAE(adata, gene_likelihood="normal", **SMALL)
+    model.train(**quick)
+    assert model.get_normalized_expression().shape == adata.shape
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"n_latent": 0}, "`n_latent=0` must be above zero"),
+        ({"norm": "bach"}, "`norm='bach'` is not known.*'batch'"),
+        ({"library": "given"}, "`library='given'` is not known"),
+        ({"gene_likelihood": "normall"}, "Did you mean 'normal'"),
+    ],
+)
+def test_wrong_arguments(cells, argument, message):
+    with pytest.raises(ValueError, match=message):
+        sa.VAE(cells, **argument)
+    with pytest.raises(ValueError, match="`beta=0` must be above zero"):
+        sa.BetaVAE(cells, beta=0)
+
+
+def test_untrained_model_warns(cells):
+    model = sa.VAE(cells, **SMALL)
+    with pytest.warns(UserWarning, match="untrained model"):
+        model.get_latent_representation()
+
+
+def test_names_are_loaded_on_first_use():
+    assert {"VAE", "AE", "BetaVAE", "datasets", "pl"} <= set(dir(sa))
+    with pytest.raises(AttributeError, match="has no attribute 'nope'"):
+        sa.nope  # noqa: B018
+    assert torch.is_grad_enabled()
