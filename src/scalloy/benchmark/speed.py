@@ -10,17 +10,21 @@ Only ratios are reported, since machines are noisy; repetitions alternate betwee
 
 from __future__ import annotations
 
+import gc
 import json
-import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
+
+from scalloy.train.memory import buffers_stay_mapped
 
 MODELS = ("VAE", "SCVI")
 
@@ -150,6 +154,33 @@ class Clock(pl.Callback):
         self.now: float | None = None
 
 
+class PeakMemory:
+    """Highest resident memory of this process while it lasts, in MB (Linux)."""
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        with buffers_stay_mapped():
+            pass  # gives back what loading the data has left
+        self.highest, self.done = self.resident(), threading.Event()
+        self.watcher = threading.Thread(target=self.watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.done.set()
+        self.watcher.join()
+        self.peak = self.highest
+
+    def watch(self) -> None:
+        while not self.done.wait(0.01):
+            self.highest = max(self.highest, self.resident())
+
+    @staticmethod
+    def resident() -> float:
+        status = Path("/proc/self/status").read_text()
+        return float(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """One training in this process."""
     import scvi
@@ -165,15 +196,15 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     cls.setup_anndata(adata)
     clock = Clock()
     run: dict[str, Any] = {"callbacks": [clock], "accelerator": job["device"].replace("cuda", "gpu"), **QUIET}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if job["kind"] == "equal":
         same = {"norm": "batch"} if cls is VAE else {}
         model = cls(adata, gene_likelihood=job["likelihood"], **same)
         run |= {"batch_size": job["batch_size"], "max_epochs": job["max_epochs"], "early_stopping": False}
-        model.train(check_val_every_n_epoch=10**6, **run)
+        with PeakMemory() as memory:
+            model.train(check_val_every_n_epoch=10**6, **run)
         n = len(model.train_indices)
         out = {"train_cells_per_s": n / float(np.median(clock.seconds[1:] or clock.seconds))}
-        out["peak_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        out["peak_mb"] = memory.peak
         passes = []
         for _ in range(4):
             begun = time.perf_counter()

@@ -31,7 +31,7 @@ INTEGER_KEYS = {
     REGISTRY_KEYS.CAT_COVS_KEY,
     CONDITION_KEY,
 }
-GATHER_ENTRIES = 4_000_000  # of the matrix, gathered at once
+GATHER_ENTRIES = 1_000_000  # of the matrix, gathered at once
 
 with warnings.catch_warnings():  # torch says once per process that its CSR layout is in beta
     warnings.simplefilter("ignore")
@@ -55,6 +55,14 @@ class Cells:
             dtype = np.int64 if key in INTEGER_KEYS else np.float32
             columns[key] = torch.from_numpy(values.astype(dtype)).reshape(len(values), -1)
         return cls(as_rows(manager.get_from_registry(REGISTRY_KEYS.X_KEY)), columns)
+
+    @property
+    def log_ell(self) -> Tensor:
+        """Logarithm of the library size, given or observed, ``(n, 1)``."""
+        given = self.columns.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
+        if given is None:
+            given = torch.from_numpy(np.asarray(self.x.sum(axis=1), dtype=np.float32).reshape(-1, 1))
+        return given.clamp_min(1e-6).log()
 
     @property
     def entries(self) -> int:

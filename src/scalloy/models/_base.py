@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
@@ -35,7 +36,7 @@ from scalloy.models import _files, _options
 from scalloy.models._getters import Getters
 from scalloy.train.memory import buffers_stay_mapped
 from scalloy.train.plan import TermsPlan
-from scalloy.vae.base import Batch, Sizes, VAEModule
+from scalloy.vae.base import Sizes, VAEModule
 from scalloy.vae.vae import LibraryPrior, library_prior
 
 logger = logging.getLogger("scalloy")
@@ -164,7 +165,7 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
             raise ValueError(msg)
         if self.adata is not None:
             whole = self._all_cells()
-            made.start_at(*_moments(whole.x), Batch.of(next(iter(_whole(whole)))).log_ell)
+            made.start_at(*_moments(whole.x), whole.log_ell)
         return made
 
     def _library_prior(self, library: str) -> LibraryPrior | None:
@@ -173,8 +174,9 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
         n_batch = self._sizes().n_batch
         if self.adata is None:  # values come with the weights
             return LibraryPrior(torch.zeros(n_batch), torch.ones(n_batch))
-        batch = Batch.of(next(iter(_whole(self._all_cells()))))
-        return library_prior(batch.log_ell[:, 0], batch.b, n_batch)
+        cells = self._all_cells()
+        b = cells.columns[REGISTRY_KEYS.BATCH_KEY][:, 0]
+        return library_prior(cells.log_ell[:, 0], b, n_batch)
 
     def _all_cells(self) -> Cells:
         if self._cells is None:
@@ -316,15 +318,13 @@ def default_epochs(n_obs: int, batch_size: int) -> int:
     return int(np.clip(np.ceil(2500 / steps), 20, 200))
 
 
-def _whole(cells: Cells) -> CellLoader:
-    return CellLoader(cells, batch_size=cells.x.shape[0])
-
-
 def _moments(x: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of each gene."""
     mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
-    squares = x.multiply(x) if hasattr(x, "multiply") else x * x
-    square = np.asarray(squares.mean(axis=0), dtype=np.float64).ravel()
+    if sp.issparse(x):
+        square = np.bincount(x.indices, x.data.astype(np.float64) ** 2, x.shape[1]) / x.shape[0]
+    else:
+        square = np.square(x, dtype=np.float64).mean(axis=0)
     variance = np.maximum(square - mean**2, 0)
     return torch.from_numpy(mean).float(), torch.from_numpy(variance).float()
 
