@@ -107,7 +107,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*`?num_workers`? .*")
     try:
         app(standalone_mode=True)
-    except (ValueError, KeyError, TypeError, FileNotFoundError, NotImplementedError) as error:
+    except (ValueError, LookupError, TypeError, OSError, RuntimeError) as error:
         text = error.args[0] if error.args else error
         typer.secho(f"error: {text}", err=True, fg="red")
         sys.exit(1)

@@ -123,7 +123,8 @@ def _in_process(job: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "scalloy.benchmark.speed", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        msg = f"The run {job} failed:\n{done.stderr[-2000:]}"
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        msg = f"the run of {job['model']} ({job['kind']}) failed: {last}"
         raise RuntimeError(msg)
     return json.loads(done.stdout.splitlines()[-1])
 

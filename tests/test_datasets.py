@@ -1,0 +1,86 @@
+"""Embedded and simulated data."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import numpy as np
+import pytest
+
+import scalloy as sa
+from scalloy import datasets
+
+
+def test_embedded_kang_is_real_and_complete():
+    adata = sa.datasets.kang()
+    assert 5_000 < adata.n_obs < 8_000
+    assert adata.obs["cell_type"].nunique() == 8
+    assert set(adata.obs["condition"]) == {"control", "stimulated"}
+    assert adata.obs["batch"].nunique() == 8
+    assert adata.obs.groupby(["cell_type", "condition"], observed=True).size().min() >= 20
+    np.testing.assert_array_equal(adata.X.data, np.rint(adata.X.data))
+    assert adata.X.data.min() >= 1
+    assert "GSE96583" in adata.uns["source"]
+    assert (files("scalloy.data") / "kang_subset.h5ad").stat().st_size < 4 * 2**20
+    monocytes = adata[adata.obs["cell_type"] == "CD14+ Monocytes"]
+    isg15 = monocytes[:, "ISG15"].X.toarray().ravel()
+    stimulated = (monocytes.obs["condition"] == "stimulated").to_numpy()
+    assert isg15[stimulated].mean() > 10 * isg15[~stimulated].mean()  # interferon at work
+
+
+def test_subset_agrees_with_the_full_set(benchmark_data, monkeypatch):
+    monkeypatch.setenv("SCALLOY_DATA", str(benchmark_data))
+    full, subset = sa.datasets.kang(full=True), sa.datasets.kang()
+    assert full.shape == (16_412, 13_966)
+    there = full[subset.obs_names, subset.var_names]
+    assert (there.X != subset.X).nnz == 0
+    totals = np.asarray(full[subset.obs_names].X.sum(axis=1)).ravel()
+    np.testing.assert_array_equal(totals, subset.obs["n_counts"])
+    assert (there.obs["condition"].astype(str) == subset.obs["condition"].astype(str)).all()
+
+
+def test_fetch_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("SCALLOY_DATA", str(tmp_path))
+    monkeypatch.delenv("SCALLOY_DATA_URL", raising=False)
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match=r"holds no kang_pbmc.h5ad.*SCALLOY_DATA_URL"):
+        datasets.fetch("kang_pbmc.h5ad")
+    with pytest.raises(ValueError, match=r"is not known. Pass one of: kang_pbmc"):
+        datasets.fetch("nope")
+
+
+def test_download_is_checked(monkeypatch, tmp_path):
+    """A file of another content is refused by its checksum."""
+    (tmp_path / "pbmc3k.h5ad").write_bytes(b"not it")
+    monkeypatch.delenv("SCALLOY_DATA", raising=False)
+    monkeypatch.setenv("SCALLOY_DATA_URL", tmp_path.as_uri())
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"hash|not supported|protocol"):
+        datasets.fetch("pbmc3k.h5ad")
+
+
+def test_simulated_truth():
+    adata = sa.datasets.simulate(3000, 50, n_conditions=3, n_proteins=4, theta=3.0, seed=2)
+    again = sa.datasets.simulate(3000, 50, n_conditions=3, n_proteins=4, theta=3.0, seed=2)
+    assert (adata.X != again.X).nnz == 0
+    mean, x = adata.layers["mean"], adata.X.toarray()
+    assert np.abs(x.mean(0) / mean.mean(0) - 1)[mean.mean(0) > 1].max() < 0.15
+    standardised = (x - mean) / np.sqrt(mean + mean**2 / 3.0)  # NB variance
+    assert standardised.var() == pytest.approx(1, abs=0.1)
+    control = (adata.obs["condition"] == "control").to_numpy()
+    np.testing.assert_array_equal(adata.layers["mean_control"][control], mean[control])
+    assert np.abs(adata.layers["mean_treated_1"] - adata.layers["mean_control"]).max() > 1
+    np.testing.assert_allclose(adata.layers["mean_treated_2"].sum(1), mean.sum(1), rtol=1e-4)
+    assert adata.obsm["protein_counts"].shape == (3000, 4)
+
+
+def test_sources_toys():
+    adata = sa.datasets.poisson_genes()
+    assert adata.shape == (2000, 10)
+    np.testing.assert_allclose(adata.X.toarray().mean(0), np.arange(1, 11), rtol=0.05)
+    toy = sa.datasets.blobs()
+    assert toy.shape == (3500, 16)
+    assert (toy.obs.groupby(["cluster", "condition"], observed=True).size() == 350).all()
+    groups = toy.to_df().groupby([toy.obs["cluster"], toy.obs["condition"]], observed=True).mean()
+    shift = groups.xs("treated_1", level=1) - groups.xs("control", level=1)
+    assert shift.to_numpy().mean() == pytest.approx(1.5, abs=0.2)
