@@ -44,7 +44,7 @@ def test_errors_are_one_line(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    assert capsys.readouterr().err.startswith("error: `data='nope'` is not known. Pass one of: kang")
 
 
 def test_pictures_return_axes(cells, quick):

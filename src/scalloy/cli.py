@@ -108,6 +108,6 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (ValueError, LookupError, TypeError, OSError, RuntimeError) as error:
-        text = error.args[0] if error.args else error
+        text = error.args[0] if isinstance(error, LookupError) and error.args else error
         typer.secho(f"error: {text}", err=True, fg="red")
         sys.exit(1)

@@ -284,5 +284,7 @@ def test_wrong_strings_name_the_right_ones():
         _options.likelihood("nb", Sizes(3), 4, dispersion="cell")
     with pytest.raises(ValueError, match="has no meaning for `gene_likelihood='poisson'`"):
         _options.likelihood("poisson", Sizes(3), 4, dispersion="gene-cell")
+    with pytest.raises(ValueError, match="`library='none'` has no meaning for `gene_likelihood='mse'`"):
+        _options.likelihood("mse", Sizes(3), 4, library="none")
     with pytest.raises(ValueError, match="ties the rates to the observed total"):
         _options.likelihood("constrained_poisson", Sizes(3), 4, library="learned")

@@ -132,7 +132,7 @@ def test_setup_writes_documented_keys_only(cells):
     assert set(cells.var) == set(before.var)
 
 
-def test_save_and_load(trained, cells, tmp_path):
+def test_save_and_load(trained, cells, tmp_path, quick):
     z = trained.get_latent_representation()
     trained.save(tmp_path / "model")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
@@ -149,6 +149,11 @@ def test_save_and_load(trained, cells, tmp_path):
         np.testing.assert_array_equal(loaded.train_indices, trained.train_indices)
     with pytest.raises(ValueError, match="Pass `adata=`"):
         loaded.get_latent_representation()
+    with pytest.raises(ValueError, match="in another order"):
+        sa.load(tmp_path / "model", cells[:, ::-1].copy())
+    loaded.get_latent_representation(cells[:1])  # one cell, of a model without cells
+    with pytest.raises(ValueError, match="Pass `adata=` to `load`"):
+        loaded.train(**quick)
     other = sa.VAE if isinstance(trained, sa.AE) else sa.AE
     with pytest.raises(ValueError, match=f"holds a {type(trained).__name__}. Call"):
         other.load(tmp_path / "model")
@@ -181,6 +186,41 @@ def test_new_cells_views_and_copies(trained, cells):
     keys = set(plain.obs), set(plain.uns)
     np.testing.assert_allclose(trained.get_latent_representation(plain), z, atol=1e-5)
     assert (set(plain.obs), set(plain.uns)) == keys
+
+
+def test_new_cells_without_labels_and_with_unknown_categories(trained, cells):
+    z = trained.get_latent_representation()
+    plain = cells.copy()
+    del plain.obs["cluster"]
+    np.testing.assert_allclose(trained.get_latent_representation(plain), z, atol=1e-5)
+    assert "cluster" not in plain.obs
+    plain.obs["cluster"] = "never seen"
+    np.testing.assert_allclose(trained.get_latent_representation(plain), z, atol=1e-5)
+    for key, name in (("batch", "batch_7"), ("lane", "z")):
+        other = cells.copy()
+        other.obs[key] = [name, *other.obs[key].astype(str)[1:]]
+        with pytest.raises(ValueError, match=rf"`adata.obs\['{key}'\]` holds .* never seen: {name}\. It"):
+            trained.get_latent_representation(other)
+
+
+def test_another_set_up_of_the_same_object_changes_nothing(trained, cells, quick):
+    expected = trained.get_normalized_expression(indices=[0, 1, 2], n_samples=50)
+    other = sa.AE if not isinstance(trained, sa.AE) else sa.VAE
+    other.setup_anndata(cells)
+    again = trained.get_normalized_expression(indices=[0, 1, 2], n_samples=50)
+    np.testing.assert_allclose(again, expected, rtol=0.5, atol=1e-2)
+    trained.train(**quick)
+    codes = cells.obs["_scvi_batch"]
+    assert codes.nunique() == 2
+
+
+def test_indices_that_are_not_there(trained):
+    with pytest.raises(IndexError, match="whole numbers from -200 to 199"):
+        trained.get_latent_representation(indices=[500])
+    with pytest.raises(ValueError, match="selects no cells"):
+        trained.get_elbo(indices=[])
+    with pytest.raises(ValueError, match="mask of 3 for 200 cells"):
+        trained.get_elbo(indices=[True, False, True])
 
 
 @every
@@ -263,6 +303,15 @@ def test_continuous_data(quick):
     model = sa.VAE(adata, gene_likelihood="normal", **SMALL)
     model.train(**quick)
     assert model.get_normalized_expression().shape == adata.shape
+
+
+def test_values_outside_of_the_likelihood(cells):
+    cells.X = cells.X.toarray() - 1
+    sa.VAE.setup_anndata(cells, allow_non_counts=True)
+    with pytest.raises(ValueError, match="needs values from 0, but the data go down to -1"):
+        sa.VAE(cells)
+    with pytest.raises(ValueError, match=r"needs values within \[0, 1\]"):
+        sa.VAE(cells, gene_likelihood="bernoulli_given")
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def test_history_names_every_term_and_adds_up(cells, quick):
         kl = last[f"kl_z_{mode}"] + last[f"kl_ell_{mode}"]
         assert last[f"kl_local_{mode}"] == pytest.approx(kl, rel=1e-5)
         assert last[f"elbo_{mode}"] == pytest.approx(last[f"reconstruction_loss_{mode}"] + kl, rel=1e-5)
-    weighted = last["reconstruction_loss_validation"] + 3 * last["kl_local_validation"]
+    kl = 3 * last["kl_z_validation"] + last["kl_ell_validation"]
+    weighted = last["reconstruction_loss_validation"] + kl
     assert last["validation_loss"] == pytest.approx(weighted, rel=1e-5)
 
 
@@ -169,3 +170,36 @@ def test_second_training_is_in_training_mode(cells, quick):
         model.train(**quick, callbacks=[Watch()])
     assert all(modes)
     assert not model.module.training
+
+
+def test_weights_are_merged_and_their_names_checked(cells, quick):
+    sa.BetaVAE.setup_anndata(cells)
+    model = sa.BetaVAE(cells, beta=3.0, library="learned", **SMALL)
+    model.train(**quick, plan_kwargs={"weights": {"ell": 0.5}})
+    last = {k: float(v.iloc[-1, 0]) for k, v in model.history.items()}
+    expected = last["reconstruction_loss_validation"] + 3 * last["kl_z_validation"]
+    expected += 0.5 * last["kl_ell_validation"]
+    assert last["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match=r"`weights` names \['Z'\], but the terms are"):
+        model.train(**quick, plan_kwargs={"weights": {"Z": 4.0}})
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "zip"])
+def test_mixed_precision_with_clipping(cells, quick, likelihood):
+    model = model_of(cells, gene_likelihood=likelihood)
+    model.train(**quick, precision="bf16-mixed", gradient_clip_val=10.0)
+    assert np.isfinite(model.history["train_loss"].to_numpy(dtype=float)).all()
+
+
+def test_few_cells_have_no_validation_set_and_still_train(quick):
+    model = model_of(sa.datasets.simulate(9, 20))
+    model.train(**quick)
+    assert len(model.validation_indices) == 0
+
+
+def test_data_are_let_go_after_training(cells, quick):
+    model = model_of(cells)
+    model.train(**quick)
+    loader = model.trainer.train_dataloader
+    assert loader.cells is None
+    assert model.trainer.datamodule.cells is None

@@ -32,7 +32,9 @@ class Cell(NamedTuple):
 def cells_of(model: Any, indices: np.ndarray, batch_size: int = 256) -> Iterator[Cell]:
     """The given cells as the model sees them."""
     model.module.eval()
-    for tensors in AnnDataLoader(model.adata_manager, indices=indices, batch_size=batch_size):
+    device = next(model.module.parameters()).device
+    for given in AnnDataLoader(model.adata_manager, indices=indices, batch_size=batch_size):
+        tensors = {k: v.to(device) for k, v in given.items()}
         yield _scvi(model.module, tensors) if isinstance(model, SCVI) else _ours(model.module, tensors)
 
 
@@ -74,7 +76,8 @@ def evidence(model: Any, indices: np.ndarray, *, n_mc_samples: int = 50, seed: i
         Of the samples; torch's own state is left as it was.
     """
     rows: list[Tensor] = []
-    with torch.random.fork_rng(devices=[]):
+    devices = {p.device for p in model.module.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)
         for x, q_z, decode in cells_of(model, indices):
             prior = Normal(torch.zeros_like(q_z.loc), torch.ones_like(q_z.loc))
@@ -91,6 +94,12 @@ def evidence(model: Any, indices: np.ndarray, *, n_mc_samples: int = 50, seed: i
     means = torch.cat(rows).double().mean(0).tolist()
     names = ("reconstruction", "kl", "elbo", "marginal_ll")
     return dict(zip(names, means, strict=True))
+
+
+def three_parts(n: int, seed: int) -> list[np.ndarray]:
+    """The same 80 % to train, 10 % to validate and 10 % to score on for both models."""
+    score, validate, train = np.split(np.random.default_rng(seed).permutation(n), [n // 10, n // 5])
+    return [train, validate, score]
 
 
 def spread(frame: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:

@@ -22,6 +22,7 @@ class Rate:
     r"""Mean of counts: :math:`\mu = \ell\,\mathrm{softmax}(a)`, or :math:`\mu = e^a` without ``log_ell``."""
 
     def __init__(self, logits: Tensor, log_ell: Tensor | None) -> None:
+        logits = full(logits)
         self.logits = bounded(logits, upper=LOG_MEAN_MAX) if log_ell is None else logits
         self.log_ell = log_ell
 
@@ -35,6 +36,11 @@ class Rate:
     def fraction(self) -> Tensor:
         """Share of each gene in the counts of its cell; rows sum to one."""
         return torch.softmax(self.logits, -1)
+
+
+def full(value: Tensor) -> Tensor:
+    """At least single precision: counts and gamma functions need it, also under autocast."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def bounded(value: Tensor, *, lower: float | None = None, upper: float | None = None) -> Tensor:
@@ -134,7 +140,7 @@ class NegativeBinomial(CountDistribution):
     """
 
     def __init__(self, rate: Rate, log_theta: Tensor) -> None:
-        self.log_theta = bounded(log_theta, lower=-12.0, upper=12.0)
+        self.log_theta = bounded(full(log_theta), lower=-12.0, upper=12.0)
         super().__init__(rate)
 
     @property
@@ -162,7 +168,7 @@ class ZeroInflated(CountDistribution):
     r"""Counts that are zero with an extra probability :math:`\pi_0 = \sigma(\mathrm{gate})`."""
 
     def __init__(self, base: Poisson | NegativeBinomial, gate: Tensor) -> None:
-        self.base, self.gate = base, gate
+        self.base, self.gate = base, full(gate)
         super().__init__(base.rate)
 
     @cached_property

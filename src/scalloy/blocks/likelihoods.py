@@ -48,6 +48,10 @@ class Likelihood(nn.Module):
         """Normalised expression under ``p_x``: rows sum to one for counts."""
         return p_x.fraction
 
+    def expected(self, p_x: Distribution, log_ell: Tensor) -> Tensor:
+        """Expected counts of a cell with its own library size."""
+        return p_x.mean
+
     def features(self, x: Tensor) -> Tensor:
         """What the encoder sees."""
         return map_values(x, torch.log1p)
@@ -169,6 +173,9 @@ class Gaussian(Likelihood):
 
     def fraction(self, p_x: Distribution) -> Tensor:
         return torch.expm1(p_x.mean.clamp_min(0)) / 1e4 if self.on == "log1p" else p_x.mean
+
+    def expected(self, p_x: Distribution, log_ell: Tensor) -> Tensor:
+        return self.fraction(p_x) * log_ell.exp() if self.on == "log1p" else p_x.mean
 
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
         if self.on == "given":

@@ -55,12 +55,11 @@ class SparseLinear(nn.Module):
         self.bias = like.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.layout != torch.sparse_csr:
-            return torch.addmm(self.bias, x, self.weight)
-        if x.device.type == "cpu" and self.weight.dtype == torch.float32:
-            args = x.crow_indices(), x.col_indices(), x.values()
-            return _SparseTimesDense.apply(*args, self.weight) + self.bias
-        return torch.sparse.mm(x, self.weight) + self.bias
+        fast = x.device.type == "cpu" and self.weight.dtype == torch.float32
+        if x.layout != torch.sparse_csr or not fast:
+            return torch.addmm(self.bias, dense(x), self.weight)
+        args = x.crow_indices(), x.col_indices(), x.values()
+        return _SparseTimesDense.apply(*args, self.weight) + self.bias
 
 
 class _SparseTimesDense(torch.autograd.Function):

@@ -113,6 +113,18 @@ def _check_column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
     return column
 
 
+def check_categories(adata: AnnData, known: dict[str, np.ndarray]) -> None:
+    """New cells have no category that the model has never seen, in any of its columns."""
+    for key, categories in known.items():
+        new = pd.Index(adata.obs[key].astype(str).unique()).difference(categories)
+        if len(new):
+            msg = (
+                f"`adata.obs[{key!r}]` holds categories that the model has never seen: {few(new)}. "
+                f"It knows: {few(categories)}. Rename them, or leave these cells out."
+            )
+            raise ValueError(msg)
+
+
 def check_layer(adata: AnnData, layer: str | None) -> Any:
     """The matrix to model, and that it is a matrix of numbers."""
     if layer is not None and layer not in adata.layers:
@@ -135,8 +147,13 @@ def check_layer(adata: AnnData, layer: str | None) -> Any:
     return x
 
 
-def check_counts(adata: AnnData, layer: str | None = None, *, allow_non_counts: bool = False) -> None:
-    """All entries are finite, non-negative and whole, and every cell has at least one count."""
+def check_counts(
+    adata: AnnData, layer: str | None = None, *, allow_non_counts: bool = False, genes: bool = True
+) -> None:
+    """All entries are finite, non-negative and whole, and every cell has at least one count.
+
+    With ``genes`` there is a warning about genes that have none.
+    """
     x = check_layer(adata, layer)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     values = x.data if sp.issparse(x) else x
@@ -170,7 +187,7 @@ def check_counts(adata: AnnData, layer: str | None = None, *, allow_non_counts: 
         )
         raise ValueError(msg)
     silent = np.asarray(x.sum(axis=0)).ravel() == 0
-    if silent.any():
+    if genes and silent.any():
         warnings.warn(
             f"{silent.sum()} gene(s) have no counts in `{where}`: {few(adata.var_names[silent])}. They "
             "cost time and teach nothing; `sc.pp.filter_genes(adata, min_counts=1)` removes them.",

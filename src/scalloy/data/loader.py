@@ -147,9 +147,19 @@ def rows_of(x: sp.csr_matrix | Tensor, part: slice) -> Tensor:
 
 
 def as_positions(indices: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
-    """Row numbers from row numbers or a boolean mask."""
+    """Row numbers from row numbers (negative ones count from the end) or a boolean mask."""
     index = np.asarray(indices)
-    return np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64) % n
+    if index.dtype == bool and index.shape != (n,):
+        msg = f"`indices` is a mask of {len(index)} for {n} cells. Pass one value per cell."
+        raise ValueError(msg)
+    index = np.flatnonzero(index) if index.dtype == bool else index
+    if len(index) == 0:
+        msg = "`indices` selects no cells. Pass at least one row."
+        raise ValueError(msg)
+    if index.dtype.kind not in "iu" or index.min() < -n or index.max() >= n:
+        msg = f"`indices` must be whole numbers from {-n} to {n - 1}, rows of the {n} cells."
+        raise IndexError(msg)
+    return index.astype(np.int64) % n
 
 
 class DeviceCells:
@@ -205,7 +215,6 @@ class CellSplitter(pl.LightningDataModule):
         distributed_sampler: bool = False,
         external_indexing: Sequence[np.ndarray] | None = None,
         resident: bool | None = None,
-        **_: Any,
     ) -> None:
         super().__init__()
         if distributed_sampler:
@@ -227,6 +236,7 @@ class CellSplitter(pl.LightningDataModule):
         self.data_loader_kwargs = {"batch_size": batch_size}
         self.cells: Cells | None = None
         self.store: DeviceCells | None = None
+        self.loaders: list[CellLoader] = []
 
     def setup(self, stage: str | None = None) -> None:
         if self.cells is None:
@@ -237,8 +247,17 @@ class CellSplitter(pl.LightningDataModule):
         device = self.trainer.strategy.root_device if self.trainer is not None else None
         if device is not None and self.stays_on(device):
             self.store = self.store or DeviceCells(self.cells, device)
-            return DeviceLoader(self.cells, indices, store=self.store, **kwargs)
-        return CellLoader(self.cells, indices, **kwargs)
+            self.loaders.append(DeviceLoader(self.cells, indices, store=self.store, **kwargs))
+        else:
+            self.loaders.append(CellLoader(self.cells, indices, **kwargs))
+        return self.loaders[-1]
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Let go of the data, which scvi-tools would keep with the trainer of the model."""
+        self.cells = self.store = None
+        for loader in self.loaders:
+            vars(loader).update(cells=None, store=None)
+        self.loaders = []
 
     def stays_on(self, device: torch.device) -> bool:
         """Whether the whole matrix lives on the device: asked for, or a GPU with ample memory."""

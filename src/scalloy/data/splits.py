@@ -32,9 +32,9 @@ def split(
     if not 0 < train_size <= 1:
         msg = f"`train_size={train_size}` must lie in (0, 1]."
         raise ValueError(msg)
-    n_train = int(np.ceil(train_size * n))
+    n_train = int(np.ceil(round(train_size * n, 6)))
     rest = n - n_train
-    n_val = rest if validation_size is None else int(np.floor(validation_size * n))
+    n_val = rest if validation_size is None else int(np.floor(round(validation_size * n, 6)))
     if not 0 <= n_val <= rest:
         msg = f"`train_size={train_size}` and `validation_size={validation_size}` sum to more than 1."
         raise ValueError(msg)

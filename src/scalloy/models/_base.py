@@ -32,6 +32,7 @@ from scalloy import _keys
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.data import checks
 from scalloy.data.loader import CellLoader, Cells, CellSplitter
+from scalloy.data.splits import split
 from scalloy.models import _files, _options
 from scalloy.models._getters import Getters
 from scalloy.train.memory import buffers_stay_mapped
@@ -110,7 +111,22 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
         checks.check_object(adata)
         checks.check_keys(adata, categorical, continuous)
         checks.check_counts(adata, layer, allow_non_counts=allow_non_counts)
-        fields = [
+        cls._register(adata, cls._fields(**args["setup_args"]), args, **kwargs)
+
+    @classmethod
+    def _fields(
+        cls,
+        *,
+        layer: str | None,
+        batch_key: str | None,
+        labels_key: str | None,
+        size_factor_key: str | None,
+        categorical_covariate_keys: Sequence[str] | None,
+        continuous_covariate_keys: Sequence[str] | None,
+        **_: Any,
+    ) -> list:
+        """scvi-tools' fields for the arguments of :meth:`setup_anndata`."""
+        return [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
@@ -118,7 +134,6 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
             CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
         ]
-        cls._register(adata, fields, args, **kwargs)
 
     @classmethod
     def _register(cls, adata: AnnData, fields: list, args: dict, **kwargs: Any) -> None:
@@ -165,6 +180,7 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
             raise ValueError(msg)
         if self.adata is not None:
             whole = self._all_cells()
+            _options.check_range(name, made.counts, whole.x)
             made.start_at(*_moments(whole.x), whole.log_ell)
         return made
 
@@ -222,11 +238,17 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
         **kwargs
             As in scvi-tools: ``datasplitter_kwargs``, ``datamodule``, and arguments of its ``Trainer``.
         """
-        n = self.adata.n_obs if self.adata is not None else 10_000
+        if self.adata is None:
+            msg = "The model was loaded without its cells. Pass `adata=` to `load` to train it further."
+            raise ValueError(msg)
+        self.adata_manager.validate()  # another set-up may have changed the codes since
+        n = self.adata.n_obs
         batch_size = default_batch_size(n) if batch_size is None else batch_size
         max_epochs = default_epochs(n, batch_size) if max_epochs is None else max_epochs
         _options.positive(batch_size=batch_size, max_epochs=max_epochs)
-        validates = (train_size or 0.9) < 1 and validation_size != 0
+        chosen = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
+        parts = chosen or split(n, train_size, validation_size)
+        validates = len(parts[1]) > 0 and getattr(kwargs.get("datamodule"), "n_val", 1) > 0
         if validates:
             kwargs.setdefault("check_val_every_n_epoch", 1)
         kwargs.setdefault("early_stopping_monitor", "validation_loss")
@@ -246,9 +268,15 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
                 shuffle_set_split=shuffle_set_split,
                 batch_size=batch_size,
                 early_stopping=early_stopping and validates,
-                plan_kwargs={**self._plan_defaults, **(plan_kwargs or {})},
+                plan_kwargs=self._plan(plan_kwargs),
                 **kwargs,
             )
+
+    def _plan(self, given: dict | None) -> dict[str, Any]:
+        """The model's own plan with what the user gives on top; weights are merged term by term."""
+        merged = {**self._plan_defaults, **(given or {})}
+        weights = {**self._plan_defaults.get("weights", {}), **(given or {}).get("weights", {})}
+        return {**merged, "weights": weights}
 
     # writing ------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file, save_file
 
+from scalloy.data.checks import check_same_genes
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -39,6 +41,7 @@ def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool
         "indices": {k: getattr(model, f"{k}_indices_") for k in ("train", "validation", "test")},
     }
     (path / ABOUT).write_text(json.dumps(to_json(about)))
+    (path / CELLS).unlink(missing_ok=True)  # of a model that was here before
     if save_anndata and model.adata is not None:
         model.adata.write_h5ad(path / CELLS)
 
@@ -64,11 +67,14 @@ def load(cls: type[ScalloyModel], path: Path, adata: AnnData | None) -> ScalloyM
 
         adata = anndata.read_h5ad(path / CELLS)
     if adata is not None:
+        names = registry["field_registries"]["X"]["state_registry"]["column_names"]
+        check_same_genes(names, adata)
         cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
     init = about["init"]
     model = cls(adata, **init) if adata is not None else cls(None, registry=registry, **init)
     model.module.load_state_dict(load_file(path / WEIGHTS))
     model.module.eval()
+    model._cells = None
     model.is_trained_, model.history_ = about["trained"], about["history"]
     for key, rows in about["indices"].items():
         setattr(model, f"{key}_indices_", rows)

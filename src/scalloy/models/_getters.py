@@ -6,22 +6,20 @@ A mixin of :class:`scalloy.models._base.ScalloyModel`, which has the model's mod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
 from scvi.model.base import RNASeqMixin
 
 from scalloy.data import checks
 from scalloy.data.loader import CellLoader
 from scalloy.models import _options
 from scalloy.vae.base import Batch, Sizes, VAEModule
-
-if TYPE_CHECKING:
-    from scvi.data import AnnDataManager
 
 DECODED_ENTRIES = 8_000_000  # cells x genes decoded at once
 Tensors = dict[str, torch.Tensor]
@@ -39,7 +37,7 @@ class Getters:
     _adata_manager: AnnDataManager | None
     _sizes: Callable[[], Sizes]
     _check_if_trained: Callable[..., None]
-    _get_most_recent_anndata_manager: Callable[..., AnnDataManager]
+    _fields: Callable[..., list]
 
     # reading cells ------------------------------------------------------------------------------
 
@@ -49,6 +47,7 @@ class Getters:
             if self._adata_manager is None:
                 msg = "The model was loaded without its cells. Pass `adata=`."
                 raise ValueError(msg)
+            self._adata_manager.validate()  # another set-up may have changed the codes since
             return self._adata_manager
         checks.check_same_genes(self.get_var_names(), adata)
         setup = self.registry["setup_args"]
@@ -59,14 +58,39 @@ class Getters:
             if layer
             else AnnData(x, obs=adata.obs.copy(), var=pd.DataFrame(index=adata.var_names))
         )
-        checks.check_counts(cells, layer, allow_non_counts=allow)
+        checks.check_counts(cells, layer, allow_non_counts=allow, genes=False)
+        self._complete_labels(cells, setup)
         named = {k: v for k, v in setup.items() if k.endswith(("_key", "_keys"))}
         continuous = {k: named.pop(k, None) for k in ("size_factor_key", "continuous_covariate_keys")}
         checks.check_keys(cells, named, continuous)
+        checks.check_categories(cells, self._known_categories())
         if self._adata_manager is not None:
             return self._adata_manager.transfer_fields(cells)
-        type(self).setup_anndata(cells, source_registry=self.registry, **setup)
-        return self._get_most_recent_anndata_manager(cells, required=True)
+        args = {k: self.registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
+        manager = AnnDataManager(fields=self._fields(**setup), setup_method_args=args)
+        manager.register_fields(cells, self.registry)
+        return manager
+
+    def _complete_labels(self, cells: AnnData, setup: dict[str, Any]) -> None:
+        """New cells need no labels to be embedded: what is missing or new becomes a label that is known."""
+        key = setup.get("labels_key")
+        if key is None:
+            return
+        state = self.registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
+        known = np.asarray(state["categorical_mapping"])
+        given = cells.obs[key] if key in cells.obs else np.full(cells.n_obs, "")
+        position = pd.Index(known.astype(str)).get_indexer(np.asarray(given).astype(str))
+        cells.obs[key] = known[np.maximum(position, 0)]
+
+    def _known_categories(self) -> dict[str, np.ndarray]:
+        """Categories of each registered column, by the name of the column."""
+        fields, known = self.registry["field_registries"], {}
+        for field in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY):
+            state = fields[field]["state_registry"]
+            known[state["original_key"]] = np.asarray(state["categorical_mapping"], dtype=str)
+        joint = fields[REGISTRY_KEYS.CAT_COVS_KEY].get("state_registry", {}).get("mappings", {})
+        known |= {k: np.asarray(v, dtype=str) for k, v in joint.items()}
+        return {k: v for k, v in known.items() if not k.startswith("_scvi")}
 
     def _read(
         self,
@@ -168,7 +192,7 @@ class Getters:
         library_size
             What each cell adds up to; ``"latent"`` is its own library size.
         n_samples
-            Samples of the latent per cell; one is the posterior mean's neighbourhood.
+            Samples of the latent per cell.
         n_samples_overall
             Draw this many cells with replacement, and one sample each.
         weights
@@ -197,7 +221,7 @@ class Getters:
             for _ in range(n_samples):
                 latents = self.module.draw(q)
                 ps = [self.module.generative(batch, latents, code)["p"]["x"] for code in codes]
-                draws.append(sum(self._scaled(p_x, library_size)[:, genes] for p_x in ps) / len(ps))
+                draws.append(sum(self._scaled(p_x, batch, library_size)[:, genes] for p_x in ps) / len(ps))
             parts.append((sum(draws) / n_samples if return_mean else torch.stack(draws)).cpu())
         several = n_samples > 1 and not return_mean
         out = torch.cat(parts, dim=1 if several else 0).numpy()
@@ -206,9 +230,9 @@ class Getters:
         names = np.asarray(self.get_var_names())[genes]
         return pd.DataFrame(out, index=self._names(adata, indices), columns=names)
 
-    def _scaled(self, p_x: Any, library_size: float | str) -> torch.Tensor:
+    def _scaled(self, p_x: Any, batch: Batch, library_size: float | str) -> torch.Tensor:
         if library_size == "latent":
-            return p_x.mean
+            return self.module.likelihood.expected(p_x, batch.log_ell)
         return self.module.likelihood.fraction(p_x) * float(library_size)
 
     def _genes(self, gene_list: Sequence[str] | None) -> Any:

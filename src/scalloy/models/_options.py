@@ -47,6 +47,22 @@ def positive(**arguments: float) -> None:
             raise ValueError(msg)
 
 
+def check_range(name: str, counts: bool, x: Any) -> None:
+    """The values lie where the likelihood has a density."""
+    low, high = float(x.min()), float(x.max())
+    if counts and low < 0:
+        msg = (
+            f"`gene_likelihood={name!r}` needs values from 0, but the data go down to {low:.4g}. "
+            "Pass 'normal', or raw counts."
+        )
+        raise ValueError(msg)
+    if name == "bernoulli_given" and not 0 <= low <= high <= 1:
+        msg = (
+            f"`gene_likelihood={name!r}` needs values within [0, 1]; the data lie in [{low:.4g}, {high:.4g}]."
+        )
+        raise ValueError(msg)
+
+
 def likelihood(
     name: str,
     sizes: Sizes,
@@ -79,6 +95,9 @@ def likelihood(
             f"`gene_likelihood='constrained_poisson'` ties the rates to the observed total of the cell, "
             f"but `library={library!r}`. Pass `library='observed'`, or `gene_likelihood='poisson'`."
         )
+        raise ValueError(msg)
+    if library != "observed" and name not in {"nb", "zinb", "poisson", "zip", "constrained_poisson"}:
+        msg = f"`library={library!r}` has no meaning for `gene_likelihood={name!r}`; leave it out."
         raise ValueError(msg)
     if dispersion != "gene" and name not in {"nb", "zinb"}:
         msg = f"`dispersion={dispersion!r}` has no meaning for `gene_likelihood={name!r}`; leave it out."

@@ -108,7 +108,7 @@ class BetaVAE(VAE):
     ) -> None:
         _options.positive(beta=beta)
         super().__init__(adata, registry, **kwargs)
-        self._plan_defaults = {"weights": {"kl": beta}}
+        self._plan_defaults = {"weights": {"z": beta}}
         self._model_summary_string += f", beta {beta}"
         defaults = {k: p.default for k, p in inspect.signature(VAE).parameters.items()}
         settings = {**defaults, **kwargs, "beta": beta}

@@ -17,12 +17,18 @@ DURING = {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: 1 << 30}
 AFTER = {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: 2 * LARGEST}
 
 
+def give_back() -> None:
+    """Return freed memory to the system, where glibc can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(ctypes.c_size_t(0))
+
+
 @contextlib.contextmanager
 def buffers_stay_mapped() -> Iterator[None]:
     """While this lasts freed memory stays with the process; afterwards it goes back to the system."""
     try:
         libc = ctypes.CDLL("libc.so.6")
-        mallopt, trim = libc.mallopt, libc.malloc_trim
+        mallopt = libc.mallopt
     except (OSError, AttributeError):  # not glibc
         yield
         return
@@ -33,4 +39,4 @@ def buffers_stay_mapped() -> Iterator[None]:
     finally:
         for option, value in AFTER.items():
             mallopt(option, ctypes.c_int(value))
-        trim(ctypes.c_size_t(0))
+        give_back()

@@ -94,6 +94,13 @@ class TermsPlan(pl.LightningModule):
             return self.term_weights.get(name[3:], self.term_weights.get("kl", 1.0))
         return self.term_weights.get(name.removeprefix("penalty_"), 1.0)
 
+    def _check_weights(self, means: Mapping[str, Tensor]) -> None:
+        """Every weight that was given has a term."""
+        known = {k.removeprefix("penalty_").removeprefix("kl_") for k in means} - {"reconstruction_loss"}
+        if unknown := set(self.term_weights) - known - {"kl"}:
+            msg = f"`weights` names {sorted(unknown)}, but the terms are {sorted(known | {'kl'})}."
+            raise ValueError(msg)
+
     def kl_weight(self) -> float:
         """Where the warm-up stands."""
         epochs = self.trainer.max_epochs or 1
@@ -123,6 +130,8 @@ class TermsPlan(pl.LightningModule):
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         cells = Batch.of(batch)
         means = self.module.objective(cells).means()
+        if batch_idx == 0:
+            self._check_weights(means)
         loss = self.weigh(means, self.kl_weight())
         self._record(means, loss, len(cells.x))
         if loss.device.type == "cpu" and not torch.isfinite(loss):
@@ -210,6 +219,8 @@ class TermsPlan(pl.LightningModule):
             {"params": others, "weight_decay": 0.0},
         ]
         fused = named[0][1].device.type in {"cpu", "cuda"}
+        if self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision):
+            fused = False  # Lightning cannot clip scaled gradients of a fused optimizer
         return torch.optim.AdamW(groups, lr=self.lr, eps=self.eps, fused=fused)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

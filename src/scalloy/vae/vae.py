@@ -10,7 +10,7 @@
           + KL(q(ell | x) || LogN(m_b, s_b))                   ell
 
 Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014; Lopez et al., "Deep generative modeling
-for single-cell transcriptomics", Nature Methods 2018. With ``plan_kwargs={"weights": {"kl": beta}}`` this
+for single-cell transcriptomics", Nature Methods 2018. With ``plan_kwargs={"weights": {"z": beta}}`` this
 is the beta-VAE of Higgins et al., ICLR 2017.
 """
 
