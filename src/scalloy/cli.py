@@ -102,7 +102,8 @@ def show(frame: pd.DataFrame, out: Path | None) -> None:
 
 def main() -> None:
     """Entry point: errors that a user can mend are one line."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*`?num_workers`? .*")
     try:
