@@ -1,39 +1,12 @@
-"""Networks: sparse equals dense, covariates equal one-hot codes."""
+"""Networks: covariates equal one-hot codes, samples in front change nothing."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from scalloy.blocks import networks as net
-
-
-def sparse_batch(n=7, g=12, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.poisson(0.4, (n, g)).astype(np.float32)
-    x[2] = 0
-    return torch.from_numpy(x)
-
-
-def test_sparse_linear_equals_dense_with_gradient():
-    x, layer = sparse_batch(), net.SparseLinear(12, 5)
-    out, grads = [], []
-    for given in (x, x.to_sparse_csr()):
-        layer.zero_grad()
-        y = layer(given)
-        (y * torch.arange(35.0).reshape(7, 5)).sum().backward()
-        out.append(y.detach())
-        grads.append((layer.weight.grad.clone(), layer.bias.grad.clone()))
-    torch.testing.assert_close(*out)
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
-
-
-def test_sparse_linear_in_double_precision():
-    x, layer = sparse_batch().double(), net.SparseLinear(12, 5).double()
-    torch.testing.assert_close(layer(x), layer(x.to_sparse_csr()))
 
 
 def test_covariates_equal_one_hot_codes_beside_the_input():
@@ -57,11 +30,3 @@ def test_samples_in_front_change_nothing(norm):
     together = stack(z, (b,))
     for one, each in zip(together, z, strict=True):
         torch.testing.assert_close(one, stack(each, (b,)))
-
-
-def test_totals_and_log_normalise():
-    x = sparse_batch()
-    torch.testing.assert_close(net.cell_totals(x.to_sparse_csr()), x.sum(-1))
-    expected = torch.log1p(x / x.sum(-1, keepdim=True).clamp_min(1e-12) * 1e4)
-    torch.testing.assert_close(net.log_normalise(x), expected)
-    torch.testing.assert_close(net.log_normalise(x.to_sparse_csr()).to_dense(), expected)

@@ -11,8 +11,9 @@ A zero needs no ``lgamma``, and it is most of the matrix. With the inverse dispe
 
 So one pass over cells x genes serves all zeros, and everything else happens on the non-zeros. Value
 and gradient come from the same pass, through the softmax that makes the mean
-:math:`\mu = \ell\,\mathrm{softmax}(a)` (or :math:`\mu = e^a` without library size). On a CPU that pass is
-one numba loop (:mod:`scalloy.blocks.kernels`), elsewhere torch operations that never wait for a device.
+:math:`\mu = \ell\,\mathrm{softmax}(a)` (or :math:`\mu = e^a` without library size). On a CPU that is a
+numba loop over cells (:mod:`scalloy.blocks.kernels`), elsewhere torch operations that never wait for a
+device.
 """
 
 from __future__ import annotations
@@ -78,63 +79,76 @@ def count_log_prob(
     gate
         Logit of the probability of an extra zero, ``(n, G)``. ``None`` is no zero inflation.
     """
-    nz = Nonzeros.of(counts, logits.dtype)
-    return _CountLogProb.apply(nz, logits, log_ell, log_theta, gate)
+    return _CountLogProb.apply(counts, logits, log_ell, log_theta, gate)
 
 
 class _CountLogProb(torch.autograd.Function):
-    """Everything as if all counts were zero, then corrected at the others.
-
-    It keeps up to four buffers of cells x genes: ``rho`` the softmax, ``dv`` the derivative by ``log mu``,
-    ``dt`` that by ``log theta`` plus ``dv``, and ``dgate`` that by the gate.
-    """
+    """The derivatives of each cell are ready after the forward pass, and only multiplied by its weight."""
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
-        nz: Nonzeros,
+        counts: Tensor,
         logits: Tensor,
         log_ell: Tensor | None,
         log_theta: Tensor | None,
         gate: Tensor | None,
     ) -> Tensor:
-        compute = kernels.all_zero if kernels.serves(logits, log_ell) else all_zero
-        value, rho, log_norm, dv, dt, dgate = compute(logits, log_ell, log_theta, gate)
-        log_mu = take(logits, nz.flat)
-        if log_ell is not None:
-            log_mu = log_mu + (log_ell - log_norm).view(-1)[nz.row]
-        difference, *derivatives = _at_nonzero(nz, log_mu, log_theta, gate)
-        value = value + nz.sum_by_cell(difference)
-        for buffer, entries in zip((dv, dt, dgate), derivatives, strict=True):
-            if buffer is not None and entries is not None:
-                buffer.view(-1)[nz.flat] = entries
-        ctx.free, ctx.shape_theta = log_ell is None, None if log_theta is None else log_theta.shape
-        ctx.save_for_backward(rho, dv, dt, dgate)
-        return value
+        compute = kernels.in_numba if kernels.serves(logits, log_ell) else in_torch
+        value, *derivatives = compute(counts, logits, log_ell, log_theta, gate)
+        ctx.shared_theta = log_theta is not None and len(log_theta) == 1
+        ctx.save_for_backward(*derivatives)
+        return value  # type: ignore[return-value]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        rho, dv, dt, dgate = ctx.saved_tensors
-        total, column = dv.sum(-1, keepdim=True), grad.unsqueeze(-1)
-        dlogits = dell = dtheta = None
-        if ctx.needs_input_grad[1]:
-            dlogits = dv * column if ctx.free else torch.addcmul(dv, rho, total, value=-1.0).mul_(column)
-        if ctx.needs_input_grad[2]:
-            dell = total * column
-        if ctx.needs_input_grad[3]:
-            shared = ctx.shape_theta[0] == 1
-            dtheta = (grad @ dt - grad @ dv).unsqueeze(0) if shared else (dt - dv).mul_(column)
-        return None, dlogits, dell, dtheta, dgate * column if ctx.needs_input_grad[4] else None
+        total, dlogits, dtheta, dgate = ctx.saved_tensors
+        column, (_, logits, log_ell, theta, gate) = grad.unsqueeze(-1), ctx.needs_input_grad
+        return (
+            None,
+            dlogits * column if logits else None,
+            total.unsqueeze(-1) * column if log_ell else None,
+            (grad.unsqueeze(0) @ dtheta if ctx.shared_theta else dtheta * column) if theta else None,
+            dgate * column if gate else None,
+        )
+
+
+def in_torch(
+    counts: Tensor,
+    logits: Tensor,
+    log_ell: Tensor | None,
+    log_theta: Tensor | None,
+    gate: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """On any device, in any precision: everything as if all counts were zero, then corrected at the others.
+
+    Returns the log-probability per cell, and its derivatives by ``log_ell``, ``logits``, ``log_theta``
+    (per entry) and ``gate``.
+    """
+    nz = Nonzeros.of(counts, logits.dtype)
+    value, rho, log_norm, dv, dt, dgate = all_zero(logits, log_ell, log_theta, gate)
+    log_mu = take(logits, nz.flat)
+    if log_ell is not None:
+        log_mu = log_mu + (log_ell - log_norm).view(-1)[nz.row]
+    difference, *derivatives = _at_nonzero(nz, log_mu, log_theta, gate)
+    value = value + nz.sum_by_cell(difference)
+    for buffer, entries in zip((dv, dt, dgate), derivatives, strict=True):
+        if buffer is not None and entries is not None:
+            buffer.view(-1)[nz.flat] = entries
+    total = dv.sum(-1)
+    dtheta = None if dt is None else dt.sub_(dv)
+    dlogits = dv if rho is None else torch.addcmul(dv, rho, total.unsqueeze(-1), value=-1.0)
+    return value, total, dlogits, dtheta, dgate
 
 
 def all_zero(
     logits: Tensor, log_ell: Tensor | None, log_theta: Tensor | None, gate: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """The pass over all entries, as if each were zero, in torch: on any device, in any precision.
+    """The pass over all entries, as if each were zero.
 
-    Returns the log-probability per cell, ``rho``, the logarithm of the softmax's normaliser, ``dv``,
-    ``dt`` and ``dgate``.
+    Returns the log-probability per cell, ``rho`` the softmax, the logarithm of its normaliser, ``dv`` the
+    derivative by ``log mu``, ``dt`` that by ``log theta`` plus ``dv``, and ``dgate`` that by the gate.
     """
     if log_ell is None:
         rho, log_norm, mu = None, None, logits.exp()

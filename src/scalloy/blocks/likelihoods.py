@@ -22,7 +22,7 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
 
 from scalloy.blocks import distributions as dist
-from scalloy.blocks.networks import dense, log_normalise, map_values
+from scalloy.blocks.sparse import dense, log_normalise, map_values
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 

@@ -2,82 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
-import scipy.sparse as sp
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from scalloy.blocks.distributions import Delta, bounded, gaussian
+from scalloy.blocks.sparse import SparseLinear
 
 Norm = Literal["batch", "layer", "none"]
-
-
-def dense(x: Tensor) -> Tensor:
-    """The same values as a dense tensor."""
-    return x.to_dense() if x.layout == torch.sparse_csr else x
-
-
-def map_values(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a function with ``f(0) = 0`` entry by entry, keeping a sparse tensor sparse."""
-    if x.layout != torch.sparse_csr:
-        return function(x)
-    return torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), function(x.values()), size=x.shape)
-
-
-def cell_totals(x: Tensor) -> Tensor:
-    """Counts per cell, ``(n,)``."""
-    if x.layout != torch.sparse_csr:
-        return x.sum(-1)
-    return torch.segment_reduce(x.values(), "sum", offsets=x.crow_indices())
-
-
-def log_normalise(x: Tensor, target: float = 1e4) -> Tensor:
-    """``log1p`` of counts scaled to ``target`` per cell, as scanpy's ``normalize_total`` and ``log1p``."""
-    scale = target / cell_totals(x).clamp_min(1e-12)
-    if x.layout != torch.sparse_csr:
-        return torch.log1p(x * scale.unsqueeze(-1))
-    per_entry = torch.repeat_interleave(scale, x.crow_indices().diff(), output_size=x.values().shape[0])
-    return map_values(x, lambda v: torch.log1p(v * per_entry))
-
-
-class SparseLinear(nn.Module):
-    """Affine map of a dense or sparse CSR batch, ``x W + bias`` with ``W`` stored genes first."""
-
-    def __init__(self, n_in: int, n_out: int) -> None:
-        super().__init__()
-        like = nn.Linear(n_in, n_out)  # torch's own initialisation
-        self.weight = nn.Parameter(like.weight.detach().t().contiguous())
-        self.bias = like.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        fast = x.device.type == "cpu" and self.weight.dtype == torch.float32
-        if x.layout != torch.sparse_csr or not fast:
-            return torch.addmm(self.bias, dense(x), self.weight)
-        args = x.crow_indices(), x.col_indices(), x.values()
-        return _SparseTimesDense.apply(*args, self.weight) + self.bias
-
-
-class _SparseTimesDense(torch.autograd.Function):
-    """CSR times dense on a CPU: torch's bag of embeddings forward, scipy's product backward."""
-
-    @staticmethod
-    def forward(ctx: Any, crow: Tensor, col: Tensor, value: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(crow, col, value)
-        ctx.n_in = weight.shape[0]
-        return F.embedding_bag(
-            col, weight, crow, mode="sum", per_sample_weights=value, include_last_offset=True
-        )
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        crow, col, value = (t.numpy() for t in ctx.saved_tensors)
-        counts = sp.csr_matrix((value, col, crow), shape=(len(crow) - 1, ctx.n_in), copy=False)
-        return None, None, None, torch.from_numpy(counts.T @ grad.contiguous().numpy())
 
 
 class Covariates(nn.Module):

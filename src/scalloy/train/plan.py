@@ -223,6 +223,13 @@ class TermsPlan(pl.LightningModule):
             fused = False  # Lightning cannot clip scaled gradients of a fused optimizer
         return torch.optim.AdamW(groups, lr=self.lr, eps=self.eps, fused=fused)
 
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """A step, after which the gradients do not occupy the cache during the next forward pass."""
+        optimizer.step(closure=optimizer_closure)
+        optimizer.zero_grad()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         lr = self.lr * SCHEDULES[self.lr_schedule](self.progress())
         for group in self.trainer.optimizers[0].param_groups:

@@ -25,7 +25,7 @@ from torch.distributions import Distribution, Independent
 
 from scalloy._keys import CONDITION_KEY
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.networks import cell_totals
+from scalloy.blocks.sparse import cell_totals
 
 Distributions = dict[str, Distribution]
 Latents = dict[str, Tensor]

@@ -1,0 +1,90 @@
+"""Run a compiled function in the threads that torch computes with.
+
+torch's OpenMP workers keep spinning for some milliseconds after each operation, so a second pool of threads
+would only fight with them for the cores. A work function reads its arguments from an array of 64-bit
+integers; the first of them is a counter from which each thread takes its next piece until none is left.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+
+@intrinsic
+def next_piece(context, counter):
+    """Take a number from the counter; no two threads get the same."""
+    signature = types.int64(types.CPointer(types.int64))
+    one = ir.Constant(ir.IntType(64), 1)
+    return signature, lambda c, b, s, a: b.atomic_rmw("add", a[0], one, "monotonic")
+
+
+@intrinsic
+def _floats_at(context, address):
+    signature = types.CPointer(types.float32)(types.int64)
+    return signature, lambda c, b, s, a: b.inttoptr(a[0], ir.FloatType().as_pointer())
+
+
+@intrinsic
+def _integers_at(context, address):
+    signature = types.CPointer(types.int64)(types.int64)
+    return signature, lambda c, b, s, a: b.inttoptr(a[0], ir.IntType(64).as_pointer())
+
+
+@njit
+def floats(address, shape):
+    """float32 array at an address."""
+    return carray(_floats_at(address), shape)
+
+
+@njit
+def integers(address, shape):
+    """int64 array at an address."""
+    return carray(_integers_at(address), shape)
+
+
+def run(work: Callable, *arguments: Tensor | int) -> None:
+    """Let all threads do ``work`` on contiguous tensors, passed by address, and integers."""
+    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    packed = np.array([0, *values], dtype=np.int64)
+    if parallel := _parallel():
+        parallel(_compiled(work).address, packed.ctypes.data, torch.get_num_threads(), 0)
+    else:
+        _compiled(work).ctypes(packed.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)))
+
+
+@cache
+def _compiled(work: Callable) -> Any:
+    """Machine code of a function at the top of a file, kept beside it where that can be written to.
+
+    numba compiles it anew when that file has changed, but does not look at what it imports: after a change
+    in here, touch ``kernels.py`` and ``sparse.py``.
+    """
+    signature = types.void(types.CPointer(types.int64))
+    try:
+        return cfunc(signature, cache=True, error_model="numpy")(work)
+    except RuntimeError:  # numba finds no folder for it
+        return cfunc(signature, error_model="numpy")(work)
+
+
+@cache
+def _parallel() -> Any:
+    """``GOMP_parallel`` of the very OpenMP library that torch is linked with, or ``None``."""
+    try:
+        library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+        function = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    function.restype = None
+    return function
