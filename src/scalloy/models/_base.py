@@ -43,6 +43,10 @@ from scalloy.vae.vae import LibraryPrior, library_prior
 logger = logging.getLogger("scalloy")
 
 
+CATEGORICAL = ("batch_key", "condition_key", "labels_key", "categorical_covariate_keys")
+CONTINUOUS = ("size_factor_key", "continuous_covariate_keys")
+
+
 class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
     """Base of the users' classes. A leaf builds ``self.module`` and says ``self.init_params_``."""
 
@@ -98,20 +102,18 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
         allow_non_counts
             Accept values that are negative or not whole (with a likelihood for such data).
         """
-        args = cls._get_setup_method_args(**_without(locals(), "__class__"))
-        categorical = {
-            "batch_key": batch_key,
-            "labels_key": labels_key,
-            "categorical_covariate_keys": categorical_covariate_keys,
-        }
-        continuous = {
-            "size_factor_key": size_factor_key,
-            "continuous_covariate_keys": continuous_covariate_keys,
-        }
+        cls._set_up(adata, cls._get_setup_method_args(**_without(locals(), "__class__")), **kwargs)
+
+    @classmethod
+    def _set_up(cls, adata: AnnData, args: dict, **kwargs: Any) -> None:
+        """Check what the arguments of :meth:`setup_anndata` name, and register it."""
+        given = args["setup_args"]
         checks.check_object(adata)
-        checks.check_keys(adata, categorical, continuous)
-        checks.check_counts(adata, layer, allow_non_counts=allow_non_counts)
-        cls._register(adata, cls._fields(**args["setup_args"]), args, **kwargs)
+        checks.check_keys(
+            adata, {k: given.get(k) for k in CATEGORICAL}, {k: given.get(k) for k in CONTINUOUS}
+        )
+        checks.check_counts(adata, given["layer"], allow_non_counts=given["allow_non_counts"])
+        cls._register(adata, cls._fields(**given), args, **kwargs)
 
     @classmethod
     def _fields(

@@ -16,6 +16,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.model.base import RNASeqMixin
 
+from scalloy._keys import CONDITION_KEY
 from scalloy.data import checks
 from scalloy.data.loader import CellLoader
 from scalloy.models import _options
@@ -80,12 +81,15 @@ class Getters:
         known = np.asarray(state["categorical_mapping"])
         given = cells.obs[key] if key in cells.obs else np.full(cells.n_obs, "")
         position = pd.Index(known.astype(str)).get_indexer(np.asarray(given).astype(str))
-        cells.obs[key] = known[np.maximum(position, 0)]
+        unknown = pd.Index(known.astype(str)).get_indexer([str(state.get("unlabeled_category"))])[0]
+        cells.obs[key] = known[np.where(position < 0, max(unknown, 0), position)]
 
     def _known_categories(self) -> dict[str, np.ndarray]:
         """Categories of each registered column, by the name of the column."""
         fields, known = self.registry["field_registries"], {}
-        for field in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY):
+        for field in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY):
+            if field not in fields:
+                continue
             state = fields[field]["state_registry"]
             known[state["original_key"]] = np.asarray(state["categorical_mapping"], dtype=str)
         joint = fields[REGISTRY_KEYS.CAT_COVS_KEY].get("state_registry", {}).get("mappings", {})

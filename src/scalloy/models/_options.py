@@ -6,7 +6,10 @@ import difflib
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
+import torch
+
 from scalloy.blocks import likelihoods as lik
+from scalloy.blocks import mixtures as mix
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.data.checks import few
 from scalloy.vae.base import Sizes
@@ -24,6 +27,7 @@ GeneLikelihood = Literal[
     "bernoulli_given",
 ]
 Library = Literal["observed", "learned", "none"]
+CONDITIONING = ("decoder", "shared", "interaction", "full")
 NORMS = ("layer", "batch", "none")
 DISPERSIONS = ("gene", "gene-batch", "gene-cell")
 LIBRARIES = ("observed", "learned", "none")
@@ -103,3 +107,30 @@ def likelihood(
         msg = f"`dispersion={dispersion!r}` has no meaning for `gene_likelihood={name!r}`; leave it out."
         raise ValueError(msg)
     return makers[name]()
+
+
+def enough_components(n_clusters: int, n_labels: int) -> None:
+    """Every label has a component."""
+    if n_clusters < n_labels:
+        msg = f"`n_clusters={n_clusters}` is less than the {n_labels} labels. Pass at least {n_labels}."
+        raise ValueError(msg)
+
+
+def components(conditioning: str, sizes: Sizes, n_clusters: int, n_latent: int, n_w: int) -> mix.Components:
+    """Components of a mixture by where the condition acts."""
+    one_of("conditioning", conditioning, CONDITIONING)
+    shared, own = conditioning in {"shared", "interaction"}, conditioning in {"interaction", "full"}
+    known = {"n_conditions": sizes.n_conditions, "n_w": n_w}
+    return mix.Components(n_clusters, n_latent, shared=shared, own=own, **known)
+
+
+def weights(name: str, sizes: Sizes, n_clusters: int, alpha: float) -> mix.Weights:
+    """Weights of a mixture by their name."""
+    makers: dict[str, Callable[[], mix.Weights]] = {
+        "global": lambda: mix.Dirichlet(n_clusters, alpha=alpha),
+        "condition": lambda: mix.Dirichlet(n_clusters, sizes.n_conditions, alpha=alpha),
+        "empirical": lambda: mix.Empirical(n_clusters),
+        "uniform": lambda: mix.Fixed(torch.ones(n_clusters)),
+        "local": lambda: mix.Local(n_clusters, alpha=alpha),
+    }
+    return makers[one_of("weights", name, makers)]()

@@ -9,7 +9,7 @@ that is not finite stops training, names its term and restores the last good wei
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -96,7 +96,8 @@ class TermsPlan(pl.LightningModule):
 
     def _check_weights(self, means: Mapping[str, Tensor]) -> None:
         """Every weight that was given has a term."""
-        known = {k.removeprefix("penalty_").removeprefix("kl_") for k in means} - {"reconstruction_loss"}
+        named = [k for k in means if not k.startswith(("reconstruction", "kl_global_"))]
+        known = {k.removeprefix("penalty_").removeprefix("kl_") for k in named}
         if unknown := set(self.term_weights) - known - {"kl"}:
             msg = f"`weights` names {sorted(unknown)}, but the terms are {sorted(known | {'kl'})}."
             raise ValueError(msg)
@@ -166,6 +167,15 @@ class TermsPlan(pl.LightningModule):
         for name, value in logged.items():
             self.log(name, value, prog_bar=name.endswith("_loss"), batch_size=n, sync_dist=several)
         return {**means, "loss": loss}
+
+    def on_train_epoch_start(self) -> None:
+        epochs = self.trainer.max_epochs or 1
+        end = min(1.0, self.progress() + 1 / epochs) if epochs > 0 else 1.0
+        self.module.begin_epoch(end, self._training_cells)
+
+    def _training_cells(self) -> Iterator[Batch]:
+        for tensors in self.trainer.train_dataloader:
+            yield Batch.of(self.trainer.strategy.batch_to_device(tensors))
 
     def on_train_epoch_end(self) -> None:
         self.log("kl_weight", self.kl_weight())

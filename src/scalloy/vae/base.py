@@ -13,7 +13,7 @@ them. Weighting, warm-up and summing of the terms happen in :mod:`scalloy.train.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,6 +131,12 @@ class VAEModule(BaseModuleClass):
         q = self.encode(batch)
         latents = self.draw(q)
         return self.terms(batch, q, latents, self.decode(batch, latents))
+
+    def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> None:
+        """Called before each epoch of training, which will bring it to its share ``end``.
+
+        ``cells()`` goes once through the cells that are trained on.
+        """
 
     # scvi-tools' contract ---------------------------------------------------------------------
 

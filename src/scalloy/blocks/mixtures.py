@@ -1,0 +1,222 @@
+r"""Gaussian mixtures as the prior of a latent: the distribution, its components, and their weights.
+
+    z | y=k, w, c ~ N( m_k + shift_c + own_kc + B_k(w), diag s_k^2 )       Components
+    y             ~ Cat(pi),  with pi one of                               Weights
+        Fixed        given numbers
+        Empirical    softmax of free logits: a point estimate
+        Dirichlet    pi ~ Dir(alpha) once for the data (or once per condition), q(pi) = Dir(gamma)
+        Local        d ~ Dir(alpha) once per cell, integrated out
+
+For the last, the best q(d) given r = q(y) is Dir(alpha + r), with which the terms of y and d become
+
+    T(r) = log K + sum_k r_k log r_k + K lnGamma(alpha) + ln alpha - sum_k lnGamma(alpha + r_k)
+
+so that neither a network for d nor a sample of it is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Normal, kl_divergence
+from torch.distributions import Dirichlet as TorchDirichlet
+
+from scalloy.blocks.distributions import bounded
+from scalloy.blocks.networks import Stack
+
+LOG_SCALE_MIN, LOG_SCALE_MAX = -5.0, 3.0
+
+
+class GaussianMixture(Distribution):
+    r""":math:`p(z) = \sum_k \pi_k N(z; \mu_k, \sigma_k)` with one event per cell.
+
+    ``log_pi`` is ``(n, K)``, ``loc`` and ``scale`` are ``(n, K, L)``; any ``n`` may be one for all cells.
+    Weights that do not sum to one (:math:`e^{E \log \pi}`) make a lower bound of the density.
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    has_rsample = False
+
+    def __init__(self, log_pi: Tensor, loc: Tensor, scale: Tensor) -> None:
+        self.log_pi, self.loc, self.scale = log_pi, loc, scale
+        n = max(len(log_pi), len(loc))
+        super().__init__(torch.Size([n]), loc.shape[-1:], validate_args=False)
+
+    def component_log_prob(self, z: Tensor) -> Tensor:
+        """``log N(z; k)`` of each component, ``(..., n, K)``."""
+        residual = (z.unsqueeze(-2) - self.loc) / self.scale
+        size = z.shape[-1] * 0.5 * math.log(2 * math.pi)
+        return -0.5 * residual.square().sum(-1) - self.scale.log().sum(-1) - size
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.logsumexp(self.log_pi + self.component_log_prob(value), -1)
+
+    def kl_from(self, q_z: Distribution) -> Tensor:
+        """``KL(q(z) || N_k)`` of a diagonal Gaussian from each component, ``(n, K)``."""
+        loc, scale = q_z.mean.unsqueeze(-2), q_z.stddev.unsqueeze(-2)
+        return kl_divergence(Normal(loc, scale), Normal(self.loc, self.scale)).sum(-1)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
+        n = self.batch_shape[0]
+        k = Categorical(logits=self.log_pi.expand(n, -1)).sample(shape)
+        index = k[..., None, None].expand(*k.shape, 1, self.loc.shape[-1])
+        loc, scale = (t.expand(*shape, n, *t.shape[1:]) for t in (self.loc, self.scale))
+        return torch.normal(loc.gather(-2, index), scale.gather(-2, index)).squeeze(-2)
+
+
+class Components(nn.Module):
+    """Location and scale of each component, and how conditions and a style latent ``w`` move them.
+
+    Parameters
+    ----------
+    n_clusters, n_latent, n_conditions, n_w
+        Sizes. Without ``w`` (``n_w=0``) the components are points of their own.
+    shared
+        Whether each condition moves all components together.
+    own
+        Whether each condition moves each component in its own way as well.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int,
+        n_latent: int,
+        *,
+        n_conditions: int = 1,
+        n_w: int = 0,
+        n_hidden: int = 64,
+        shared: bool = False,
+        own: bool = False,
+    ) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(n_clusters, n_latent))
+        self.log_scale = nn.Parameter(torch.zeros(n_clusters, n_latent))
+        zeros = torch.zeros(n_conditions, n_clusters, n_latent)
+        self.shift = nn.Parameter(zeros[:, :1].clone()) if shared else None
+        self.own = nn.Parameter(zeros) if own else None
+        self.moves = None
+        if n_w:
+            self.moves = Stack(n_w, n_hidden, 1, n_cats=(n_conditions,) if own else ())
+            self.head = nn.Linear(n_hidden, 2 * n_clusters * n_latent)
+            nn.init.normal_(self.head.weight, std=0.01)
+            nn.init.zeros_(self.head.bias)
+
+    def forward(self, c: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``loc`` and ``scale``, each ``(n or 1, K, L)``."""
+        loc, log_scale = self.loc.unsqueeze(0), self.log_scale.unsqueeze(0)
+        for moved in (self.shift, self.own):
+            loc = loc if moved is None else loc + moved[c]
+        if self.moves is not None and w is not None:
+            h = self.head(self.moves(w, (c,) if self.own is not None else ()))
+            more_loc, more_scale = h.unflatten(-1, (2, *self.loc.shape)).unbind(-3)
+            loc, log_scale = loc + more_loc, log_scale + more_scale
+        return loc, bounded(log_scale, lower=LOG_SCALE_MIN, upper=LOG_SCALE_MAX).exp()
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, variance: Tensor, r: Tensor) -> None:
+        """Moments of the posteriors ``N(mean, variance)`` of cells that belong to components by ``r``.
+
+        A thousandth of an average cell keeps a component without cells at the moments of all.
+        """
+        second = variance + mean.square()
+        total = r.sum(0).unsqueeze(-1) + 1e-3
+        loc = (r.T @ mean + 1e-3 * mean.mean(0)) / total
+        spread = (r.T @ second + 1e-3 * second.mean(0)) / total - loc.square()
+        self.loc.copy_(loc)
+        self.log_scale.copy_(0.5 * spread.clamp_min(1e-4).log())
+
+
+class Weights(nn.Module):
+    """Base: ``E log pi`` of each cell's condition, what an assignment costs, and what the weights cost."""
+
+    def forward(self, c: Tensor) -> Tensor:
+        """``(n or 1, K)``."""
+        raise NotImplementedError
+
+    def cost(self, r: Tensor, log_r: Tensor, c: Tensor) -> Tensor:
+        """``E log r - E log pi`` per cell."""
+        return (r * (log_r - self(c))).sum(-1)
+
+    def divergence(self) -> Tensor | None:
+        """``KL(q(pi) || p(pi))`` of the whole data set, in nats."""
+        return None
+
+    @torch.no_grad()
+    def start_at(self, sizes: Tensor) -> None:
+        """Begin at the expected numbers of cells, conditions x components."""
+
+
+class Fixed(Weights):
+    """Weights that stay as given, ``(K,)``."""
+
+    def __init__(self, pi: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("log_pi", (pi / pi.sum()).log().unsqueeze(0))
+
+    def forward(self, c: Tensor) -> Tensor:
+        return self.log_pi
+
+
+class Empirical(Weights):
+    """Point estimate, one per data set or (``n_conditions`` above one) per condition."""
+
+    def __init__(self, n_clusters: int, n_conditions: int = 1) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(n_conditions, n_clusters))
+
+    def forward(self, c: Tensor) -> Tensor:
+        log_pi = torch.log_softmax(self.logits, -1)
+        return log_pi if len(log_pi) == 1 else log_pi[c]
+
+    @torch.no_grad()
+    def start_at(self, sizes: Tensor) -> None:
+        self.logits.copy_(_rows(sizes, len(self.logits)).add(1.0).log())
+
+
+class Dirichlet(Weights):
+    """One Dirichlet for the data set or (``n_conditions`` above one) one per condition."""
+
+    def __init__(self, n_clusters: int, n_conditions: int = 1, *, alpha: float = 1.0) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.log_gamma = nn.Parameter(torch.full((n_conditions, n_clusters), math.log(alpha + 1.0)))
+
+    def forward(self, c: Tensor) -> Tensor:
+        gamma = self.log_gamma.exp()
+        log_pi = torch.digamma(gamma) - torch.digamma(gamma.sum(-1, keepdim=True))
+        return log_pi if len(log_pi) == 1 else log_pi[c]
+
+    def divergence(self) -> Tensor:
+        gamma = self.log_gamma.exp()
+        prior = TorchDirichlet(torch.full_like(gamma, self.alpha))
+        return kl_divergence(TorchDirichlet(gamma), prior).sum()
+
+    @torch.no_grad()
+    def start_at(self, sizes: Tensor) -> None:
+        self.log_gamma.copy_((self.alpha + _rows(sizes, len(self.log_gamma))).log())
+
+
+class Local(Weights):
+    """A Dirichlet of each cell's own, integrated out: see the head of this file."""
+
+    def __init__(self, n_clusters: int, *, alpha: float = 1.0) -> None:
+        super().__init__()
+        self.n_clusters, self.alpha = n_clusters, alpha
+        self.register_buffer("log_pi", torch.full((1, n_clusters), -math.log(n_clusters)))
+
+    def forward(self, c: Tensor) -> Tensor:
+        return self.log_pi
+
+    def cost(self, r: Tensor, log_r: Tensor, c: Tensor) -> Tensor:
+        k, alpha = self.n_clusters, self.alpha
+        slack = k * math.lgamma(alpha) + math.log(alpha) - torch.lgamma(alpha + r).sum(-1)
+        return math.log(k) + (r * log_r).sum(-1) + slack
+
+
+def _rows(sizes: Tensor, n: int) -> Tensor:
+    """Conditions x components, added up where one row serves all conditions."""
+    return sizes.sum(0, keepdim=True) if n == 1 else sizes
