@@ -3,8 +3,8 @@
     python scripts/make_kang_subset.py path/to/kang_pbmc.h5ad
 
 Cells are drawn from every cell type x condition x donor in proportion, but at least ten of each where there
-are ten; genes are the 2,500 most variable ones of all cells (Seurat v3, on counts) and some markers. Counts
-are raw; ``obs["n_counts"]`` keeps the total over all genes.
+are ten; genes are the 2,500 most variable ones of all cells (Seurat v3, on counts) and some markers, less
+those without counts in the subset. Counts are raw; ``obs["n_counts"]`` keeps the total over all genes.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def main(source: Path) -> None:
         rows.append(rng.choice(index, n, replace=False))
     subset = full[np.sort(np.concatenate(rows)), genes].copy()
     subset = subset[np.asarray(subset.X.sum(axis=1)).ravel() > 0].copy()
+    subset = subset[:, np.asarray(subset.X.sum(axis=0)).ravel() > 0].copy()
     subset.X = subset.X.astype(np.float32)
     subset.obs = subset.obs[["cell_type", "condition", "batch", "label_source", "n_counts"]]
     subset.obs["condition"] = subset.obs["condition"].cat.rename_categories(

@@ -12,7 +12,7 @@ from scvi.model import SCVI
 
 from scalloy import datasets
 from scalloy.benchmark.evidence import evidence, spread, three_parts
-from scalloy.models import VAE, _options
+from scalloy.models import BetaVAE, _options
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False}
 
@@ -22,6 +22,7 @@ def fit(
     *,
     gene_likelihood: str = "nb",
     seeds: Sequence[int] = (0, 1, 2),
+    betas: Sequence[float] = (1.0,),
     n_genes: int = 2000,
     max_epochs: int | None = None,
     scvi_epochs: int | None = None,
@@ -41,6 +42,8 @@ def fit(
         ``"nb"`` or ``"zinb"``.
     seeds
         Of the split, the weights and the training.
+    betas
+        Weights of our KL in training; 1 is the VAE.
     n_genes
         Most variable genes that are kept.
     max_epochs, scvi_epochs
@@ -54,19 +57,22 @@ def fit(
         adata = load(name, n_genes)
         for seed in seeds:
             parts = three_parts(adata.n_obs, seed)
-            for model in (VAE, SCVI):
+            for beta in (*betas, None):
+                model: Any = SCVI if beta is None else BetaVAE
                 scvi.settings.seed = seed
                 model.setup_anndata(adata)
-                made = model(adata, gene_likelihood=gene_likelihood)
+                settings = {} if beta is None else {"beta": beta}
+                made = model(adata, gene_likelihood=gene_likelihood, **settings)
                 made.train(
-                    max_epochs=max_epochs if model is VAE else scvi_epochs,
+                    max_epochs=scvi_epochs if beta is None else max_epochs,
                     early_stopping=True,
                     datasplitter_kwargs={"external_indexing": parts},
                     **QUIET,
                 )
                 found = evidence(made, parts[2], n_mc_samples=n_mc_samples, seed=seed)
+                named = "SCVI" if beta is None else "VAE" if beta == 1 else f"BetaVAE {beta:g}"
                 n = len(made.history["elbo_train"])
-                rows.append({"data": name, "model": model.__name__, "seed": seed, "epochs": n, **found})
+                rows.append({"data": name, "model": named, "seed": seed, "epochs": n, **found})
     scvi.settings.seed = before
     return pd.DataFrame(rows)
 
@@ -94,4 +100,4 @@ def load(name: str, n_genes: int | None) -> AnnData:
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean and spread over seeds of :func:`fit`."""
-    return spread(frame, ["data", "model"], ["epochs", "reconstruction", "elbo", "marginal_ll"])
+    return spread(frame, ["data", "model"], ["epochs", "reconstruction", "kl", "elbo", "marginal_ll"])
