@@ -11,8 +11,8 @@ from typing import Any
 
 __version__ = version("scalloy")
 
-_MODELS = {"VAE": "vae", "BetaVAE": "vae", "AE": "autoencoder"}
-_MODULES = ("benchmark", "blocks", "data", "datasets", "models", "pl", "train", "vae")
+_MODELS = {"VAE": "vae", "BetaVAE": "vae", "AE": "autoencoder", "CGMDVAE": "cgmdvae"}
+_MODULES = ("baselines", "benchmark", "blocks", "data", "datasets", "metrics", "models", "pl", "train", "vae")
 
 __all__ = [*_MODELS, *_MODULES, "__version__", "load"]
 

@@ -4,6 +4,12 @@
 where       key                                    what
 ==========  =====================================  ====================================================
 ``.obsm``   ``X_<model>``                          latent representation, by :meth:`annotate`
+``.obs``    ``<model>_cluster``,                   most probable cluster and its probability, by
+            ``<model>_cluster_probability``        :meth:`annotate` of models with a mixture
+``.obsm``   ``<model>_probabilities``              probability of each cluster (a DataFrame), likewise
+``.obs``    ``<model>_label``,                     most probable label, its probability among the labels,
+            ``<model>_label_probability``,         and the score of being none of them, likewise, with
+            ``<model>_unknown``                    labels
 ``.uns``    ``<model>``                            settings and versions of the model, by :meth:`annotate`
 ``.obs``    ``_scvi_batch``, ``_scvi_labels``,     codes of the registered columns, by scvi-tools in
             ``_scvi_condition``                    ``setup_anndata``
@@ -28,6 +34,36 @@ SETUP_UNS = ("_scvi_uuid", "_scvi_manager_uuid")
 def latent(model: str) -> str:
     """Key of the latent representation in ``.obsm``."""
     return f"X_{model}"
+
+
+def cluster(model: str) -> str:
+    """Key of the cluster in ``.obs``."""
+    return f"{model}_cluster"
+
+
+def cluster_probability(model: str) -> str:
+    """Key of the probability of the cluster in ``.obs``."""
+    return f"{model}_cluster_probability"
+
+
+def probabilities(model: str) -> str:
+    """Key of the probabilities of all clusters in ``.obsm``."""
+    return f"{model}_probabilities"
+
+
+def label(model: str) -> str:
+    """Key of the predicted label in ``.obs``."""
+    return f"{model}_label"
+
+
+def label_probability(model: str) -> str:
+    """Key of the probability of the predicted label in ``.obs``."""
+    return f"{model}_label_probability"
+
+
+def unknown(model: str) -> str:
+    """Key of the score of being of no known type in ``.obs``."""
+    return f"{model}_unknown"
 
 
 def settings(model: str) -> str:

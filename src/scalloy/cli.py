@@ -97,6 +97,32 @@ def fit(
     typer.echo(summary(frame).to_string())
 
 
+@benchmark.command()
+def transfer(
+    data: Annotated[str, typer.Option(help="kang, or kang_subset which is embedded.")] = "kang",
+    route: Annotated[list[str] | None, typer.Option(help="auto, decoder, transport.")] = None,
+    types: Annotated[list[str] | None, typer.Option(help="Cell types to hold out, not all.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many.")] = 3,
+    genes: Annotated[int, typer.Option(help="Most variable genes that are kept.")] = 2000,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
+    out: Out = None,
+) -> None:
+    """Prediction of a cell type under a condition in which it was never seen, beside the baselines."""
+    from scalloy.benchmark import transfer as run
+    from scalloy.benchmark.transfer import summary
+
+    frame = run(
+        data,
+        routes=route or ("auto", "decoder"),
+        types=types or None,
+        seeds=range(seeds),
+        n_genes=genes,
+        max_epochs=epochs,
+    )
+    show(frame, out)
+    typer.echo(summary(frame).to_string())
+
+
 def show(frame: pd.DataFrame, out: Path | None) -> None:
     """Print a table, and write it if asked."""
     typer.echo(frame.round(3).to_string(index=False))

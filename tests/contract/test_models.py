@@ -26,8 +26,17 @@ MODELS = {
     ),
     "VAE_free": lambda adata, **kw: sa.VAE(adata, library="none", n_layers=2, norm="batch", **SMALL, **kw),
     "BetaVAE": lambda adata, **kw: sa.BetaVAE(adata, beta=3.0, **SMALL, **kw),
+    "CGMDVAE": lambda adata, **kw: sa.CGMDVAE(adata, **SMALL, **kw),
+    "CGMDVAE_full": lambda adata, **kw: sa.CGMDVAE(
+        adata, n_w=2, w_prior="condition", conditioning="full", assignment="amortised", **SMALL, **kw
+    ),
 }
 every = pytest.mark.parametrize("name", MODELS)
+
+
+def mixture_keys(key):
+    named = (_keys.cluster, _keys.cluster_probability, _keys.probabilities)
+    return {f(key) for f in (*named, _keys.label, _keys.label_probability, _keys.unknown)}
 
 
 def class_of(name):
@@ -117,7 +126,7 @@ def test_annotate_writes_documented_keys_only(trained, cells, quick):
     assert cells.uns[key]["settings"]["n_latent"] == 4
     for attribute in ("obs", "obsm", "uns", "layers", "var"):
         new = set(getattr(cells, attribute)) - set(getattr(before, attribute))
-        assert new <= {_keys.latent(key), _keys.settings(key)}
+        assert new <= {_keys.latent(key), _keys.settings(key), *mixture_keys(key)}
     assert (cells.X != before.X).nnz == 0
     sc.pp.neighbors(cells, use_rep=_keys.latent(key))
     assert "connectivities" in cells.obsp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from scalloy.blocks.priors import MixturePrior
 from scalloy.models import _options
 from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.cgmdvae import CGMDVAE
@@ -16,11 +17,16 @@ N, G, K = 30, 12, 4
 def build(n_clusters=K, n_labels=0, *, placed=True, conditioning="decoder", weights="global", n_w=0, **more):
     torch.manual_seed(0)
     sizes = Sizes(n_vars=G, n_conditions=2, n_labels=n_labels)
+    prior = MixturePrior(
+        _options.components(conditioning, sizes, n_clusters, 3, n_w),
+        _options.weights(weights, sizes, n_clusters, 1.0),
+        n_labels=n_labels,
+        n_conditions=2,
+    )
     module = CGMDVAE(
         sizes,
         _options.likelihood("nb", sizes, 8),
-        _options.components(conditioning, sizes, n_clusters, 3, n_w),
-        _options.weights(weights, sizes, n_clusters, 1.0),
+        prior,
         n_hidden=8,
         n_latent=3,
         n_w=n_w,
@@ -28,10 +34,10 @@ def build(n_clusters=K, n_labels=0, *, placed=True, conditioning="decoder", weig
         **more,
     ).eval()
     if placed:
-        module.placed.fill_(1.0)
-        for parameter in module.components.parameters():
+        module.prior.placed.fill_(1.0)
+        for parameter in module.prior.components.parameters():
             torch.nn.init.normal_(parameter)
-        module.components.log_scale.data.mul_(0.3)
+        module.prior.components.log_scale.data.mul_(0.3)
     return module
 
 
@@ -66,7 +72,7 @@ def test_z_and_y_add_up_to_the_integrated_mixture(weights):
 
 def test_before_placing_the_prior_is_standard_normal():
     module, batch = build(placed=False), cells()
-    module.components.loc.data.normal_()
+    module.prior.components.loc.data.normal_()
     torch.manual_seed(0)
     q = module.encode(batch)
     z = module.draw(q)["z"]
@@ -78,7 +84,7 @@ def test_before_placing_the_prior_is_standard_normal():
 def test_one_component_is_a_conditional_vae():
     """K = 1 at N(0, I) with the weights of a VAE: the same bound in expectation."""
     module, batch = build(n_clusters=1, placed=False), cells()
-    module.placed.fill_(1.0)
+    module.prior.placed.fill_(1.0)
     vae = VAE(Sizes(n_vars=G, n_cats=(2,)), module.likelihood, n_hidden=8, n_latent=3, dropout_rate=0.0,
               encode_covariates=True).eval()  # fmt: skip
     vae.enc_z, vae.dec_x = module.enc_z, module.dec_x
@@ -102,9 +108,9 @@ def test_permuting_components_changes_nothing():
     module, batch = build(), cells()
     before = terms(module, batch)
     order = torch.tensor([2, 0, 3, 1])
-    for parameter in (module.components.loc, module.components.log_scale):
+    for parameter in (module.prior.components.loc, module.prior.components.log_scale):
         parameter.data = parameter.data[order]
-    module.weights.log_gamma.data = module.weights.log_gamma.data[:, order]
+    module.prior.weights.log_gamma.data = module.prior.weights.log_gamma.data[:, order]
     after = terms(module, batch)
     for key in before.kl:
         torch.testing.assert_close(before.kl[key], after.kl[key], rtol=1e-4, atol=1e-5)
@@ -157,12 +163,12 @@ def test_gradient_reaches_every_parameter(conditioning, n_w, amortised):
 def test_placing_happens_once_and_where_the_cells_are():
     module, batch = build(placed=False), cells()
     module.begin_epoch(0.1, lambda: [batch])
-    assert not module.placed
+    assert not module.prior.placed
     module.begin_epoch(0.3, lambda: [batch, batch])
-    assert module.placed
+    assert module.prior.placed
     torch.testing.assert_close(
-        module.weights.log_gamma.exp().sum(), torch.tensor(2.0 * N + K), rtol=1e-4, atol=0
+        module.prior.weights.log_gamma.exp().sum(), torch.tensor(2.0 * N + K), rtol=1e-4, atol=0
     )
-    before = module.components.loc.clone()
+    before = module.prior.components.loc.clone()
     module.begin_epoch(0.5, lambda: [batch])
-    assert torch.equal(before, module.components.loc)
+    assert torch.equal(before, module.prior.components.loc)

@@ -2,5 +2,6 @@
 
 from scalloy.benchmark.fit import fit
 from scalloy.benchmark.speed import speed
+from scalloy.benchmark.transfer import transfer
 
-__all__ = ["fit", "speed"]
+__all__ = ["fit", "speed", "transfer"]

@@ -102,6 +102,6 @@ def three_parts(n: int, seed: int) -> list[np.ndarray]:
     return [train, validate, score]
 
 
-def spread(frame: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
+def spread(frame: pd.DataFrame, by: list[str], columns: list[str], digits: int = 2) -> pd.DataFrame:
     """Mean and standard deviation over seeds."""
-    return frame.groupby(by, sort=False)[columns].agg(["mean", "std"]).round(2)
+    return frame.groupby(by, sort=False)[columns].agg(["mean", "std"]).round(digits)

@@ -111,6 +111,10 @@ class CountDistribution(Distribution):
         """Log-probability of every entry, ``(..., G)``."""
         raise NotImplementedError
 
+    def scaled(self, log_factor: Tensor) -> CountDistribution:
+        """The same with rates multiplied by gene; those of a cell still add up to its library size."""
+        raise NotImplementedError
+
     def _log_prob_sparse(self, value: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -124,6 +128,9 @@ class Poisson(CountDistribution):
 
     def log_pmf(self, value: Tensor) -> Tensor:
         return value * self.rate.log_mean - self.mean - torch.lgamma(value + 1)
+
+    def scaled(self, log_factor: Tensor) -> Poisson:
+        return Poisson(Rate(self.rate.logits + log_factor, self.rate.log_ell))
 
     def _log_prob_sparse(self, value: Tensor) -> Tensor:
         return count_log_prob(value, self.rate.logits, log_ell=self.rate.log_ell)
@@ -152,6 +159,9 @@ class NegativeBinomial(CountDistribution):
         v = self.rate.log_mean - self.log_theta
         count = torch.lgamma(value + theta) - torch.lgamma(theta) - torch.lgamma(value + 1)
         return count - theta * F.softplus(v) + value * F.logsigmoid(v)
+
+    def scaled(self, log_factor: Tensor) -> NegativeBinomial:
+        return NegativeBinomial(Rate(self.rate.logits + log_factor, self.rate.log_ell), self.log_theta)
 
     def _log_prob_sparse(self, value: Tensor) -> Tensor:
         return count_log_prob(value, self.rate.logits, log_ell=self.rate.log_ell, log_theta=self.log_theta)
@@ -184,6 +194,9 @@ class ZeroInflated(CountDistribution):
         base = self.base.log_pmf(value)
         zero = torch.logaddexp(self.gate, base)
         return torch.where(value == 0, zero, base) - F.softplus(self.gate)
+
+    def scaled(self, log_factor: Tensor) -> ZeroInflated:
+        return ZeroInflated(self.base.scaled(log_factor), self.gate)
 
     def _log_prob_sparse(self, value: Tensor) -> Tensor:
         return count_log_prob(

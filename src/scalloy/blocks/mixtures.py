@@ -45,11 +45,14 @@ class GaussianMixture(Distribution):
         n = max(len(log_pi), len(loc))
         super().__init__(torch.Size([n]), loc.shape[-1:], validate_args=False)
 
+    def distance(self, z: Tensor) -> Tensor:
+        """Squared distance from each component in its own scales, ``(..., n, K)``."""
+        return ((z.unsqueeze(-2) - self.loc) / self.scale).square().sum(-1)
+
     def component_log_prob(self, z: Tensor) -> Tensor:
         """``log N(z; k)`` of each component, ``(..., n, K)``."""
-        residual = (z.unsqueeze(-2) - self.loc) / self.scale
         size = z.shape[-1] * 0.5 * math.log(2 * math.pi)
-        return -0.5 * residual.square().sum(-1) - self.scale.log().sum(-1) - size
+        return -0.5 * self.distance(z) - self.scale.log().sum(-1) - size
 
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.logsumexp(self.log_pi + self.component_log_prob(value), -1)
@@ -155,6 +158,7 @@ class Fixed(Weights):
 
     def __init__(self, pi: Tensor) -> None:
         super().__init__()
+        self.log_pi: Tensor
         self.register_buffer("log_pi", (pi / pi.sum()).log().unsqueeze(0))
 
     def forward(self, c: Tensor) -> Tensor:
@@ -206,6 +210,7 @@ class Local(Weights):
     def __init__(self, n_clusters: int, *, alpha: float = 1.0) -> None:
         super().__init__()
         self.n_clusters, self.alpha = n_clusters, alpha
+        self.log_pi: Tensor
         self.register_buffer("log_pi", torch.full((1, n_clusters), -math.log(n_clusters)))
 
     def forward(self, c: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -86,17 +86,31 @@ class Stack(nn.Module):
         return x
 
 
+class Domain(NamedTuple):
+    """Bounds of the mean (soft, by a hyperbolic tangent; ``None``: none) and the log-variance of a latent."""
+
+    mean: float | None
+    log_variance: tuple[float, float]
+
+
+UNBOUNDED = Domain(None, (-15.0, 8.0))
+
+
 class GaussianHead(nn.Module):
     """Diagonal Gaussian from a hidden vector."""
 
-    def __init__(self, n_hidden: int, n_latent: int) -> None:
+    def __init__(self, n_hidden: int, n_latent: int, domain: Domain = UNBOUNDED) -> None:
         super().__init__()
         self.loc = nn.Linear(n_hidden, n_latent)
         self.log_variance = nn.Linear(n_hidden, n_latent)
+        self.domain = domain
 
     def forward(self, h: Tensor) -> Independent:
-        log_variance = bounded(self.log_variance(h), lower=-15.0, upper=8.0)
-        return gaussian(self.loc(h), torch.exp(0.5 * log_variance))
+        limit, (lower, upper) = self.domain
+        loc = self.loc(h)
+        loc = loc if limit is None else limit * torch.tanh(loc / limit)
+        log_variance = bounded(self.log_variance(h), lower=lower, upper=upper)
+        return gaussian(loc, torch.exp(0.5 * log_variance))
 
 
 class PointHead(nn.Module):

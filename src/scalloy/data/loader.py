@@ -97,24 +97,36 @@ class CellLoader:
         *,
         batch_size: int = 512,
         shuffle: bool = False,
+        n_samples_per_label: int | None = None,
+        n_labels: int = 0,
         **_: Any,
     ) -> None:
         self.cells = cells if isinstance(cells, Cells) else Cells.of(cells)
         n = self.cells.x.shape[0]
         self.indices = np.arange(n) if indices is None else as_positions(indices, n)
         self.batch_size, self.shuffle = batch_size, shuffle
+        self.rare = self._rare(n_samples_per_label, n_labels) if n_samples_per_label else []
+        self.n_rows = len(self.indices) + sum(n for _, n in self.rare)
+
+    def _rare(self, wanted: int, n_labels: int) -> list[tuple[np.ndarray, int]]:
+        """Rows of each label with fewer cells than wanted, and how many lack."""
+        y = self.cells.columns[REGISTRY_KEYS.LABELS_KEY][:, 0].numpy()[self.indices]
+        rows = [self.indices[y == label] for label in range(n_labels)]
+        return [(own, wanted - len(own)) for own in rows if 0 < len(own) < wanted]
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return -(-self.n_rows // self.batch_size)
 
     def order(self) -> np.ndarray:
         if not self.shuffle:
             return self.indices
-        return self.indices[torch.randperm(len(self.indices)).numpy()]
+        more = [own[torch.randint(len(own), (n,)).numpy()] for own, n in self.rare]
+        rows = np.concatenate([self.indices, *more])
+        return rows[torch.randperm(len(rows)).numpy()]
 
     def bounds(self) -> np.ndarray:
         """Where each batch begins and ends, in equal parts."""
-        return np.linspace(0, len(self.indices), len(self) + 1).round().astype(int)
+        return np.linspace(0, self.n_rows, len(self) + 1).round().astype(int)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         order, bounds = self.order(), self.bounds()
@@ -215,6 +227,8 @@ class CellSplitter(pl.LightningDataModule):
         distributed_sampler: bool = False,
         external_indexing: Sequence[np.ndarray] | None = None,
         resident: bool | None = None,
+        n_samples_per_label: int | None = None,
+        n_labels: int = 0,
     ) -> None:
         super().__init__()
         if distributed_sampler:
@@ -225,6 +239,7 @@ class CellSplitter(pl.LightningDataModule):
             )
             raise NotImplementedError(msg)
         self.manager, self.batch_size, self.resident = adata_manager, batch_size, resident
+        self.repeats = {"n_samples_per_label": n_samples_per_label, "n_labels": n_labels}
         seed = settings.seed if settings.seed is not None else 0
         n = adata_manager.adata.n_obs
         self.train_idx, self.val_idx, self.test_idx = (
@@ -270,7 +285,7 @@ class CellSplitter(pl.LightningDataModule):
         return self.cells.entries * 8 < 0.4 * free
 
     def train_dataloader(self) -> CellLoader:
-        return self.loader(self.train_idx, batch_size=self.batch_size, shuffle=True)
+        return self.loader(self.train_idx, batch_size=self.batch_size, shuffle=True, **self.repeats)
 
     def val_dataloader(self) -> CellLoader | list:
         size = max(self.batch_size, 512)

@@ -10,9 +10,10 @@ from anndata import AnnData
 from scalloy.models._base import ScalloyModel
 from scalloy.models._files import ABOUT
 from scalloy.models.autoencoder import AE
+from scalloy.models.cgmdvae import CGMDVAE
 from scalloy.models.vae import VAE, BetaVAE
 
-MODELS: dict[str, type[ScalloyModel]] = {m.__name__: m for m in (AE, BetaVAE, VAE)}
+MODELS: dict[str, type[ScalloyModel]] = {m.__name__: m for m in (AE, CGMDVAE, BetaVAE, VAE)}
 
 
 def load(dir_path: str | Path, adata: AnnData | None = None) -> ScalloyModel:
@@ -36,4 +37,4 @@ def load(dir_path: str | Path, adata: AnnData | None = None) -> ScalloyModel:
     return MODELS[name].load(dir_path, adata)
 
 
-__all__ = ["AE", "MODELS", "VAE", "BetaVAE", "load"]
+__all__ = ["AE", "CGMDVAE", "MODELS", "VAE", "BetaVAE", "load"]

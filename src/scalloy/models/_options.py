@@ -31,6 +31,7 @@ CONDITIONING = ("decoder", "shared", "interaction", "full")
 NORMS = ("layer", "batch", "none")
 DISPERSIONS = ("gene", "gene-batch", "gene-cell")
 LIBRARIES = ("observed", "learned", "none")
+FREE, MANY, PER_CLUSTER = 5, 25, 3  # clusters beside the labels; components
 
 
 def one_of(argument: str, given: Any, known: Collection[str]) -> str:
@@ -109,11 +110,15 @@ def likelihood(
     return makers[name]()
 
 
-def enough_components(n_clusters: int, n_labels: int) -> None:
-    """Every label has a component."""
+def clusters(n_clusters: int | None, n_labels: int, *, merges: bool) -> tuple[int | None, int]:
+    """Number of clusters (``None``: to be found out) and of the components that make them."""
+    if n_clusters is None:
+        return (None, MANY) if merges else (n_labels + FREE, n_labels + FREE)
+    positive(n_clusters=n_clusters)
     if n_clusters < n_labels:
         msg = f"`n_clusters={n_clusters}` is less than the {n_labels} labels. Pass at least {n_labels}."
         raise ValueError(msg)
+    return n_clusters, n_clusters * (PER_CLUSTER if merges else 1)
 
 
 def components(conditioning: str, sizes: Sizes, n_clusters: int, n_latent: int, n_w: int) -> mix.Components:

@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
-import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import CategoricalObsField, LabelsWithUnlabeledObsField
 
 from scalloy import _keys
+from scalloy.blocks.networks import UNBOUNDED, Domain
+from scalloy.blocks.priors import MixturePrior
 from scalloy.models import _options
-from scalloy.models._base import ScalloyModel
+from scalloy.models._mixture import MixtureModel
 from scalloy.models._options import GeneLikelihood
-from scalloy.vae.base import Batch, Sizes
+from scalloy.vae.base import Sizes
 from scalloy.vae.cgmdvae import CGMDVAE as CGMDVAEMath
-from scalloy.vae.cgmdvae import condition
+
+THESIS = Domain(5.0, (-9.0, 1.0))
 
 
-class CGMDVAE(ScalloyModel):
+class CGMDVAE(MixtureModel):
     """Conditional Gaussian-mixture Dirichlet VAE: populations without labels, with some, or with all.
 
     Parameters
@@ -32,8 +32,9 @@ class CGMDVAE(ScalloyModel):
     registry
         What :meth:`setup_anndata` stored, to work without cells.
     n_clusters
-        Components of the mixture. With labels, the first ones are bound to them and the others are free;
-        ``None`` is the number of labels and five more.
+        Clusters to find; more than needed is no harm, what is not needed stays empty. ``None`` finds out: 25
+        components are merged where they share cells (:mod:`scalloy.blocks.partition`). With labels, the
+        first clusters are bound to them and the others are free; ``None`` then is five free ones.
     n_hidden, n_latent, n_layers, dropout_rate, norm
         Of the networks, as in :class:`~scalloy.VAE`.
     n_w
@@ -52,6 +53,10 @@ class CGMDVAE(ScalloyModel):
         ``"exact"`` integrates the component out, ``"amortised"`` has a network for it.
     w_prior
         ``"standard"`` or ``"condition"``: a mean and a scale for each.
+    place_at
+        Share of training after which the components are placed where the cells are; 0: they begin at random.
+    bounded
+        Whether latents are kept within the bounds of Kolb's thesis.
     """
 
     def __init__(
@@ -72,22 +77,29 @@ class CGMDVAE(ScalloyModel):
         assignment: Literal["exact", "amortised"] = "exact",
         w_prior: Literal["standard", "condition"] = "standard",
         norm: str = "layer",
+        place_at: float = 0.2,
+        bounded: bool = False,
     ) -> None:
         _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, alpha=alpha)
         _options.one_of("norm", norm, _options.NORMS)
         _options.one_of("assignment", assignment, ("exact", "amortised"))
         _options.one_of("w_prior", w_prior, ("standard", "condition"))
         super().__init__(adata, registry)
-        sizes = replace(self._sizes(), n_labels=len(self.labels))
-        n_clusters = len(self.labels) + 5 if n_clusters is None else n_clusters
-        _options.positive(n_clusters=n_clusters)
-        _options.enough_components(n_clusters, len(self.labels))
-        self.n_clusters = n_clusters
+        sizes, merges = replace(self._sizes(), n_labels=len(self.labels)), not self.labels
+        merges &= weights in {"global", "condition", "empirical"}
+        clusters, n_components = _options.clusters(n_clusters, sizes.n_labels, merges=merges)
+        prior = MixturePrior(
+            _options.components(conditioning, sizes, n_components, n_latent, n_w),
+            _options.weights(weights, sizes, n_components, alpha),
+            n_labels=sizes.n_labels,
+            n_conditions=sizes.n_conditions,
+            n_clusters=clusters,
+            placed=place_at == 0,
+        )
         self.module = CGMDVAEMath(
             sizes,
             self._likelihood(gene_likelihood, n_hidden, dispersion=dispersion),
-            _options.components(conditioning, sizes, n_clusters, n_latent, n_w),
-            _options.weights(weights, sizes, n_clusters, alpha),
+            prior,
             n_hidden=n_hidden,
             n_latent=n_latent,
             n_layers=n_layers,
@@ -97,10 +109,11 @@ class CGMDVAE(ScalloyModel):
             w_prior=w_prior == "condition",
             amortised=assignment == "amortised",
             ridge=1.0 if conditioning == "interaction" else 0.0,
+            place_at=place_at,
+            domain=THESIS if bounded else UNBOUNDED,
         )
-        self._model_summary_string = (
-            f"CGMDVAE: {n_clusters} components, {gene_likelihood}, n_latent {n_latent}"
-        )
+        self._model_summary_string = f"CGMDVAE: {n_components} components for {clusters or 'any number of'} \
+clusters, {gene_likelihood}, n_latent {n_latent}"
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
@@ -144,64 +157,69 @@ allow_non_counts
         return [*fields, CategoricalObsField(_keys.CONDITION_KEY, given.get("condition_key"))]
 
     @property
-    def labels(self) -> list[str]:
-        """The known labels, in the order of the components that are bound to them."""
-        if self.registry["setup_args"].get("labels_key") is None:
-            return []
-        state = self.registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-        names = [str(k) for k in state["categorical_mapping"]]
-        return [k for k in names if k != str(state.get("unlabeled_category"))]
-
-    @property
     def conditions(self) -> list[str]:
         """The conditions, in the order of their codes."""
         state = self.registry["field_registries"][_keys.CONDITION_KEY]["state_registry"]
         return [str(k) for k in state["categorical_mapping"]]
 
+    @property
+    def condition_key(self) -> str | None:
+        """Column of ``.obs`` with the condition."""
+        return self.registry["setup_args"].get("condition_key")
+
     def _sizes(self) -> Sizes:
         return replace(super()._sizes(), n_conditions=len(self.conditions))
 
-    # what the mixture tells ---------------------------------------------------------------------
-
-    @property
-    def cluster_names(self) -> list[str]:
-        """Label of each bound component, and the number of each free one."""
-        return [*self.labels, *(str(k) for k in range(len(self.labels), self.n_clusters))]
-
-    @torch.no_grad()
-    def get_cluster_probabilities(
+    def transfer(
         self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        batch_size: int | None = None,
-    ) -> pd.DataFrame:
-        """Probability of each component, cells x components, given the counts and not the label."""
-        rows = []
-        for tensors in self._read(adata, indices, batch_size):
-            batch = Batch.of(tensors)
-            q, c = self.module.encode(batch), condition(batch)
-            p_z = self.module.mixture(c, q["w"].mean if "w" in q else None)
-            rows.append(self.module.log_assignment(p_z, q["z"].mean, c).exp().cpu())
-        names = self._names(adata, indices)
-        return pd.DataFrame(torch.cat(rows).numpy(), index=names, columns=self.cluster_names)
+        cells: AnnData | None = None,
+        to: str | None = None,
+        *,
+        route: Literal["auto", "decoder", "transport", "style"] = "auto",
+        n_samples: int = 10,
+        library_size: float | None = None,
+        seed: int = 0,
+    ) -> AnnData:
+        """The cells as they would look under another condition.
 
-    def get_clusters(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        batch_size: int | None = None,
-    ) -> pd.Series:
-        """The most probable component of each cell."""
-        probabilities = self.get_cluster_probabilities(adata, indices, batch_size)
-        found = probabilities.to_numpy().argmax(1)
-        values = pd.Categorical.from_codes(found, categories=self.cluster_names)
-        return pd.Series(values, index=probabilities.index, name="cluster")
+        Parameters
+        ----------
+        cells
+            Cells with the genes of the model and a known condition, such as controls; ``None`` is the model's
+            own.
+        to
+            The condition.
+        route
+            How: see :mod:`scalloy.transfer`. ``"auto"`` pools the decoder's shift of each group of cells with
+            the shifts seen in other groups, the others trust the decoder alone.
+        n_samples
+            Samples over which expectations are taken.
+        library_size
+            Of the sampled counts; ``None`` is each cell's own.
+        seed
+            Of the samples.
 
-    def get_usage(self) -> pd.Series:
-        """Expected number of cells in each component."""
-        return self.get_cluster_probabilities().sum().rename("cells")
+        Returns
+        -------
+        AnnData with the same cells and genes: ``.X`` the expected log-normalised expression (to 10,000 counts
+        per cell), ``.layers["counts"]`` sampled counts, ``.obs`` with the new condition, ``"transfer_from"``,
+        ``"transfer_group"`` and, where pooled, ``"transfer_far"``; ``.uns["transfer"]`` says how, with the
+        shift of each group and its standard deviation by gene.
+        """
+        from scalloy.transfer import transfer
 
-    def n_alive(self, least: float = 0.001) -> int:
-        """Components with at least this share of the cells."""
-        usage = np.asarray(self.get_usage())
-        return int((usage >= least * usage.sum()).sum())
+        if self.condition_key is None:
+            msg = (
+                "The model knows no condition. Call `CGMDVAE.setup_anndata(adata, condition_key=...)` and "
+                "train again."
+            )
+            raise ValueError(msg)
+        return transfer(
+            self,
+            cells,
+            _options.one_of("to", to, self.conditions),
+            route=route,
+            n_samples=n_samples,
+            library_size=library_size,
+            seed=seed,
+        )

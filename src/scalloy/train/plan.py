@@ -204,6 +204,8 @@ class TermsPlan(pl.LightningModule):
         if self._best is not None:
             self.module.load_state_dict(self._best[1])
         self._best, self._good = None, {}
+        self.module.eval()
+        self.module.finish(self._training_cells)
 
     def _snapshot(self) -> State:
         return {k: v.detach().clone() for k, v in self.module.state_dict().items()}

@@ -138,6 +138,9 @@ class VAEModule(BaseModuleClass):
         ``cells()`` goes once through the cells that are trained on.
         """
 
+    def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
+        """Called once training has ended and the best weights are back."""
+
     # scvi-tools' contract ---------------------------------------------------------------------
 
     def _get_inference_input(self, tensors: Mapping[str, Tensor], **_: Any) -> dict[str, Any]:

@@ -38,9 +38,9 @@ from torch.distributions import kl_divergence
 
 from scalloy.blocks.distributions import gaussian, standard_normal
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.mixtures import Components, GaussianMixture, Weights
-from scalloy.blocks.networks import Encoder, GaussianHead, Stack
-from scalloy.blocks.partition import partition
+from scalloy.blocks.mixtures import GaussianMixture
+from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Stack
+from scalloy.blocks.priors import NEVER, MixturePrior
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
 
@@ -50,11 +50,11 @@ class CGMDVAE(VAEModule):
     Parameters
     ----------
     sizes
-        Of the data; ``n_labels`` counts the known labels.
+        Of the data.
     likelihood
         Of the counts, from a hidden vector of ``n_hidden``.
-    components, weights
-        Of the mixture. The first ``n_labels * per_label`` components are bound to the labels.
+    prior
+        Of ``z``: components, weights, and labels to which components are bound.
     n_w
         Size of the style latent; 0 is none.
     w_prior
@@ -66,14 +66,15 @@ class CGMDVAE(VAEModule):
     place_at
         Share of training after which the components are placed where the cells are; before, the prior of
         ``z`` is ``N(0, I)``.
+    domain
+        Bounds of the posteriors of ``z`` and ``w``.
     """
 
     def __init__(
         self,
         sizes: Sizes,
         likelihood: Likelihood,
-        components: Components,
-        weights: Weights,
+        prior: MixturePrior,
         *,
         n_hidden: int = 128,
         n_latent: int = 10,
@@ -83,31 +84,26 @@ class CGMDVAE(VAEModule):
         n_w: int = 0,
         w_prior: bool = False,
         amortised: bool = False,
-        per_label: int = 1,
         ridge: float = 0.0,
         place_at: float = 0.2,
+        domain: Domain = UNBOUNDED,
     ) -> None:
         super().__init__()
-        self.likelihood, self.components, self.weights = likelihood, components, weights
+        self.likelihood, self.prior = likelihood, prior
         self.n_latent, self.ridge, self.place_at = n_latent, ridge, place_at
-        self.n_labels, self.n_conditions = sizes.n_labels, sizes.n_conditions
-        n_clusters, bound = len(components.loc), sizes.n_labels * per_label
-        label_of = torch.arange(n_clusters) // per_label
-        self.register_buffer("label_of", torch.where(torch.arange(n_clusters) < bound, label_of, -1))
-        self.register_buffer("placed", torch.zeros(()))
         known: dict[str, Any] = {"n_cats": (*sizes.removed, sizes.n_conditions), "n_cont": sizes.n_cont}
         width: dict[str, Any] = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm, **known}
-        head = GaussianHead(n_hidden, n_latent)
-        self.enc_z = Encoder(sizes.n_vars, head, dropout_rate=dropout_rate, **width)
-        self.enc_w = None
-        if n_w:
-            head = GaussianHead(n_hidden, n_w)
-            self.enc_w = Encoder(sizes.n_vars, head, dropout_rate=dropout_rate, **width)
+
+        def encoder(n_out: int) -> Encoder:
+            head = GaussianHead(n_hidden, n_out, domain)
+            return Encoder(sizes.n_vars, head, dropout_rate=dropout_rate, **width)
+
+        self.enc_z, self.enc_w = encoder(n_latent), encoder(n_w) if n_w else None
         self.enc_y = None
         if amortised:
             cats = (sizes.n_conditions,)
             self.enc_y = Stack(n_latent, n_hidden=n_hidden, n_layers=1, norm=norm, n_cats=cats)
-            self.head_y = nn.Linear(n_hidden, n_clusters)
+            self.head_y = nn.Linear(n_hidden, len(prior.used))
         self.prior_w = nn.Embedding(sizes.n_conditions, 2 * n_w) if w_prior and n_w else None
         if self.prior_w is not None:
             nn.init.zeros_(self.prior_w.weight)
@@ -122,19 +118,10 @@ class CGMDVAE(VAEModule):
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
         h = self.dec_x(latents["z"], (*batch.removed, condition(batch)), batch.cont)
-        p: Distributions = {"z": self.mixture(condition(batch), latents.get("w"))}
+        p: Distributions = {"z": self.prior(condition(batch), latents.get("w"))}
         if "w" in latents:
             p["w"] = self.style(condition(batch), latents["w"])
         return {**p, "x": self.likelihood(h, batch.log_ell, batch.b)}
-
-    def mixture(self, c: Tensor, w: Tensor | None = None) -> GaussianMixture:
-        """Prior of ``z``; as long as the components are not placed, all of them are ``N(0, I)``."""
-        loc, scale = self.components(c, w)
-        log_pi = self.weights(c)
-        uniform = torch.full_like(log_pi, 1.0 / log_pi.shape[-1]).log()
-        return GaussianMixture(
-            torch.lerp(uniform, log_pi, self.placed), loc * self.placed, scale**self.placed
-        )
 
     def style(self, c: Tensor, w: Tensor) -> Any:
         """Prior of ``w``."""
@@ -143,61 +130,69 @@ class CGMDVAE(VAEModule):
         loc, log_scale = self.prior_w(c).chunk(2, -1)
         return gaussian(loc, log_scale.exp())
 
-    def allowed(self, y: Tensor | None) -> Tensor | None:
-        """Which components a cell may belong to, ``(n, K)``; ``None`` is all of any."""
-        if y is None or self.n_labels == 0:
-            return None
-        return (self.label_of == y.unsqueeze(-1)) | (y >= self.n_labels).unsqueeze(-1)
-
     def log_assignment(self, p_z: GaussianMixture, z: Tensor, c: Tensor) -> Tensor:
         """``log r``, not knowing the label."""
         if self.enc_y is None:
             return torch.log_softmax(p_z.log_pi + p_z.component_log_prob(z), -1)
-        return torch.log_softmax(self.head_y(self.enc_y(z, (c,))), -1)
+        logits = self.head_y(self.enc_y(z, (c,)))
+        return torch.log_softmax(logits.masked_fill(~self.prior.used, NEVER), -1)
 
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
-        z, c, p_z, allowed = latents["z"], condition(batch), p["z"], self.allowed(batch.y)
+        z, c, p_z, allowed = latents["z"], condition(batch), p["z"], self.prior.allowed(batch.y)
         log_r, penalty = self.log_assignment(p_z, z, c), {}
         if allowed is not None:
-            log_mass = torch.logsumexp(log_r.masked_fill(~allowed, -1e9), -1)
-            penalty["label"] = -log_mass * self.placed
-            log_r = (log_r - log_mass.unsqueeze(-1)).masked_fill(~allowed, -1e9)
+            log_mass = torch.logsumexp(log_r.masked_fill(~allowed, NEVER), -1)
+            penalty["label"] = -log_mass * self.prior.placed
+            log_r = (log_r - log_mass.unsqueeze(-1)).masked_fill(~allowed, NEVER)
         r = log_r.exp()
         if self.enc_y is None:
             kl_z = q["z"].log_prob(z) - (r * p_z.component_log_prob(z)).sum(-1)
         else:
             kl_z = (r * p_z.kl_from(q["z"])).sum(-1)
-        kl = {"z": kl_z, "y": self.weights.cost(r, log_r, c) * self.placed}
+        kl = {"z": kl_z, "y": self.prior.cost(r, log_r, c)}
         if "w" in q:
             kl["w"] = kl_divergence(q["w"], p["w"])
         recon = -self.likelihood.log_prob(p["x"], batch.x)
-        return Terms(recon, kl, self.of_all_cells(), penalty)
+        return Terms(recon, kl, self.prior.of_all_cells(self.ridge), penalty)
 
-    def of_all_cells(self) -> dict[str, Tensor]:
-        """What the mixture itself costs, in nats of the whole data set."""
-        out, divergence = {}, self.weights.divergence()
-        if divergence is not None:
-            out["pi"] = divergence * self.placed
-        if self.components.own is not None and self.ridge:
-            out["own"] = self.ridge * self.components.own.square().sum()
-        return out
+    @torch.no_grad()
+    def assignment(self, batch: Batch, n_samples: int = 0) -> Tensor:
+        """``r`` of cells at the means of their posteriors, or its mean over samples of them."""
+        q, c = self.encode(batch), condition(batch)
+        draws = [{k: v.mean for k, v in q.items()}] if n_samples == 0 else []
+        draws += [self.draw(q) for _ in range(n_samples)]
+        found = [self.log_assignment(self.prior(c, d.get("w")), d["z"], c).exp() for d in draws]
+        return torch.stack(found).mean(0)
+
+    @torch.no_grad()
+    def typical(self, batch: Batch) -> Tensor:
+        """How much a cell is where the cells of some known label are."""
+        q, c = self.encode(batch), condition(batch)
+        return self.prior.typical(self.prior(c, q["w"].mean if "w" in q else None), q["z"].mean)
 
     @torch.no_grad()
     def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> None:
         """Place the components, once, where the cells are."""
-        if self.placed or end <= self.place_at:
+        if self.prior.placed or end <= self.place_at:
             return
         training = self.training
         self.eval()
         found = [(self.encode(b)["z"], condition(b), b.y) for b in cells()]
         self.train(training)
         mean, variance = (torch.cat([getattr(q, k) for q, *_ in found]) for k in ("mean", "variance"))
-        c = torch.cat([c for _, c, _ in found])
-        y = None if self.n_labels == 0 else torch.cat([y for *_, y in found])
-        r = partition(mean, self.label_of, y, self.n_labels)
-        self.components.start_at(mean, variance, r)
-        self.weights.start_at(nn.functional.one_hot(c, self.n_conditions).to(r.dtype).T @ r)
-        self.placed.fill_(1.0)
+        y = None if self.prior.n_labels == 0 else torch.cat([y for *_, y in found])
+        self.prior.place(mean, variance, torch.cat([c for _, c, _ in found]), y)
+
+    @torch.no_grad()
+    def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
+        """Merge components, where there are more of them than clusters; measure how far labels reach."""
+        if self.prior.merges:
+            self.prior.merge(torch.cat([self.assignment(b) for b in cells()]))
+        if self.prior.n_labels:
+            found = [(self.encode(b), condition(b), b.y) for b in cells()]
+            q = {k: torch.cat([q[k].mean for q, *_ in found]) for k in found[0][0]}
+            c, y = (torch.cat([row[i] for row in found]) for i in (1, 2))
+            self.prior.measure(self.prior(c, q.get("w")), q["z"], y)
 
 
 def condition(batch: Batch) -> Tensor:

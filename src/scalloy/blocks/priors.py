@@ -1,0 +1,146 @@
+"""The mixture prior of a latent through its life: nothing, placed where cells are, merged into clusters.
+
+    before it is placed      p(z) = N(0, I)
+    from then on             p(z | w, c) = sum_k pi_k(c) N(z; m_k(w, c), s_k(w))
+
+Components are bound to labels (the first ones) or free. Where there are more components than clusters are
+wanted, several make one cluster: :mod:`scalloy.blocks.partition`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scalloy.blocks.mixtures import Components, GaussianMixture, Weights
+from scalloy.blocks.partition import merge, partition
+
+NEVER = -1e9  # log-probability of what is excluded
+ALL = -1
+AT_LEAST = 3  # cells of a label, to know how far they reach
+
+
+class MixturePrior(nn.Module):
+    """See the head of this file.
+
+    Parameters
+    ----------
+    components, weights
+        Of the mixture; the first ``n_labels * per_label`` components are bound to the labels.
+    n_labels, per_label
+        Known labels, and components of each.
+    n_conditions
+        Their number.
+    n_clusters
+        How many clusters the components make in the end; ``None`` finds out, ``ALL`` takes each as one.
+    placed
+        Whether the components are where they should be from the beginning.
+    """
+
+    label_of: Tensor
+    cluster_of: Tensor
+    reach: Tensor
+    used: Tensor
+    placed: Tensor
+
+    def __init__(
+        self,
+        components: Components,
+        weights: Weights,
+        *,
+        n_labels: int = 0,
+        per_label: int = 1,
+        n_conditions: int = 1,
+        n_clusters: int | None = ALL,
+        placed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.components, self.weights = components, weights
+        self.n_labels, self.n_conditions = n_labels, n_conditions
+        each = torch.arange(len(components.loc))
+        self.n_clusters = len(each) if n_clusters == ALL else n_clusters
+        self.register_buffer("label_of", torch.where(each < n_labels * per_label, each // per_label, -1))
+        self.register_buffer("cluster_of", each % (self.n_clusters or len(each)))
+        self.register_buffer("reach", torch.full((len(each),), torch.inf))
+        self.register_buffer("used", torch.ones(len(each), dtype=torch.bool))
+        self.register_buffer("placed", torch.tensor(float(placed)))
+        if placed:
+            nn.init.normal_(components.loc)
+
+    def forward(self, c: Tensor, w: Tensor | None = None) -> GaussianMixture:
+        loc, scale = self.components(c, w)
+        log_pi = self.weights(c)
+        uniform = torch.full_like(log_pi, 1.0 / log_pi.shape[-1]).log()
+        log_pi = torch.lerp(uniform, log_pi, self.placed).masked_fill(~self.used, NEVER)
+        return GaussianMixture(log_pi, loc * self.placed, scale**self.placed)
+
+    def allowed(self, y: Tensor | None) -> Tensor | None:
+        """Which components a cell may belong to, ``(n, K)``; ``None`` is all of any."""
+        if y is None or self.n_labels == 0:
+            return None
+        return (self.label_of == y.unsqueeze(-1)) | (y >= self.n_labels).unsqueeze(-1)
+
+    def cost(self, r: Tensor, log_r: Tensor, c: Tensor) -> Tensor:
+        """``E log r - E log pi`` per cell."""
+        return self.weights.cost(r, log_r, c) * self.placed
+
+    def of_all_cells(self, ridge: float) -> dict[str, Tensor]:
+        """What the mixture itself costs, in nats of the whole data set."""
+        out, divergence = {}, self.weights.divergence()
+        if divergence is not None:
+            out["pi"] = divergence * self.placed
+        if self.components.own is not None and ridge:
+            out["own"] = ridge * self.components.own.square().sum()
+        return out
+
+    @torch.no_grad()
+    def place(self, mean: Tensor, variance: Tensor, c: Tensor, y: Tensor | None) -> None:
+        """Begin where the cells with posteriors ``N(mean, variance)`` are."""
+        r = partition(mean, self.label_of, y, self.n_labels, self.n_clusters)
+        self.components.start_at(mean, variance, r)
+        self.weights.start_at(nn.functional.one_hot(c, self.n_conditions).to(r.dtype).T @ r)
+        self.placed.fill_(1.0)
+        if self.merges:
+            self.used.copy_(r.sum(0) > 0)
+
+    @property
+    def merges(self) -> bool:
+        """Whether a cluster may have several components."""
+        return self.n_clusters != len(self.used)
+
+    def merge(self, r: Tensor) -> None:
+        """Make clusters of components that share cells, by their probabilities ``(n, K)``."""
+        used = self.used.cpu()
+        clusters = merge(r.cpu()[:, used].double().numpy(), self.n_clusters)
+        self.cluster_of[self.used] = torch.from_numpy(clusters).to(self.cluster_of)
+
+    def settle(self) -> None:
+        """Leave the clusters as they are, whatever other cells are trained on."""
+        self.n_clusters = len(self.used)
+
+    def measure(self, p_z: GaussianMixture, z: Tensor, y: Tensor) -> None:
+        """Keep how far from its component (of those of its label) 95 % of the cells of each label lie."""
+        distance, allowed = p_z.distance(z), self.allowed(y)
+        assert allowed is not None
+        nearest = distance.masked_fill(~allowed, torch.inf).min(-1).values
+        for label in range(self.n_labels):
+            if (own := y == label).sum() >= AT_LEAST:
+                self.reach[self.label_of == label] = nearest[own].quantile(0.95)
+
+    def typical(self, p_z: GaussianMixture, z: Tensor) -> Tensor:
+        """1 for a cell within the reach of the cells of its nearest label, falling to 0 outside of it."""
+        bound = self.label_of >= 0
+        excess = p_z.distance(z)[..., bound] / self.reach[bound] - 1
+        return torch.exp(-excess.min(-1).values.clamp_min(0))
+
+    def of_labels(self, r: Tensor) -> Tensor:
+        """Probability of each label, ``(n, K)`` to ``(n, labels)``; what lacks to one is free."""
+        out = torch.zeros(*r.shape[:-1], self.n_labels, dtype=r.dtype, device=r.device)
+        bound = self.label_of >= 0
+        return out.index_add_(-1, self.label_of[bound], r[..., bound])
+
+    def of_clusters(self, r: Tensor) -> Tensor:
+        """Probability of each cluster, ``(n, K)`` to ``(n, clusters)``."""
+        size = int(self.cluster_of[self.used].max()) + 1
+        out = torch.zeros(*r.shape[:-1], size, dtype=r.dtype, device=r.device)
+        return out.index_add_(-1, self.cluster_of[self.used], r[..., self.used])

@@ -1,0 +1,41 @@
+"""How well do clusters and probabilities of labels agree with known types? Arrays in, floats out.
+
+ARI, NMI and macro-F1 are scikit-learn's; here is what it lacks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+
+
+def hungarian_accuracy(truth: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of cells on the best one-to-one assignment of clusters to types."""
+    table = pd.crosstab(np.asarray(truth), np.asarray(clusters)).to_numpy()
+    rows, columns = linear_sum_assignment(-table)
+    return float(table[rows, columns].sum() / table.sum())
+
+
+def purity(truth: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of cells in the majority of their cluster; rises with the number of clusters."""
+    table = pd.crosstab(np.asarray(truth), np.asarray(clusters)).to_numpy()
+    return float(table.max(0).sum() / table.sum())
+
+
+def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, n_bins: int = 15) -> float:
+    """Mean distance of accuracy from confidence in bins of equal width (Guo et al., ICML 2017).
+
+    Parameters
+    ----------
+    correct
+        Whether each prediction was right.
+    confidence
+        Probability that was given to it.
+    n_bins
+        Between 0 and 1.
+    """
+    of = np.clip((np.asarray(confidence) * n_bins).astype(int), 0, n_bins - 1)
+    frame = pd.DataFrame({"right": np.asarray(correct, dtype=float), "sure": confidence, "bin": of})
+    means = frame.groupby("bin").agg({"right": "mean", "sure": "mean", "bin": "size"})
+    return float(((means["right"] - means["sure"]).abs() * means["bin"]).sum() / len(frame))

@@ -1,0 +1,310 @@
+"""Prediction under another condition: how cells would look, had they been treated.
+
+    route         code under the new condition c'                               counts
+    "decoder"     z ~ q(z | x, c)                                               p(x | z, c')
+    "transport"   z' = sum_k r_k [m_k(c') + s_k(c') / s_k(c) (z - m_k(c))]      p(x | z', c')
+    "style"       z' = m_y(w, c'), w = E q(w | x, c), y the component (Kolb)    p(x | z', c')
+    "auto"        as "decoder", moved to the pooled shift of the cell's group
+
+The pooled shift of a group of cells (their label, or cluster) is the mean of two estimates which err in
+different ways: what the decoder says of these cells, and what groups with similar controls have shown
+(:func:`scalloy.baselines.kernel_ridge`). Both are changes of mean log-normalised expression, the decoder's
+measured on counts sampled before and after: the mean of the decoder pushed through a logarithm is biased.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+
+from scalloy.baselines.shifts import kernel_ridge, squared_distances, typical_distance
+from scalloy.blocks.distributions import CountDistribution
+from scalloy.blocks.sparse import dense, log_normalise
+from scalloy.models import _options
+from scalloy.vae.base import Batch
+from scalloy.vae.cgmdvae import condition
+
+if TYPE_CHECKING:
+    from scalloy.models._base import ScalloyModel
+
+ROUTES = ("auto", "decoder", "transport", "style")
+AT_LEAST = 10  # cells of a group under a condition, to learn from
+STEPS = 3  # of the search for rates with the wanted mean
+FLOOR = 0.01  # counts in 10,000 below which changes are not followed
+
+
+@dataclass
+class Decoded:
+    """Expression of each cell, cells x genes: observed, and expected before and after the change."""
+
+    observed: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass
+class Shift:
+    """Change of mean expression of a group, its standard deviation, and what it rests on.
+
+    The standard deviation is that of a mean over as many cells as are predicted: what kernel ridge misses of
+    other groups when they are left out, and the noise of the means.
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+    others: list[str]
+    far: bool
+
+
+def transfer(
+    model: Any,
+    cells: AnnData | None,
+    to: str,
+    *,
+    route: str = "auto",
+    n_samples: int = 10,
+    library_size: float | None = None,
+    seed: int = 0,
+) -> AnnData:
+    """The body of :meth:`scalloy.CGMDVAE.transfer`."""
+    _options.one_of("route", route, ROUTES)
+    _options.one_of("to", to, model.conditions)
+    _options.positive(n_samples=n_samples)
+    if route == "style" and model.module.enc_w is None:
+        msg = "`route='style'` goes through `w`, and the model has none. Pass `n_w=` to the model."
+        raise ValueError(msg)
+    own = cells is None or cells is model.adata
+    source = model.adata if own else cells
+    code, key = model.conditions.index(to), model.condition_key
+    came_from = source.obs[key].astype(str).to_numpy() if key else np.full(source.n_obs, to)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoded = decode(model, None if own else cells, code, route, n_samples)
+        groups = groups_of(model, None if own else cells)
+        expected, factors = decoded.after.copy(), np.zeros((source.n_obs, 1), dtype=np.float32)
+        shifts: dict[str, Shift] = {}
+        if route == "auto":
+            expected, shifts = _pooled(model, decoded, groups, came_from, to)
+            if model.module.likelihood.counts:
+                both = [f"{g} from {c}" for g, c in zip(groups, came_from, strict=True)]
+                given = (None if own else cells, code, np.asarray(both), decoded.after, expected, n_samples)
+                factors = _factors(model, *given)
+        counts = _sampled(model, None if own else cells, code, route, factors, library_size)
+    return _as_anndata(model, source, to, came_from, groups, expected, counts, shifts, route)
+
+
+def decode(model: Any, cells: AnnData | None, code: int, route: str, n_samples: int) -> Decoded:
+    """Observed expression, and the mean over samples of that expected before and after the change."""
+    parts: list[tuple[np.ndarray, ...]] = []
+    for batch in _batches(model, cells):
+        q, changed = model.module.encode(batch), replace(batch, c=torch.full_like(batch.b, code))
+        before = after = torch.zeros(1, device=batch.b.device)
+        for _ in range(n_samples):
+            latents = model.module.draw(q)
+            p = model.module.decode(batch, latents)["x"]
+            p_changed = model.module.decode(changed, moved(model.module, batch, code, q, latents, route))["x"]
+            before, after = before + expression(p), after + expression(p_changed)
+        seen = log_normalise(batch.x) if isinstance(p, CountDistribution) else None
+        seen = dense(model.module.likelihood.features(batch.x) if seen is None else seen)
+        parts.append(tuple(t.cpu().numpy() for t in (seen, before / n_samples, after / n_samples)))
+    return Decoded(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+
+
+def moved(module: Any, batch: Batch, code: int, q: Any, latents: Any, route: str) -> dict[str, torch.Tensor]:
+    """Latents of cells under the condition ``code``, by the given route."""
+    if route in {"auto", "decoder"}:
+        return latents
+    c, w = condition(batch), latents.get("w")
+    w = q["w"].mean if route == "style" else w
+    changed = torch.full_like(c, code)
+    here, there = module.prior(c, w), module.prior(changed, w)
+    r = module.log_assignment(here, latents["z"], c).exp()
+    if route == "style":
+        k = r.argmax(-1)[:, None, None].expand(-1, 1, there.loc.shape[-1])
+        z = there.loc.expand(len(c), -1, -1).gather(-2, k).squeeze(-2)
+        return {**latents, "w": w, "z": z}
+    residual = (latents["z"].unsqueeze(-2) - here.loc) / here.scale
+    z = (r.unsqueeze(-1) * (there.loc + there.scale * residual)).sum(-2)
+    return {**latents, "z": z}
+
+
+def expression(p: Any) -> torch.Tensor:
+    """One draw of log-normalised counts; of other data their mean."""
+    return log_normalise(p.sample()) if isinstance(p, CountDistribution) else p.mean
+
+
+def _batches(model: Any, cells: AnnData | None) -> Any:
+    for tensors in model._read(cells, None, None, decodes=True):
+        yield Batch.of(tensors)
+
+
+def groups_of(model: Any, cells: AnnData | None) -> np.ndarray:
+    """Group of each cell: its label where it is known, else the predicted one; without labels its cluster."""
+    if not model.labels:
+        return model.get_clusters(cells).astype(str).to_numpy()
+    predicted = model.predict_labels(cells).astype(str).to_numpy()
+    obs, key = (model.adata if cells is None else cells).obs, model.registry["setup_args"]["labels_key"]
+    if key not in obs:
+        return predicted
+    given = obs[key].astype(str).to_numpy()
+    return np.where(np.isin(given, model.labels), given, predicted)
+
+
+def _pooled(
+    model: Any, decoded: Decoded, groups: np.ndarray, came_from: np.ndarray, to: str
+) -> tuple[np.ndarray, dict[str, Shift]]:
+    """Expected expression of each cell, so that the mean of its group has the pooled shift."""
+    expected, shifts = decoded.after.copy(), {}
+    seen = group_means(model)
+    for (group, source), rows in pd.Series(range(len(groups))).groupby([groups, came_from]).groups.items():
+        rows = np.asarray(rows)
+        control, after = decoded.observed[rows].mean(0), decoded.after[rows].mean(0)
+        shift = pooled(after - decoded.before[rows].mean(0), control, seen, group, source, to)
+        noise = decoded.observed[rows].var(0) / len(rows)  # of each of the two means
+        shift.sd = np.sqrt(np.square(shift.sd) + 2 * noise)
+        shifts[f"{group} from {source}"] = shift
+        wanted = control + shift.mean
+        if (decoded.observed >= 0).all():
+            wanted = wanted.clip(0)
+            expected[rows] *= np.where(after > 0, wanted / np.maximum(after, 1e-12), 1.0)
+        else:
+            expected[rows] += wanted - after
+    return expected, shifts
+
+
+def group_means(model: Any) -> dict[tuple[str, str], np.ndarray]:
+    """Mean expression of the model's cells by group and condition, where there are enough of them."""
+    if model.adata is None:
+        msg = (
+            "`route='auto'` pools with shifts of the cells that the model was trained on, and it was loaded "
+            "without them. Pass `adata=` to `load`, or `route='decoder'`."
+        )
+        raise ValueError(msg)
+    sums: Any = 0
+    names = pd.MultiIndex.from_arrays(
+        [groups_of(model, None), model.adata.obs[model.condition_key].astype(str)]
+    )
+    codes, pairs = names.factorize()
+    counts, begin = np.bincount(codes), 0
+    for batch in _batches(model, None):
+        seen = model.module.likelihood
+        p_counts = seen.counts and not hasattr(seen, "on")
+        x = dense(log_normalise(batch.x) if p_counts else seen.features(batch.x)).cpu().numpy()
+        rows = codes[begin : begin + len(x)]
+        begin += len(x)
+        sums = sums + sp.csr_matrix((np.ones(len(x)), (rows, range(len(x)))), (len(pairs), len(x))) @ x
+    return {tuple(p): sums[i] / counts[i] for i, p in enumerate(pairs) if counts[i] >= AT_LEAST}
+
+
+def pooled(own: np.ndarray, control: np.ndarray, seen: dict, group: str, source: str, to: str) -> Shift:
+    """Mean of the decoder's shift and of what similar groups have shown; the first if there are no two."""
+    others = [g for g, c in seen if c == source and (g, to) in seen]
+    if source == to or len(others) < 2:
+        return Shift(own, np.full_like(own, np.nan), others, far=source != to)
+    c = np.stack([seen[g, source] for g in others])
+    d = np.stack([seen[g, to] for g in others]) - c
+    missed = [kernel_ridge(np.delete(c, i, 0), np.delete(d, i, 0), c[i]) - d[i] for i in range(len(c))]
+    sd = np.sqrt(np.square(missed).mean(0))
+    if group in others:  # its change was seen
+        return Shift(d[others.index(group)], np.zeros_like(own), others, far=False)
+    far = squared_distances(control[None], c).min() > typical_distance(c)
+    return Shift((own + kernel_ridge(c, d, control)) / 2, sd, others, bool(far))
+
+
+def _factors(
+    model: Any, cells: AnnData | None, code: int, groups: Any, after: np.ndarray, wanted: np.ndarray, n: int
+) -> np.ndarray:
+    """Logarithms by which rates are changed so that sampled counts have the wanted means, cells x genes."""
+    target, drawn = (pd.DataFrame(x).groupby(groups).mean() for x in (wanted, after))
+    of, goal = target.index.get_indexer(groups), np.expm1(target.to_numpy())
+    factors = np.zeros_like(goal)
+    for step in range(STEPS):
+        factors = factors + np.log((goal + FLOOR) / (np.expm1(drawn.to_numpy()) + FLOOR))
+        if step == STEPS - 1:
+            break
+        total = np.zeros_like(wanted)
+        for _ in range(n):
+            for rows, p in _decoded_with(model, cells, code, "auto", factors[of]):
+                total[rows] += expression(p).cpu().numpy() / n
+        drawn = pd.DataFrame(total).groupby(groups).mean()
+    return factors[of].astype(np.float32)
+
+
+def _decoded_with(
+    model: Any, cells: AnnData | None, code: int, route: str, factors: np.ndarray, ell: float | None = None
+) -> Any:
+    """Rows of each batch, and the distribution of their counts after the change with rates multiplied."""
+    begin = 0
+    for batch in _batches(model, cells):
+        q = model.module.encode(batch)
+        changed = replace(batch, c=torch.full_like(batch.b, code))
+        if ell is not None:
+            changed = replace(changed, log_ell=torch.full_like(batch.log_ell, float(np.log(ell))))
+        latents = moved(model.module, batch, code, q, model.module.draw(q), route)
+        rows = np.arange(begin, begin + len(batch.b))
+        begin += len(rows)
+        p = model.module.decode(changed, latents)["x"]
+        if isinstance(p, CountDistribution):
+            log_factor = factors[rows] if len(factors) > 1 else factors
+            p = p.scaled(torch.from_numpy(np.asarray(log_factor, dtype=np.float32)).to(batch.log_ell.device))
+        yield rows, p
+
+
+def _sampled(
+    model: Any, cells: AnnData | None, code: int, route: str, factors: np.ndarray, ell: float | None
+) -> sp.csr_matrix | None:
+    """Counts of the cells after the change; ``None`` where the likelihood has none."""
+    parts = []
+    for _, p in _decoded_with(model, cells, code, route, factors, ell):
+        if not isinstance(p, CountDistribution):
+            return None
+        parts.append(sp.csr_matrix(p.sample().cpu().numpy()))
+    return sp.vstack(parts, format="csr")
+
+
+def _as_anndata(
+    model: ScalloyModel,
+    source: AnnData,
+    to: str,
+    came_from: np.ndarray,
+    groups: np.ndarray,
+    expected: np.ndarray,
+    counts: Any,
+    shifts: dict[str, Shift],
+    route: str,
+) -> AnnData:
+    out = AnnData(expected.astype(np.float32), obs=source.obs.copy(), var=source.var[[]].copy())
+    if counts is not None:
+        out.layers["counts"] = counts
+    key: Any = getattr(model, "condition_key", None)
+    out.obs = out.obs[[c for c in out.obs if not str(c).startswith("_scvi")]]
+    out.obs[key] = pd.Categorical([to] * out.n_obs, categories=model.conditions)  # type: ignore[attr-defined]
+    out.obs["transfer_from"] = pd.Categorical(came_from)
+    out.obs["transfer_group"] = pd.Categorical(groups)
+    about: dict[str, Any] = {"model": type(model).__name__, "to": to, "route": route}
+    if shifts:
+        where = [f"{g} from {c}" for g, c in zip(groups, came_from, strict=True)]
+        out.obs["transfer_far"] = [shifts[name].far for name in where]
+        names = [str(v) for v in out.var_names]
+        about["shift"] = pd.DataFrame({k: s.mean for k, s in shifts.items()}, index=names)
+        about["sd"] = pd.DataFrame({k: s.sd for k, s in shifts.items()}, index=names)
+        about["learned_from"] = {k: s.others for k, s in shifts.items()}
+        if far := [k for k, s in shifts.items() if s.far]:
+            warnings.warn(
+                f"Far from what was seen under {to!r}: {', '.join(far)}. `.obs['transfer_far']` marks these "
+                "cells; do not rely on what is predicted for them.",
+                stacklevel=4,
+            )
+    out.uns["transfer"] = about
+    return out
+
+
+__all__: Sequence[str] = ["ROUTES", "transfer"]
