@@ -123,6 +123,48 @@ def transfer(
     typer.echo(summary(frame).to_string())
 
 
+@benchmark.command()
+def clustering(
+    data: Annotated[list[str] | None, typer.Option(help="Names of sets; see the documentation.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many.")] = 5,
+    scvi_epochs: Annotated[int, typer.Option(help="Of SCVI as a rival; 0 leaves it out.")] = 0,
+    genes: Annotated[int, typer.Option(help="Most variable genes that are kept.")] = 2000,
+    epochs: Annotated[int | None, typer.Option(help="Of ours, instead of the default.")] = None,
+    out: Out = None,
+) -> None:
+    """Clusters without labels, beside k-means, GMM and Leiden on principal components, and SCVI."""
+    from scalloy.benchmark.clustering import SETS, summary
+    from scalloy.benchmark.clustering import clustering as run
+
+    settings = {"scvi_epochs": scvi_epochs, "n_genes": genes, "max_epochs": epochs}
+    frame = run(data or SETS, seeds=range(seeds), **settings)
+    show(frame, out)
+    typer.echo(summary(frame).to_string())
+
+
+@benchmark.command()
+def labels(
+    task: Annotated[str, typer.Option(help="shift (between conditions) or few (labels).")] = "shift",
+    data: Annotated[list[str] | None, typer.Option(help="Names of sets; see the documentation.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many.")] = 3,
+    leave_out: Annotated[bool, typer.Option(help="Each type in turn, for shift.")] = True,
+    scanvi: Annotated[bool, typer.Option(help="scANVI as a rival, for few.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Of ours, instead of the default.")] = None,
+    out: Out = None,
+) -> None:
+    """Labels carried to other cells, beside logistic regression: accuracy, calibration, unknown types."""
+    from scalloy.benchmark import labels as tasks
+    from scalloy.models._options import one_of
+
+    settings = {"seeds": range(seeds), "max_epochs": epochs}
+    if one_of("task", task, ("shift", "few")) == "shift":
+        frame = tasks.shift(*(data or ["kang"]), leave_out=leave_out, **settings)
+    else:
+        frame = tasks.few(data or ("pbmc4k_dcc", "zeisel_cortex"), scanvi=scanvi, **settings)
+    show(frame, out)
+    typer.echo(tasks.summary(frame).to_string())
+
+
 def show(frame: pd.DataFrame, out: Path | None) -> None:
     """Print a table, and write it if asked."""
     typer.echo(frame.round(3).to_string(index=False))

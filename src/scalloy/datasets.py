@@ -16,6 +16,11 @@ from anndata import AnnData
 DOWNLOADS = {
     "kang_pbmc.h5ad": "affc6fe08ce9bfa5b4cba45b1a623cdecc28260234604cce034ed9bd76916c88",
     "pbmc3k.h5ad": "b7e72bf97c37151acbe9be49a0d4bf7c72194d23589a381bc6e071f2d91ab5c7",
+    "pbmc4k_dcc.h5ad": "8bc5eedea15ae9a013c390f5b2a6612e5b67c3bf53eba11a884c80a74f0cd50f",
+    "mouse_bladder_2746.h5ad": "fcd687ee2d7c1fca43de3b4f7fc17972f62b3f21f83fd5d774e5db9430dd9437",
+    "zeisel_cortex.h5ad": "bb66c8f01973d891dd670754baa24013274f4b5caffdff42d7da0f7e81089675",
+    "paul15.h5ad": "b43cb559ba3a6ec7956801693f3aa3ab36497cff5a74ea4c3083731d9afe3c7e",
+    "pbmc_4study.h5ad": "c3eec8263b11f225f1ad11162c02a5a60d3a312a3ec1011ec9a4bc1be3e0c930",
 }
 
 
@@ -45,6 +50,19 @@ def kang(*, full: bool = False) -> AnnData:
 def pbmc3k() -> AnnData:
     """2,638 PBMC with nine cell types of Seurat's tutorial, raw counts of all genes; see :func:`fetch`."""
     return ad.read_h5ad(fetch("pbmc3k.h5ad"))
+
+
+def labelled(name: str) -> AnnData:
+    """A data set for benchmarks with ``obs["cell_type"]``, raw counts; see :func:`fetch`.
+
+    Parameters
+    ----------
+    name
+        ``"pbmc4k_dcc"`` (4,271 PBMC, 8 types), ``"mouse_bladder_2746"`` (16 types), ``"zeisel_cortex"``
+        (3,005 cells, 7 classes), ``"paul15"`` (2,730 cells, 19 clusters of a continuum),
+        ``"pbmc_4study"`` (12,588 PBMC of four studies), ``"pbmc3k"``.
+    """
+    return ad.read_h5ad(fetch(f"{name}.h5ad"))
 
 
 def fetch(name: str) -> Path:

@@ -55,7 +55,7 @@ class Shift:
     """Change of mean expression of a group, its standard deviation, and what it rests on.
 
     The standard deviation is that of a mean over as many cells as are predicted: what kernel ridge misses of
-    other groups when they are left out, and the noise of the means.
+    other groups when they are left out, and the noise of that mean.
     """
 
     mean: np.ndarray
@@ -168,8 +168,8 @@ def _pooled(
         rows = np.asarray(rows)
         control, after = decoded.observed[rows].mean(0), decoded.after[rows].mean(0)
         shift = pooled(after - decoded.before[rows].mean(0), control, seen, group, source, to)
-        noise = decoded.observed[rows].var(0) / len(rows)  # of each of the two means
-        shift.sd = np.sqrt(np.square(shift.sd) + 2 * noise)
+        noise = decoded.observed[rows].var(0) / len(rows)
+        shift.sd = np.sqrt(np.square(shift.sd) + noise)
         shifts[f"{group} from {source}"] = shift
         wanted = control + shift.mean
         if (decoded.observed >= 0).all():

@@ -1,7 +1,8 @@
 """Protocols that put our models and their rivals into one table: ``scalloy benchmark NAME``."""
 
+from scalloy.benchmark.clustering import clustering
 from scalloy.benchmark.fit import fit
 from scalloy.benchmark.speed import speed
 from scalloy.benchmark.transfer import transfer
 
-__all__ = ["fit", "speed", "transfer"]
+__all__ = ["clustering", "fit", "speed", "transfer"]

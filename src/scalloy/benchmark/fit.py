@@ -84,9 +84,10 @@ def load(name: str, n_genes: int | None) -> AnnData:
     sets = {
         "kang": lambda: datasets.kang(full=True),
         "kang_subset": datasets.kang,
-        "pbmc3k": datasets.pbmc3k,
     }
-    adata = sets[_options.one_of("data", name, sets)]()
+    names = [*sets, *(k.removesuffix(".h5ad") for k in datasets.DOWNLOADS)]
+    _options.one_of("data", name, names)
+    adata = sets[name]() if name in sets else datasets.labelled(name)
     if n_genes and n_genes < adata.n_vars:
         normed = adata.copy()
         sc.pp.normalize_total(normed)

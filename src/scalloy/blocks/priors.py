@@ -108,10 +108,11 @@ class MixturePrior(nn.Module):
         """Whether a cluster may have several components."""
         return self.n_clusters != len(self.used)
 
+    @torch.no_grad()
     def merge(self, r: Tensor) -> None:
         """Make clusters of components that share cells, by their probabilities ``(n, K)``."""
         used = self.used.cpu()
-        clusters = merge(r.cpu()[:, used].double().numpy(), self.n_clusters)
+        clusters = merge(r.detach().cpu()[:, used].double().numpy(), self.n_clusters)
         self.cluster_of[self.used] = torch.from_numpy(clusters).to(self.cluster_of)
 
     def settle(self) -> None:

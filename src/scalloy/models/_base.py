@@ -243,6 +243,9 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
         if self.adata is None:
             msg = "The model was loaded without its cells. Pass `adata=` to `load` to train it further."
             raise ValueError(msg)
+        if not any(p.requires_grad for p in self.module.parameters()):
+            logger.warning("Nothing to train: the query has no batch or covariate that the reference lacks.")
+            return
         self.adata_manager.validate()  # another set-up may have changed the codes since
         n = self.adata.n_obs
         batch_size = default_batch_size(n) if batch_size is None else batch_size

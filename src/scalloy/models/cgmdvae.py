@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from anndata import AnnData
@@ -19,7 +20,7 @@ from scalloy.models._options import GeneLikelihood
 from scalloy.vae.base import Sizes
 from scalloy.vae.cgmdvae import CGMDVAE as CGMDVAEMath
 
-THESIS = Domain(5.0, (-9.0, 1.0))
+THESIS, THESIS_LIKELIHOOD = Domain(5.0, (-9.0, 1.0)), "mse"
 
 
 class CGMDVAE(MixtureModel):
@@ -53,10 +54,21 @@ class CGMDVAE(MixtureModel):
         ``"exact"`` integrates the component out, ``"amortised"`` has a network for it.
     w_prior
         ``"standard"`` or ``"condition"``: a mean and a scale for each.
-    place_at
-        Share of training after which the components are placed where the cells are; 0: they begin at random.
-    bounded
-        Whether latents are kept within the bounds of Kolb's thesis.
+    label_weight
+        Weight of the penalty on labels which the components do not tell, beside some hundreds of nats of
+        reconstruction.
+    as_published
+        Train as in Kolb's thesis: latents within bounds, components that begin at random, no warm-up, and
+        squared errors that weigh twice as much.
+
+    Examples
+    --------
+    >>> adata = sa.datasets.kang()
+    >>> sa.CGMDVAE.setup_anndata(adata, condition_key="condition", labels_key="cell_type")
+    >>> model = sa.CGMDVAE(adata)
+    >>> model.train()
+    >>> model.annotate()
+    >>> stimulated = model.transfer(adata[adata.obs["condition"] == "control"].copy(), to="stimulated")
     """
 
     def __init__(
@@ -77,8 +89,8 @@ class CGMDVAE(MixtureModel):
         assignment: Literal["exact", "amortised"] = "exact",
         w_prior: Literal["standard", "condition"] = "standard",
         norm: str = "layer",
-        place_at: float = 0.2,
-        bounded: bool = False,
+        label_weight: float = 50.0,
+        as_published: bool = False,
     ) -> None:
         _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, alpha=alpha)
         _options.one_of("norm", norm, _options.NORMS)
@@ -94,7 +106,7 @@ class CGMDVAE(MixtureModel):
             n_labels=sizes.n_labels,
             n_conditions=sizes.n_conditions,
             n_clusters=clusters,
-            placed=place_at == 0,
+            placed=as_published,
         )
         self.module = CGMDVAEMath(
             sizes,
@@ -109,9 +121,9 @@ class CGMDVAE(MixtureModel):
             w_prior=w_prior == "condition",
             amortised=assignment == "amortised",
             ridge=1.0 if conditioning == "interaction" else 0.0,
-            place_at=place_at,
-            domain=THESIS if bounded else UNBOUNDED,
+            domain=THESIS if as_published else UNBOUNDED,
         )
+        self._plan_defaults = plan(gene_likelihood, label_weight if self.labels else None, as_published)
         self._model_summary_string = f"CGMDVAE: {n_components} components for {clusters or 'any number of'} \
 clusters, {gene_likelihood}, n_latent {n_latent}"
         self.init_params_ = self._get_init_params(locals())
@@ -170,6 +182,91 @@ allow_non_counts
     def _sizes(self) -> Sizes:
         return replace(super()._sizes(), n_conditions=len(self.conditions))
 
+    @classmethod
+    def original(cls, adata: AnnData, n_clusters: int = 10, **kwargs: Any) -> CGMDVAE:
+        """The formulation of Kolb's thesis (2023), for comparison.
+
+        Squared errors of log-normalised expression, a Dirichlet of its own for each cell (integrated out),
+        a network for the component, everything conditioned on the condition, a style latent as large as
+        ``z``, no warm-up. Differs from it in the optimizer's schedule and in best weights that are restored.
+
+        Parameters
+        ----------
+        adata
+            As in the constructor.
+        n_clusters
+            Components.
+        **kwargs
+            Other arguments of the constructor; those of the thesis are the defaults.
+        """
+        n_latent = kwargs.pop("n_latent", 12)
+        thesis = {
+            "n_hidden": 1024,
+            "n_layers": 2,
+            "n_w": n_latent,
+            "dropout_rate": 0.15,
+            "gene_likelihood": "mse",
+            "conditioning": "full",
+            "weights": "local",
+            "assignment": "amortised",
+            "norm": "batch",
+            "label_weight": 1.0,
+            "as_published": True,
+        }
+        return cls(adata, n_clusters=n_clusters, n_latent=n_latent, **{**thesis, **kwargs})
+
+    @classmethod
+    def load_query_data(cls, adata: AnnData, reference_model: CGMDVAE | str | Path) -> CGMDVAE:
+        """A model for a second study on top of a trained one, whose own cells stay exactly where they are.
+
+        Only what the query's new batches and covariates add is trained by :meth:`train`; without training
+        they begin at the mean of the known ones.
+
+        Parameters
+        ----------
+        adata
+            Cells of the second study with the genes of the model, and the columns that the model was set up
+            with. A missing column of labels is added, filled with the unlabeled category.
+        reference_model
+            A trained model, or the folder in which it was saved.
+        """
+        from scalloy.models._query import load_query_data
+
+        return load_query_data(cls, adata, reference_model)
+
+    def generate(
+        self,
+        n: int,
+        *,
+        cluster: str | None = None,
+        condition: str | None = None,
+        library_size: float | None = None,
+        seed: int = 0,
+    ) -> AnnData:
+        """Counts of cells that were never measured, drawn from the prior of ``z``.
+
+        Parameters
+        ----------
+        n
+            How many.
+        cluster
+            Label or number of the cluster they belong to; ``None`` draws it by the weights of the mixture.
+        condition
+            Their condition; ``None`` takes that of a template.
+        library_size
+            Of each; ``None`` takes that of a template, a cell of the same cluster that the model was trained
+            on, which gives batch and covariates in any case.
+        seed
+            Of the draw.
+
+        Returns
+        -------
+        AnnData with counts in ``.X`` and batch, condition and cluster in ``.obs``.
+        """
+        from scalloy.models._generate import generate
+
+        return generate(self, n, cluster=cluster, to=condition, library_size=library_size, seed=seed)
+
     def transfer(
         self,
         cells: AnnData | None = None,
@@ -223,3 +320,12 @@ allow_non_counts
             library_size=library_size,
             seed=seed,
         )
+
+
+def plan(gene_likelihood: str, label_weight: float | None, as_published: bool) -> dict[str, Any]:
+    """Weights of the terms. The thesis' squared errors lack the half: that is a half on all the rest."""
+    half = 0.5 if as_published and gene_likelihood == THESIS_LIKELIHOOD else 1.0
+    weights = {"kl": half} if half != 1 else {}
+    if label_weight is not None:
+        weights["label"] = half * label_weight
+    return {"weights": weights, **({"kl_warmup": 0.0} if as_published else {})}

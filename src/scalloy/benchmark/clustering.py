@@ -1,0 +1,156 @@
+"""Clusters without labels, beside the rivals, on data of known types. No label is used for any choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scvi
+from anndata import AnnData
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_info_score
+from sklearn.mixture import GaussianMixture
+
+from scalloy import metrics
+from scalloy.benchmark.fit import QUIET, load
+from scalloy.models import CGMDVAE
+
+SETS = ("pbmc4k_dcc", "mouse_bladder_2746", "zeisel_cortex", "pbmc3k", "paul15")
+
+
+def clustering(
+    data: Sequence[str] = SETS,
+    *,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    scvi_epochs: int | None = 0,
+    n_genes: int = 2000,
+    max_epochs: int | None = None,
+    **model: Any,
+) -> pd.DataFrame:
+    """ARI, NMI, macro-F1 and accuracy after one-to-one matching, and the types above 2 % that were found.
+
+    Parameters
+    ----------
+    data
+        Names of data sets, see :func:`scalloy.benchmark.fit.load`.
+    seeds
+        Of everything that is random.
+    scvi_epochs
+        Of SCVI as a rival; 0 leaves it out, ``None`` is its default.
+    n_genes
+        Most variable genes that are kept.
+    max_epochs
+        Of ours, instead of the default.
+    **model
+        Arguments of the model.
+    """
+    rows, before = [], scvi.settings.seed
+    for name in data:
+        adata = load(name, n_genes)
+        y = adata.obs["cell_type"].astype(str).to_numpy()
+        k, pcs = len(np.unique(y)), principal_components(adata)
+        for seed in seeds:
+            found = {
+                "k-means on PCs": KMeans(k, n_init=10, random_state=seed).fit_predict(pcs),
+                "GMM on PCs": GaussianMixture(
+                    k, covariance_type="diag", n_init=3, random_state=seed
+                ).fit_predict(pcs),
+                "Leiden on PCs, default": leiden(pcs, seed),
+                "Leiden on PCs, k given": leiden(pcs, seed, k),
+                "CGMDVAE, k given": ours(adata, seed, max_epochs, n_clusters=k, **model),
+                "CGMDVAE, k found": ours(adata, seed, max_epochs, n_clusters=None, **model),
+            }
+            if scvi_epochs != 0:
+                z = scvi_latent(adata, seed, scvi_epochs)
+                found["SCVI + k-means"] = KMeans(k, n_init=10, random_state=seed).fit_predict(z)
+                found["SCVI + Leiden, default"] = leiden(z, seed)
+            for method, clusters in found.items():
+                rows.append({"data": name, "method": method, "seed": seed, **scores(y, clusters)})
+    scvi.settings.seed = before
+    return pd.DataFrame(rows)
+
+
+def ours(adata: AnnData, seed: int, max_epochs: int | None, **model: Any) -> np.ndarray:
+    """Clusters of CGMDVAE."""
+    scvi.settings.seed = seed
+    CGMDVAE.setup_anndata(adata)
+    made = CGMDVAE(adata, **model)
+    made.train(max_epochs=max_epochs, **QUIET)
+    return made.get_clusters().astype(str).to_numpy()
+
+
+def principal_components(adata: AnnData, n: int = 30) -> np.ndarray:
+    """Of log-normalised counts."""
+    normed = adata.copy()
+    sc.pp.normalize_total(normed, target_sum=1e4)
+    sc.pp.log1p(normed)
+    sc.pp.pca(normed, n_comps=n)
+    return np.asarray(normed.obsm["X_pca"])
+
+
+def leiden(x: np.ndarray, seed: int, k: int | None = None) -> np.ndarray:
+    """Leiden on 15 neighbours; with ``k`` the resolution is searched for which so many clusters are found."""
+    graph = ad.AnnData(x)
+    sc.pp.neighbors(graph, use_rep="X", random_state=seed)
+
+    def at(resolution: float) -> np.ndarray:
+        sc.tl.leiden(graph, resolution, random_state=seed, flavor="igraph", n_iterations=2)
+        return graph.obs["leiden"].astype(str).to_numpy()
+
+    return at(1.0) if k is None else _nearest(at, k)
+
+
+def _nearest(at: Callable[[float], np.ndarray], k: int) -> np.ndarray:
+    low, high, best = 0.01, 5.0, at(1.0)
+    for _ in range(16):
+        middle = float(np.sqrt(low * high))
+        found = at(middle)
+        n = len(np.unique(found))
+        best = min(best, found, key=lambda c: abs(len(np.unique(c)) - k))
+        low, high = (middle, high) if n < k else (low, middle)
+        if n == k:
+            break
+    return best
+
+
+def scvi_latent(adata: AnnData, seed: int, max_epochs: int | None) -> np.ndarray:
+    """Of SCVI with its defaults."""
+    scvi.settings.seed = seed
+    scvi.model.SCVI.setup_anndata(adata)
+    made = scvi.model.SCVI(adata)
+    made.train(max_epochs=max_epochs, **QUIET)
+    return made.get_latent_representation()
+
+
+def scores(truth: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
+    """Agreement of clusters with types."""
+    table = pd.crosstab(truth, clusters)
+    types, columns = linear_sum_assignment(-table.to_numpy())
+    name = dict(zip(table.columns[columns], table.index[types], strict=True))
+    matched = np.array([name.get(c, "none") for c in clusters])
+    large = table.sum(1) > 0.02 * len(truth)
+    majority = set(table.idxmax(axis=0))  # a type is found where it is the most frequent one of a cluster
+    return {
+        "clusters": len(table.columns),
+        "ari": float(adjusted_rand_score(truth, clusters)),
+        "nmi": float(normalized_mutual_info_score(truth, clusters)),
+        "macro_f1": float(f1_score(truth, matched, average="macro", labels=table.index, zero_division=0)),
+        "accuracy": metrics.hungarian_accuracy(truth, clusters),
+        "large_types_lost": int(sum(t not in majority for t in table.index[large])),
+    }
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Median, worst and spread over seeds; and the mean rank of each method by its median ARI."""
+    by = frame.groupby(["data", "method"], sort=False)
+    out = by[["ari", "nmi", "macro_f1", "clusters", "large_types_lost"]].median()
+    out.insert(1, "ari_worst", by["ari"].min())
+    out.insert(2, "ari_sd", by["ari"].std())
+    ranks = out["ari"].groupby("data").rank(ascending=False)
+    out["mean_rank"] = ranks.groupby("method").transform("mean")
+    return out.round(3)

@@ -1,0 +1,101 @@
+"""Placing and merging of components, against brute force and known groups."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from scalloy.blocks.mixtures import Components, Dirichlet
+from scalloy.blocks.partition import merge, partition, stability
+from scalloy.blocks.priors import MixturePrior
+
+
+def groups(sizes, distance=8.0, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = distance * rng.normal(size=(len(sizes), 4))
+    y = np.repeat(np.arange(len(sizes)), sizes)
+    return centres[y] + rng.normal(size=(len(y), 4)), y
+
+
+def entropy(r):
+    return -(r * np.log(np.maximum(r, 1e-30))).sum()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_merge_is_the_best_of_all_pairs(seed):
+    r = np.random.default_rng(seed).dirichlet(np.full(6, 0.3), 200)
+    together = np.flatnonzero(np.bincount(merge(r, 5)) == 2)[0]
+    found = set(np.flatnonzero(merge(r, 5) == together))
+
+    def gain(i, j):
+        joined = np.column_stack([np.delete(r, [i, j], 1), r[:, i] + r[:, j]])
+        return (entropy(r) - entropy(joined)) / min(r[:, i].sum(), r[:, j].sum())
+
+    assert found == set(max(combinations(range(6), 2), key=lambda pair: gain(*pair)))
+
+
+def test_merging_joins_pieces_of_a_group_and_numbers_the_largest_first():
+    sure = np.eye(3)[np.repeat([0, 1, 2], [50, 80, 30])]
+    r = np.column_stack([sure[:, 0], sure[:, 1] * 0.5, sure[:, 1] * 0.5, sure[:, 2]])
+    assert merge(r, 3).tolist() == [1, 0, 0, 2]
+    assert merge(r).tolist() == [1, 0, 0, 2]  # none of the rest share cells
+
+
+def test_kmeans_is_stable_on_groups_and_not_on_a_single_cloud():
+    points, _ = groups([80, 80, 80])
+    assert stability(points, 3) > 0.99
+    assert stability(np.random.default_rng(0).normal(size=(300, 4)), 6) < 0.8
+
+
+def test_only_as_many_components_as_clusters_where_kmeans_is_stable():
+    points, y = groups([80, 80, 80])
+    free = torch.full((9,), -1)
+    r = partition(torch.tensor(points), free, None, 0, 3)
+    assert (r.sum(0) > 0).sum() == 3
+    assert adjusted_rand_score(y, r.argmax(1)) == 1.0
+    cloud = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    assert (partition(cloud, torch.full((18,), -1), None, 0, 6).sum(0) > 0).sum() == 18
+
+
+def test_labels_hold_their_components_and_free_ones_take_the_unknown_group():
+    points, y = groups([60, 60, 60])
+    known = np.where((y < 2) & (np.arange(180) % 2 == 0), y, 2)  # the third group has no label
+    r = partition(torch.tensor(points), torch.tensor([0, 1, -1]), torch.tensor(known), 2)
+    assert (r.argmax(1).numpy() == y).mean() > 0.99
+
+
+def prior(n_clusters, n_components=6, n_labels=0):
+    made = MixturePrior(
+        Components(n_components, 4), Dirichlet(n_components), n_labels=n_labels, n_clusters=n_clusters
+    )
+    points, y = groups([90, 60, 30])
+    z = torch.tensor(points, dtype=torch.float32)
+    labels = torch.tensor(y) if n_labels else None
+    made.place(z, torch.full_like(z, 0.1), torch.zeros(180, dtype=torch.long), labels)
+    return made, z, y
+
+
+def test_components_left_out_have_no_weight_and_clusters_add_up():
+    made, z, y = prior(3)
+    c = torch.zeros(180, dtype=torch.long)
+    p_z = made(c)
+    r = torch.softmax(p_z.log_pi + p_z.component_log_prob(z), -1)
+    assert (r[:, ~made.used] == 0).all()
+    made.merge(r)
+    probabilities = made.of_clusters(r)
+    assert probabilities.shape == (180, 3)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(180))
+    assert adjusted_rand_score(y, probabilities.argmax(1)) > 0.98
+
+
+def test_cells_within_the_reach_of_a_label_are_typical_and_distant_ones_are_not():
+    made, z, y = prior(3, n_components=3, n_labels=3)
+    p_z = made(torch.zeros(180, dtype=torch.long))
+    made.measure(p_z, z, torch.tensor(y))
+    typical = made.typical(p_z, z)
+    assert 0.93 <= (typical == 1).float().mean() <= 0.97  # the reach holds 95 %
+    assert (made.typical(p_z, z + 50) < 0.01).all()
