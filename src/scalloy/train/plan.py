@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from scalloy.train.schedules import SCHEDULES, ramp
@@ -171,7 +172,16 @@ class TermsPlan(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         epochs = self.trainer.max_epochs or 1
         end = min(1.0, self.progress() + 1 / epochs) if epochs > 0 else 1.0
-        self.module.begin_epoch(end, self._training_cells)
+        if self.module.begin_epoch(end, self._training_cells):
+            self._forget_best()
+
+    def _forget_best(self) -> None:
+        """Losses of another objective do not compare, neither for the best weights nor to stop early."""
+        self._best = None
+        for callback in self.trainer.early_stopping_callbacks:
+            if isinstance(callback, EarlyStopping):
+                callback.best_score = callback.best_score.new_tensor(float("inf"))
+                callback.wait_count = 0
 
     def _training_cells(self) -> Iterator[Batch]:
         for tensors in self.trainer.train_dataloader:

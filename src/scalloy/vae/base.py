@@ -132,11 +132,13 @@ class VAEModule(BaseModuleClass):
         latents = self.draw(q)
         return self.terms(batch, q, latents, self.decode(batch, latents))
 
-    def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> None:
+    def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
         """Called before each epoch of training, which will bring it to its share ``end``.
 
-        ``cells()`` goes once through the cells that are trained on.
+        ``cells()`` goes once through the cells that are trained on. Returns whether the objective is another
+        one from now on, so that earlier losses do not compare with later ones.
         """
+        return False
 
     def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
         """Called once training has ended and the best weights are back."""

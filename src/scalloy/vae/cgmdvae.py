@@ -171,10 +171,10 @@ class CGMDVAE(VAEModule):
         return self.prior.typical(self.prior(c, q["w"].mean if "w" in q else None), q["z"].mean)
 
     @torch.no_grad()
-    def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> None:
+    def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
         """Place the components, once, where the cells are."""
         if self.prior.placed or end <= self.place_at:
-            return
+            return False
         training = self.training
         self.eval()
         found = [(self.encode(b)["z"], condition(b), b.y) for b in cells()]
@@ -182,6 +182,7 @@ class CGMDVAE(VAEModule):
         mean, variance = (torch.cat([getattr(q, k) for q, *_ in found]) for k in ("mean", "variance"))
         y = None if self.prior.n_labels == 0 else torch.cat([y for *_, y in found])
         self.prior.place(mean, variance, torch.cat([c for _, c, _ in found]), y)
+        return True
 
     @torch.no_grad()
     def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
