@@ -30,7 +30,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("scalloy_demo"),
     max_epochs: Annotated[int | None, typer.Option(help="Instead of the default number.")] = None,
 ) -> None:
-    """Train on the embedded real data, print a table, save pictures (about two minutes)."""
+    """Train on the embedded real data, print tables, save pictures (about two minutes)."""
     from rich.console import Console
 
     from scalloy.demo import demo as run

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from scalloy.models import VAE
 
 
+HELD_OUT = "B cells"
+
+
 def demo(folder: Path, console: Console, *, max_epochs: int | None = None, seed: int = 0) -> list[Path]:
-    """Train a VAE on the embedded Kang data, print a table, save pictures; returns their paths.
+    """Train on the embedded Kang data, print tables, save pictures; returns their paths.
 
     Parameters
     ----------
@@ -50,9 +53,26 @@ def demo(folder: Path, console: Console, *, max_epochs: int | None = None, seed:
     console.print(table(model, adata, minutes))
     folder.mkdir(parents=True, exist_ok=True)
     paths = pictures(model, adata, folder)
+    console.print(held_out(HELD_OUT, seed, max_epochs))
     for path in paths:
         console.print(f"saved {path}")
     return paths
+
+
+def held_out(name: str, seed: int, max_epochs: int | None) -> Any:
+    """CGMDVAE on a cell type that it never saw under the condition, beside the simple baselines."""
+    from rich.table import Table
+
+    from scalloy.benchmark import transfer
+
+    frame = transfer("kang_subset", types=[name], seeds=[seed], routes=["auto"], max_epochs=max_epochs)
+    out = Table(title=f"{name}, never seen stimulated, predicted from their controls")
+    columns = {"skill": "skill", "pearson_delta": "correlation of the change", "r2_mean": "R2 of means"}
+    for title in ("", *columns.values()):
+        out.add_column(title, justify="left" if not title else "right")
+    for row in frame.to_dict("records"):
+        out.add_row(str(row["method"]), *[f"{row[c]:.3f}" for c in columns])
+    return out
 
 
 def table(model: VAE, adata: AnnData, minutes: float) -> Any:

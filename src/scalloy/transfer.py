@@ -27,7 +27,7 @@ from anndata import AnnData
 
 from scalloy.baselines.shifts import kernel_ridge, squared_distances, typical_distance
 from scalloy.blocks.distributions import CountDistribution
-from scalloy.blocks.sparse import dense, log_normalise
+from scalloy.blocks.sparse import log_normalise
 from scalloy.models import _options
 from scalloy.vae.base import Batch
 from scalloy.vae.cgmdvae import condition
@@ -93,7 +93,7 @@ def transfer(
         shifts: dict[str, Shift] = {}
         if route == "auto":
             expected, shifts = _pooled(model, decoded, groups, came_from, to)
-            if model.module.likelihood.counts:
+            if model.module.likelihood.draws_counts:
                 both = [f"{g} from {c}" for g, c in zip(groups, came_from, strict=True)]
                 given = (None if own else cells, code, np.asarray(both), decoded.after, expected, n_samples)
                 factors = _factors(model, *given)
@@ -112,8 +112,7 @@ def decode(model: Any, cells: AnnData | None, code: int, route: str, n_samples: 
             p = model.module.decode(batch, latents)["x"]
             p_changed = model.module.decode(changed, moved(model.module, batch, code, q, latents, route))["x"]
             before, after = before + expression(p), after + expression(p_changed)
-        seen = log_normalise(batch.x) if isinstance(p, CountDistribution) else None
-        seen = dense(model.module.likelihood.features(batch.x) if seen is None else seen)
+        seen = model.module.likelihood.observed(batch.x)
         parts.append(tuple(t.cpu().numpy() for t in (seen, before / n_samples, after / n_samples)))
     return Decoded(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
 
@@ -195,9 +194,7 @@ def group_means(model: Any) -> dict[tuple[str, str], np.ndarray]:
     codes, pairs = names.factorize()
     counts, begin = np.bincount(codes), 0
     for batch in _batches(model, None):
-        seen = model.module.likelihood
-        p_counts = seen.counts and not hasattr(seen, "on")
-        x = dense(log_normalise(batch.x) if p_counts else seen.features(batch.x)).cpu().numpy()
+        x = model.module.likelihood.observed(batch.x).cpu().numpy()
         rows = codes[begin : begin + len(x)]
         begin += len(x)
         sums = sums + sp.csr_matrix((np.ones(len(x)), (rows, range(len(x)))), (len(pairs), len(x))) @ x
@@ -294,9 +291,10 @@ def _as_anndata(
         where = [f"{g} from {c}" for g, c in zip(groups, came_from, strict=True)]
         out.obs["transfer_far"] = [shifts[name].far for name in where]
         names = [str(v) for v in out.var_names]
-        about["shift"] = pd.DataFrame({k: s.mean for k, s in shifts.items()}, index=names)
-        about["sd"] = pd.DataFrame({k: s.sd for k, s in shifts.items()}, index=names)
-        about["learned_from"] = {k: s.others for k, s in shifts.items()}
+        safe = {k.replace("/", "|"): s for k, s in shifts.items()}  # as keys of an h5ad file
+        about["shift"] = pd.DataFrame({k: s.mean for k, s in safe.items()}, index=names)
+        about["sd"] = pd.DataFrame({k: s.sd for k, s in safe.items()}, index=names)
+        about["learned_from"] = {k: s.others for k, s in safe.items()}
         if far := [k for k, s in shifts.items() if s.far]:
             warnings.warn(
                 f"Far from what was seen under {to!r}: {', '.join(far)}. `.obs['transfer_far']` marks these "

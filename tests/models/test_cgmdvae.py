@@ -168,7 +168,7 @@ def log_mean(counts):
 
 
 @pytest.mark.parametrize(("route", "least"), [("auto", 0.6), ("decoder", 0.0), ("transport", 0.0)])
-def test_prediction_beats_no_change_and_counts_agree(held_out, route, least):
+def test_prediction_beats_no_change_and_counts_agree(held_out, route, least, tmp_path):
     adata, model = held_out
     of = adata.obs["cluster"] == "cluster_2"
     control = adata[(of & (adata.obs["condition"] == "control")).to_numpy()].copy()
@@ -188,6 +188,7 @@ def test_prediction_beats_no_change_and_counts_agree(held_out, route, least):
     total = np.asarray(control.X.sum(1)).ravel()
     assert np.asarray(counts.sum(1)).mean() == pytest.approx(total.mean(), rel=0.05)
     pd.testing.assert_frame_equal(control.obs, before.obs)
+    out.write_h5ad(tmp_path / "predicted.h5ad")
     if route == "auto":
         assert len(out.uns["transfer"]["learned_from"]["cluster_2 from control"]) == 5
         sd = out.uns["transfer"]["sd"].iloc[:, 0].to_numpy()
@@ -231,6 +232,9 @@ def test_style_route_gives_prototypes(simulated):
     out = model.transfer(to="treated_1", route="style")
     assert out.shape == simulated.shape
     assert np.isfinite(out.X).all()
+    assert model.get_latent_representation(which="w").shape == (1000, 2)
+    with pytest.raises(ValueError, match="`which='v'` is not known"):
+        model.get_latent_representation(which="v")
 
 
 # generation -------------------------------------------------------------------------------------

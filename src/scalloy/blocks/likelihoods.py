@@ -28,9 +28,10 @@ Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 
 
 class Likelihood(nn.Module):
-    """What all share. ``counts`` says whether integer counts are expected."""
+    """What all share. ``counts``: integer counts are expected; ``draws_counts``: samples are counts too."""
 
     counts = True
+    draws_counts = True
 
     def __init__(self, n_hidden: int, n_vars: int) -> None:
         super().__init__()
@@ -55,6 +56,10 @@ class Likelihood(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """What the encoder sees."""
         return map_values(x, torch.log1p)
+
+    def observed(self, x: Tensor) -> Tensor:
+        """Expression of cells, dense, on the scale on which predictions are compared with it."""
+        return dense(log_normalise(x) if self.draws_counts else self.features(x))
 
     @torch.no_grad()
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
@@ -143,7 +148,7 @@ class Gaussian(Likelihood):
     With ``variance="fixed"`` the reconstruction is half the squared error plus a constant.
     """
 
-    counts = False
+    counts = draws_counts = False
 
     def __init__(
         self,
@@ -187,6 +192,8 @@ class Gaussian(Likelihood):
 
 class Bernoulli(Likelihood):
     """Is the gene detected in the cell? Or, with ``on="given"``, values within [0, 1] such as grey levels."""
+
+    draws_counts = False
 
     def __init__(self, n_hidden: int, n_vars: int, *, on: Literal["detected", "given"] = "detected") -> None:
         super().__init__(n_hidden, n_vars)

@@ -141,6 +141,7 @@ class Getters:
         give_mean: bool = True,
         batch_size: int | None = None,
         return_dist: bool = False,
+        which: str = "z",
     ) -> Any:
         """Latent code of each cell: posterior mean, or a sample, or ``(mean, variance)``.
 
@@ -156,10 +157,13 @@ class Getters:
             Cells at once.
         return_dist
             Whether to return mean and variance.
+        which
+            Letter of the latent: ``"z"``, and whatever else the model has, such as ``"w"``.
         """
         out: list[tuple[torch.Tensor, ...]] = []
         for tensors in self._read(adata, indices, batch_size):
-            q_z = self.module.encode(Batch.of(tensors))["z"]
+            q = self.module.encode(Batch.of(tensors))
+            q_z = q[_options.one_of("which", which, q)]
             if return_dist:
                 out.append((q_z.mean.cpu(), q_z.variance.cpu()))
             else:

@@ -35,7 +35,8 @@ class CGMDVAE(MixtureModel):
     n_clusters
         Clusters to find; more than needed is no harm, what is not needed stays empty. ``None`` finds out: 25
         components are merged where they share cells (:mod:`scalloy.blocks.partition`). With labels, the
-        first clusters are bound to them and the others are free; ``None`` then is five free ones.
+        first clusters are bound to them and the others are free; ``None`` then is five free ones (as it is
+        with weights ``"uniform"`` and ``"local"``, which do not merge).
     n_hidden, n_latent, n_layers, dropout_rate, norm
         Of the networks, as in :class:`~scalloy.VAE`.
     n_w
