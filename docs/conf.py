@@ -1,11 +1,11 @@
 """Sphinx."""
 
-from importlib.metadata import version
+from importlib import metadata
 
 project = "scalloy"
 author = "The scalloy developers"
 copyright = "2026, the scalloy developers"
-release = version("scalloy")
+release = version = metadata.version("scalloy")
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",

@@ -25,8 +25,8 @@ def mean_shift(control: np.ndarray, shift: np.ndarray, to: np.ndarray) -> np.nda
 def kernel_ridge(control: np.ndarray, shift: np.ndarray, to: np.ndarray, *, ridge: float = 0.1) -> np.ndarray:
     """Mean change plus what groups of similar controls deviate from it.
 
-    With K_ij = exp(-|c_i - c_j|^2 / m), m the median squared distance between two groups, and k the same
-    towards the group to predict: mean(D) + k' (K + ridge I)^-1 (D - mean(D)).
+    It is ``mean(D) + k' (K + ridge I)^-1 (D - mean(D))`` with ``K_ij = exp(-||c_i - c_j||^2 / m)``, ``k`` the
+    same towards the group to predict, and ``m`` the median squared distance between two groups.
 
     Parameters
     ----------
