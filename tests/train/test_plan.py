@@ -30,6 +30,17 @@ def test_schedules():
     assert curve[-1] == pytest.approx(0.02)
 
 
+def test_best_weights_are_of_the_final_objective(cells):
+    """Labels cost nothing before components are placed: the lowest loss is there, and must not be taken."""
+    sa.CGMDVAE.setup_anndata(cells, labels_key="cluster")
+    model = sa.CGMDVAE(cells, label_weight=1e5, **SMALL)
+    model.train(max_epochs=20, enable_progress_bar=False, accelerator="cpu", early_stopping_patience=3)
+    losses = model.history["validation_loss"].iloc[:, 0].astype(float)
+    assert losses.idxmin() < 4  # before placing
+    assert len(losses) > 8  # which did not stop training
+    assert model.module.prior.placed == 1
+
+
 def test_terms_are_weighed_and_summed():
     module = torch.nn.Linear(1, 1)
     plan = TermsPlan(module, weights={"z": 4.0, "mmd": 0.5})
