@@ -4,12 +4,14 @@
     "decoder"     z ~ q(z | x, c)                                               p(x | z, c')
     "transport"   z' = sum_k r_k [m_k(c') + s_k(c') / s_k(c) (z - m_k(c))]      p(x | z', c')
     "style"       z' = m_y(w, c'), w = E q(w | x, c), y the component (Kolb)    p(x | z', c')
-    "auto"        as "decoder", moved to the pooled shift of the cell's group
+    "auto"        z, moved to the pooled shift of the cell's group              p(x | z, c) and p(x | z, c')
 
 The pooled shift of a group of cells (their label, or cluster) is the mean of two estimates which err in
 different ways: what the decoder says of these cells, and what groups with similar controls have shown
 (:func:`scalloy.baselines.kernel_ridge`). Both are changes of mean log-normalised expression, the decoder's
 measured on counts sampled before and after: the mean of the decoder pushed through a logarithm is biased.
+What a cell expresses beside its group is the mean of what is decoded before and after: the one knows the
+genes of its type, the other those that the condition induces.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 ROUTES = ("auto", "decoder", "transport", "style")
 AT_LEAST = 10  # cells of a group under a condition, to learn from
 STEPS = 3  # of the search for rates with the wanted mean
+LARGEST = 3.0  # factor that a rate is multiplied or divided by, as a logarithm
 FLOOR = 0.01  # counts in 10,000 below which changes are not followed
 
 
@@ -95,7 +98,8 @@ def transfer(
             expected, shifts = _pooled(model, decoded, groups, came_from, to)
             if model.module.likelihood.draws_counts:
                 both = [f"{g} from {c}" for g, c in zip(groups, came_from, strict=True)]
-                given = (None if own else cells, code, np.asarray(both), decoded.after, expected, n_samples)
+                middle = (decoded.before + decoded.after) / 2
+                given = (None if own else cells, code, np.asarray(both), middle, expected, n_samples)
                 factors = _factors(model, *given)
         counts = _sampled(model, None if own else cells, code, route, factors, library_size)
     return _as_anndata(model, source, to, came_from, groups, expected, counts, shifts, route)
@@ -161,21 +165,22 @@ def _pooled(
     model: Any, decoded: Decoded, groups: np.ndarray, came_from: np.ndarray, to: str
 ) -> tuple[np.ndarray, dict[str, Shift]]:
     """Expected expression of each cell, so that the mean of its group has the pooled shift."""
-    expected, shifts = decoded.after.copy(), {}
+    expected, shifts = (decoded.before + decoded.after) / 2, {}
     seen = group_means(model)
     for (group, source), rows in pd.Series(range(len(groups))).groupby([groups, came_from]).groups.items():
         rows = np.asarray(rows)
-        control, after = decoded.observed[rows].mean(0), decoded.after[rows].mean(0)
-        shift = pooled(after - decoded.before[rows].mean(0), control, seen, group, source, to)
+        control, middle = decoded.observed[rows].mean(0), expected[rows].mean(0)
+        own = decoded.after[rows].mean(0) - decoded.before[rows].mean(0)
+        shift = pooled(own, control, seen, group, source, to)
         noise = decoded.observed[rows].var(0) / len(rows)
         shift.sd = np.sqrt(np.square(shift.sd) + noise)
         shifts[f"{group} from {source}"] = shift
         wanted = control + shift.mean
         if (decoded.observed >= 0).all():
             wanted = wanted.clip(0)
-            expected[rows] *= np.where(after > 0, wanted / np.maximum(after, 1e-12), 1.0)
+            expected[rows] *= np.where(middle > 0, wanted / np.maximum(middle, 1e-12), 1.0)
         else:
-            expected[rows] += wanted - after
+            expected[rows] += wanted - middle
     return expected, shifts
 
 
@@ -217,14 +222,15 @@ def pooled(own: np.ndarray, control: np.ndarray, seen: dict, group: str, source:
 
 
 def _factors(
-    model: Any, cells: AnnData | None, code: int, groups: Any, after: np.ndarray, wanted: np.ndarray, n: int
+    model: Any, cells: AnnData | None, code: int, groups: Any, middle: np.ndarray, wanted: np.ndarray, n: int
 ) -> np.ndarray:
     """Logarithms by which rates are changed so that sampled counts have the wanted means, cells x genes."""
-    target, drawn = (pd.DataFrame(x).groupby(groups).mean() for x in (wanted, after))
+    target, drawn = (pd.DataFrame(x).groupby(groups).mean() for x in (wanted, middle))
     of, goal = target.index.get_indexer(groups), np.expm1(target.to_numpy())
     factors = np.zeros_like(goal)
     for step in range(STEPS):
-        factors = factors + np.log((goal + FLOOR) / (np.expm1(drawn.to_numpy()) + FLOOR))
+        step_by = np.log((goal + FLOOR) / (np.expm1(drawn.to_numpy()) + FLOOR))
+        factors = (factors + step_by).clip(-LARGEST, LARGEST)
         if step == STEPS - 1:
             break
         total = np.zeros_like(wanted)
@@ -250,6 +256,10 @@ def _decoded_with(
         begin += len(rows)
         p = model.module.decode(changed, latents)["x"]
         if isinstance(p, CountDistribution):
+            if route == "auto":
+                before = model.module.decode(replace(changed, c=condition(batch)), latents)["x"]
+                middle = (before.fraction + p.fraction).clamp_min(1e-12).log()
+                p = p.scaled(middle - torch.log_softmax(p.rate.logits, -1))
             log_factor = factors[rows] if len(factors) > 1 else factors
             p = p.scaled(torch.from_numpy(np.asarray(log_factor, dtype=np.float32)).to(batch.log_ell.device))
         yield rows, p

@@ -90,7 +90,7 @@ def principal_components(adata: AnnData, n: int = 30) -> np.ndarray:
     sc.pp.normalize_total(normed, target_sum=1e4)
     sc.pp.log1p(normed)
     sc.pp.pca(normed, n_comps=n)
-    return np.asarray(normed.obsm["X_pca"])
+    return np.asarray(normed.obsm["X_pca"], dtype=np.float64)
 
 
 def leiden(x: np.ndarray, seed: int, k: int | None = None) -> np.ndarray:

@@ -18,7 +18,7 @@ from scalloy import metrics
 from scalloy.benchmark.evidence import spread
 from scalloy.benchmark.fit import QUIET, load
 from scalloy.benchmark.transfer import load as load_kang
-from scalloy.benchmark.transfer import variable_genes
+from scalloy.benchmark.transfer import variable_genes, with_counts
 from scalloy.models import CGMDVAE
 
 UNKNOWN = "Unknown"
@@ -54,7 +54,7 @@ def shift(
         Arguments of the model.
     """
     adata = load_kang(data)
-    adata = adata[:, variable_genes(adata, n_genes)].copy()
+    adata = with_counts(adata[:, variable_genes(adata, n_genes)])
     labelled = (adata.obs["condition"] == "control").to_numpy()
     types = sorted(adata.obs["cell_type"].astype(str).unique())
     rows, before = [], scvi.settings.seed

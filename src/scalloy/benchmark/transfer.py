@@ -61,7 +61,7 @@ def transfer(
         _options.one_of("types", name, list(adata.obs["cell_type"].unique()))
         held = ((adata.obs["cell_type"] == name) & (adata.obs["condition"] == "stimulated")).to_numpy()
         genes = variable_genes(adata[~held], n_genes)
-        train, truth = adata[~held, genes].copy(), log_mean(adata[held, genes])
+        train, truth = with_counts(adata[~held, genes]), log_mean(adata[held, genes])
         control, others, shifts = _seen(train, name)
         score = {"truth": truth, "control": control, "shift": shifts.mean(0)}
         missed = np.sqrt(np.square(_missed(others, shifts)).mean(0))
@@ -97,6 +97,11 @@ def load(data: str) -> AnnData:
     adata = adata[keep.to_numpy()].copy()
     sc.pp.filter_genes(adata, min_cells=3)
     return adata
+
+
+def with_counts(adata: AnnData) -> AnnData:
+    """The cells that have counts in the genes that were kept."""
+    return adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()
 
 
 def variable_genes(adata: AnnData, n_genes: int) -> np.ndarray:
