@@ -56,8 +56,8 @@ class CGMDVAE(MixtureModel):
     w_prior
         ``"standard"`` or ``"condition"``: a mean and a scale for each.
     label_weight
-        Weight of the penalty on labels which the components do not tell, beside some hundreds of nats of
-        reconstruction.
+        Weight of the penalty on labels which the components do not tell. More of it tells labels a little
+        better where half of them are known, and makes worse predictions under another condition.
     as_published
         Train as in Kolb's thesis: latents within bounds, components that begin at random, no warm-up, and
         squared errors that weigh twice as much.
@@ -90,7 +90,7 @@ class CGMDVAE(MixtureModel):
         assignment: Literal["exact", "amortised"] = "exact",
         w_prior: Literal["standard", "condition"] = "standard",
         norm: str = "layer",
-        label_weight: float = 50.0,
+        label_weight: float = 1.0,
         as_published: bool = False,
     ) -> None:
         _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, alpha=alpha)
