@@ -17,9 +17,8 @@ genes of its type, the other those that the condition induces.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,15 +26,17 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
-from scalloy.baselines.shifts import kernel_ridge, squared_distances, typical_distance
+from scalloy.baselines.shifts import (
+    kernel_ridge,
+    missed_when_left_out,
+    squared_distances,
+    typical_distance,
+)
 from scalloy.blocks.distributions import CountDistribution
 from scalloy.blocks.sparse import log_normalise
 from scalloy.models import _options
 from scalloy.vae.base import Batch
 from scalloy.vae.cgmdvae import condition
-
-if TYPE_CHECKING:
-    from scalloy.models._base import ScalloyModel
 
 ROUTES = ("auto", "decoder", "transport", "style")
 AT_LEAST = 10  # cells of a group under a condition, to learn from
@@ -51,6 +52,11 @@ class Decoded:
     observed: np.ndarray
     before: np.ndarray
     after: np.ndarray
+
+    @property
+    def middle(self) -> np.ndarray:
+        """Between the two."""
+        return (self.before + self.after) / 2
 
 
 @dataclass
@@ -70,7 +76,7 @@ class Shift:
 def transfer(
     model: Any,
     cells: AnnData | None,
-    to: str,
+    to: str | None,
     *,
     route: str = "auto",
     n_samples: int = 10,
@@ -79,30 +85,29 @@ def transfer(
 ) -> AnnData:
     """The body of :meth:`scalloy.CGMDVAE.transfer`."""
     _options.one_of("route", route, ROUTES)
-    _options.one_of("to", to, model.conditions)
+    to = _options.one_of("to", to, model.conditions)
     _options.positive(n_samples=n_samples)
     if route == "style" and model.module.enc_w is None:
         msg = "`route='style'` goes through `w`, and the model has none. Pass `n_w=` to the model."
         raise ValueError(msg)
-    own = cells is None or cells is model.adata
-    source = model.adata if own else cells
-    code, key = model.conditions.index(to), model.condition_key
-    came_from = source.obs[key].astype(str).to_numpy() if key else np.full(source.n_obs, to)
+    source = model.adata if cells is None else cells
+    cells = None if cells is model.adata else cells
+    code, draws_counts = model.conditions.index(to), model.module.likelihood.draws_counts
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        decoded = decode(model, None if own else cells, code, route, n_samples)
-        groups = groups_of(model, None if own else cells)
-        expected, factors = decoded.after.copy(), np.zeros((source.n_obs, 1), dtype=np.float32)
+        decoded = decode(model, cells, code, route, n_samples)
+        expected, factors = decoded.after, np.zeros((source.n_obs, 1), dtype=np.float32)
+        about = pd.DataFrame({"group": groups_of(model, cells)}, index=source.obs_names)
+        about["from"] = source.obs[model.condition_key].astype(str).to_numpy()
+        about["pair"] = about["group"] + " from " + about["from"]
         shifts: dict[str, Shift] = {}
         if route == "auto":
-            expected, shifts = _pooled(model, decoded, groups, came_from, to)
-            if model.module.likelihood.draws_counts:
-                both = [f"{g} from {c}" for g, c in zip(groups, came_from, strict=True)]
-                middle = (decoded.before + decoded.after) / 2
-                given = (None if own else cells, code, np.asarray(both), middle, expected, n_samples)
-                factors = _factors(model, *given)
-        counts = _sampled(model, None if own else cells, code, route, factors, library_size)
-    return _as_anndata(model, source, to, came_from, groups, expected, counts, shifts, route)
+            expected, shifts = _pooled(model, decoded, about, to)
+            if draws_counts:
+                pairs = about["pair"].to_numpy()
+                factors = _factors(model, cells, code, pairs, decoded.middle, expected, n_samples)
+        counts = _sampled(model, cells, code, route, factors, library_size) if draws_counts else None
+    return _as_anndata(model, source, to, about, expected, counts, shifts, route)
 
 
 def decode(model: Any, cells: AnnData | None, code: int, route: str, n_samples: int) -> Decoded:
@@ -131,9 +136,7 @@ def moved(module: Any, batch: Batch, code: int, q: Any, latents: Any, route: str
     here, there = module.prior(c, w), module.prior(changed, w)
     r = module.log_assignment(here, latents["z"], c).exp()
     if route == "style":
-        k = r.argmax(-1)[:, None, None].expand(-1, 1, there.loc.shape[-1])
-        z = there.loc.expand(len(c), -1, -1).gather(-2, k).squeeze(-2)
-        return {**latents, "w": w, "z": z}
+        return {**latents, "w": w, "z": there.of_component(r.argmax(-1))[0]}
     residual = (latents["z"].unsqueeze(-2) - here.loc) / here.scale
     z = (r.unsqueeze(-1) * (there.loc + there.scale * residual)).sum(-2)
     return {**latents, "z": z}
@@ -153,28 +156,25 @@ def groups_of(model: Any, cells: AnnData | None) -> np.ndarray:
     """Group of each cell: its label where it is known, else the predicted one; without labels its cluster."""
     if not model.labels:
         return model.get_clusters(cells).astype(str).to_numpy()
-    predicted = model.predict_labels(cells).astype(str).to_numpy()
     obs, key = (model.adata if cells is None else cells).obs, model.registry["setup_args"]["labels_key"]
-    if key not in obs:
-        return predicted
-    given = obs[key].astype(str).to_numpy()
-    return np.where(np.isin(given, model.labels), given, predicted)
+    given = obs[key].astype(str).to_numpy() if key in obs else np.full(len(obs), "")
+    known = np.isin(given, model.labels)
+    return given if known.all() else np.where(known, given, model.predict_labels(cells).astype(str))
 
 
 def _pooled(
-    model: Any, decoded: Decoded, groups: np.ndarray, came_from: np.ndarray, to: str
+    model: Any, decoded: Decoded, about: pd.DataFrame, to: str
 ) -> tuple[np.ndarray, dict[str, Shift]]:
     """Expected expression of each cell, so that the mean of its group has the pooled shift."""
-    expected, shifts = (decoded.before + decoded.after) / 2, {}
+    expected, shifts = decoded.middle, {}
     seen = group_means(model)
-    for (group, source), rows in pd.Series(range(len(groups))).groupby([groups, came_from]).groups.items():
-        rows = np.asarray(rows)
+    for (group, source, pair), rows in about.groupby(["group", "from", "pair"]).indices.items():
         control, middle = decoded.observed[rows].mean(0), expected[rows].mean(0)
         own = decoded.after[rows].mean(0) - decoded.before[rows].mean(0)
         shift = pooled(own, control, seen, group, source, to)
         noise = decoded.observed[rows].var(0) / len(rows)
         shift.sd = np.sqrt(np.square(shift.sd) + noise)
-        shifts[f"{group} from {source}"] = shift
+        shifts[pair] = shift
         wanted = control + shift.mean
         if (decoded.observed >= 0).all():
             wanted = wanted.clip(0)
@@ -213,12 +213,10 @@ def pooled(own: np.ndarray, control: np.ndarray, seen: dict, group: str, source:
         return Shift(own, np.full_like(own, np.nan), others, far=source != to)
     c = np.stack([seen[g, source] for g in others])
     d = np.stack([seen[g, to] for g in others]) - c
-    missed = [kernel_ridge(np.delete(c, i, 0), np.delete(d, i, 0), c[i]) - d[i] for i in range(len(c))]
-    sd = np.sqrt(np.square(missed).mean(0))
     if group in others:  # its change was seen
         return Shift(d[others.index(group)], np.zeros_like(own), others, far=False)
     far = squared_distances(control[None], c).min() > typical_distance(c)
-    return Shift((own + kernel_ridge(c, d, control)) / 2, sd, others, bool(far))
+    return Shift((own + kernel_ridge(c, d, control)) / 2, missed_when_left_out(c, d), others, bool(far))
 
 
 def _factors(
@@ -255,34 +253,27 @@ def _decoded_with(
         rows = np.arange(begin, begin + len(batch.b))
         begin += len(rows)
         p = model.module.decode(changed, latents)["x"]
-        if isinstance(p, CountDistribution):
-            if route == "auto":
-                before = model.module.decode(replace(changed, c=condition(batch)), latents)["x"]
-                middle = (before.fraction + p.fraction).clamp_min(1e-12).log()
-                p = p.scaled(middle - torch.log_softmax(p.rate.logits, -1))
-            log_factor = factors[rows] if len(factors) > 1 else factors
-            p = p.scaled(torch.from_numpy(np.asarray(log_factor, dtype=np.float32)).to(batch.log_ell.device))
-        yield rows, p
+        if route == "auto":
+            before = model.module.decode(replace(changed, c=condition(batch)), latents)["x"]
+            middle = (before.fraction + p.fraction).clamp_min(1e-12).log()
+            p = p.scaled(middle - torch.log_softmax(p.rate.logits, -1))
+        log_factor = torch.from_numpy(factors[rows].astype(np.float32))
+        yield rows, p.scaled(log_factor.to(batch.log_ell.device))
 
 
 def _sampled(
     model: Any, cells: AnnData | None, code: int, route: str, factors: np.ndarray, ell: float | None
-) -> sp.csr_matrix | None:
-    """Counts of the cells after the change; ``None`` where the likelihood has none."""
-    parts = []
-    for _, p in _decoded_with(model, cells, code, route, factors, ell):
-        if not isinstance(p, CountDistribution):
-            return None
-        parts.append(sp.csr_matrix(p.sample().cpu().numpy()))
-    return sp.vstack(parts, format="csr")
+) -> sp.csr_matrix:
+    """Counts of the cells after the change."""
+    drawn = _decoded_with(model, cells, code, route, factors, ell)
+    return sp.vstack([sp.csr_matrix(p.sample().cpu().numpy()) for _, p in drawn], format="csr")
 
 
 def _as_anndata(
-    model: ScalloyModel,
+    model: Any,
     source: AnnData,
     to: str,
-    came_from: np.ndarray,
-    groups: np.ndarray,
+    about: pd.DataFrame,
     expected: np.ndarray,
     counts: Any,
     shifts: dict[str, Shift],
@@ -291,28 +282,23 @@ def _as_anndata(
     out = AnnData(expected.astype(np.float32), obs=source.obs.copy(), var=source.var[[]].copy())
     if counts is not None:
         out.layers["counts"] = counts
-    key: Any = getattr(model, "condition_key", None)
     out.obs = out.obs[[c for c in out.obs if not str(c).startswith("_scvi")]]
-    out.obs[key] = pd.Categorical([to] * out.n_obs, categories=model.conditions)  # type: ignore[attr-defined]
-    out.obs["transfer_from"] = pd.Categorical(came_from)
-    out.obs["transfer_group"] = pd.Categorical(groups)
-    about: dict[str, Any] = {"model": type(model).__name__, "to": to, "route": route}
+    out.obs[model.condition_key] = pd.Categorical([to] * out.n_obs, categories=model.conditions)
+    out.obs["transfer_from"] = pd.Categorical(about["from"])
+    out.obs["transfer_group"] = pd.Categorical(about["group"])
+    said: dict[str, Any] = {"model": type(model).__name__, "to": to, "route": route}
     if shifts:
-        where = [f"{g} from {c}" for g, c in zip(groups, came_from, strict=True)]
-        out.obs["transfer_far"] = [shifts[name].far for name in where]
+        out.obs["transfer_far"] = [shifts[pair].far for pair in about["pair"]]
         names = [str(v) for v in out.var_names]
         safe = {k.replace("/", "|"): s for k, s in shifts.items()}  # as keys of an h5ad file
-        about["shift"] = pd.DataFrame({k: s.mean for k, s in safe.items()}, index=names)
-        about["sd"] = pd.DataFrame({k: s.sd for k, s in safe.items()}, index=names)
-        about["learned_from"] = {k: s.others for k, s in safe.items()}
+        said["shift"] = pd.DataFrame({k: s.mean for k, s in safe.items()}, index=names)
+        said["sd"] = pd.DataFrame({k: s.sd for k, s in safe.items()}, index=names)
+        said["learned_from"] = {k: s.others for k, s in safe.items()}
         if far := [k for k, s in shifts.items() if s.far]:
             warnings.warn(
                 f"Far from what was seen under {to!r}: {', '.join(far)}. `.obs['transfer_far']` marks these "
                 "cells; do not rely on what is predicted for them.",
                 stacklevel=4,
             )
-    out.uns["transfer"] = about
+    out.uns["transfer"] = said
     return out
-
-
-__all__: Sequence[str] = ["ROUTES", "transfer"]

@@ -7,10 +7,12 @@ here, from dense counts, and by neither package's own getters.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scvi
 import torch
 from scvi.dataloaders import AnnDataLoader
 from scvi.model import SCVI
@@ -100,6 +102,16 @@ def three_parts(n: int, seed: int) -> list[np.ndarray]:
     """The same 80 % to train, 10 % to validate and 10 % to score on for both models."""
     score, validate, train = np.split(np.random.default_rng(seed).permutation(n), [n // 10, n // 5])
     return [train, validate, score]
+
+
+@contextmanager
+def keeps_seed() -> Iterator[None]:
+    """Around a benchmark, which sets scvi-tools' seed: afterwards it is what it was."""
+    before = scvi.settings.seed
+    try:
+        yield
+    finally:
+        scvi.settings.seed = before
 
 
 def spread(frame: pd.DataFrame, by: list[str], columns: list[str], digits: int = 2) -> pd.DataFrame:

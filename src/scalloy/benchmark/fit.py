@@ -11,12 +11,13 @@ from anndata import AnnData
 from scvi.model import SCVI
 
 from scalloy import datasets
-from scalloy.benchmark.evidence import evidence, spread, three_parts
+from scalloy.benchmark.evidence import evidence, keeps_seed, spread, three_parts
 from scalloy.models import BetaVAE, _options
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False}
 
 
+@keeps_seed()
 def fit(
     data: Sequence[str] = ("kang", "pbmc3k"),
     *,
@@ -52,7 +53,7 @@ def fit(
         Of the marginal log-likelihood.
     """
     _options.one_of("gene_likelihood", gene_likelihood, ("nb", "zinb"))
-    rows, before = [], scvi.settings.seed
+    rows: list[dict[str, Any]] = []
     for name in data:
         adata = load(name, n_genes)
         for seed in seeds:
@@ -73,7 +74,6 @@ def fit(
                 named = "SCVI" if beta is None else "VAE" if beta == 1 else f"BetaVAE {beta:g}"
                 n = len(made.history["elbo_train"])
                 rows.append({"data": name, "model": named, "seed": seed, "epochs": n, **found})
-    scvi.settings.seed = before
     return pd.DataFrame(rows)
 
 

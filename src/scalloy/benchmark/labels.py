@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scvi
 from anndata import AnnData
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.neighbors import NearestNeighbors
 
 from scalloy import metrics
-from scalloy.benchmark.evidence import spread
+from scalloy.benchmark.clustering import principal_components
+from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET, load
 from scalloy.benchmark.transfer import load as load_kang
 from scalloy.benchmark.transfer import variable_genes, with_counts
@@ -24,6 +25,7 @@ from scalloy.models import CGMDVAE
 UNKNOWN = "Unknown"
 
 
+@keeps_seed()
 def shift(
     data: str = "kang",
     *,
@@ -57,15 +59,15 @@ def shift(
     adata = with_counts(adata[:, variable_genes(adata, n_genes)])
     labelled = (adata.obs["condition"] == "control").to_numpy()
     types = sorted(adata.obs["cell_type"].astype(str).unique())
-    rows, before = [], scvi.settings.seed
+    rows: list[dict[str, Any]] = []
     for out in [None, *(types if leave_out else [])]:
         keep = ~(labelled & (adata.obs["cell_type"] == out).to_numpy())
         cells, known = adata[keep].copy(), labelled[keep]
         rows += _rows(cells, known, out, seeds, {"batch_key": "condition"}, max_epochs, model)
-    scvi.settings.seed = before
     return pd.DataFrame(rows)
 
 
+@keeps_seed()
 def few(
     data: Sequence[str] = ("pbmc4k_dcc", "zeisel_cortex"),
     *,
@@ -95,7 +97,7 @@ def few(
     **model
         Arguments of the model.
     """
-    rows, before = [], scvi.settings.seed
+    rows: list[dict[str, Any]] = []
     for name in data:
         adata = load(name, n_genes)
         y = adata.obs["cell_type"].astype(str).to_numpy()
@@ -104,7 +106,6 @@ def few(
                 known = some_of_each(y, share, seed)
                 found = _rows(adata, known, None, [seed], {}, max_epochs, model, scanvi=scanvi)
                 rows += [{"data": name, "share": share, **row} for row in found]
-    scvi.settings.seed = before
     return pd.DataFrame(rows)
 
 
@@ -153,18 +154,12 @@ def _rows(
 
 
 def _regression(cells: AnnData, known: np.ndarray, truth: np.ndarray, batch: str | None) -> Any:
-    normed = cells.copy()
-    sc.pp.normalize_total(normed, target_sum=1e4)
-    sc.pp.log1p(normed)
-    sc.pp.pca(normed, n_comps=30)
-    x = np.array(normed.obsm["X_pca"])
+    x = principal_components(cells)
     for group in cells.obs[batch].unique() if batch else ():
         rows = (cells.obs[batch] == group).to_numpy()
         x[rows] -= x[rows].mean(0)
     fitted = LogisticRegression(max_iter=3000).fit(x[known], truth[known])
     p = pd.DataFrame(fitted.predict_proba(x), index=cells.obs_names, columns=fitted.classes_)
-    from sklearn.neighbors import NearestNeighbors
-
     n = min(15, int(known.sum()))
     distance = NearestNeighbors(n_neighbors=n).fit(x[known]).kneighbors(x)[0].mean(1)
     yield "logistic regression", p, {"unknown": 1 - p.max(axis=1).to_numpy(), "distance": distance}

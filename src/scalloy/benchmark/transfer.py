@@ -13,7 +13,8 @@ from anndata import AnnData
 
 from scalloy import datasets, metrics
 from scalloy.baselines import kernel_ridge, mean_shift
-from scalloy.benchmark.evidence import spread
+from scalloy.baselines.shifts import missed_when_left_out
+from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET
 from scalloy.models import CGMDVAE, _options
 
@@ -21,6 +22,7 @@ DONORS = ("donor_101", "donor_107", "donor_1015")
 RARE = "Megakaryocytes"  # too few to be scored
 
 
+@keeps_seed()
 def transfer(
     data: str = "kang",
     *,
@@ -55,7 +57,7 @@ def transfer(
         Arguments of the model.
     """
     adata = load(data)
-    rows, before = [], scvi.settings.seed
+    rows: list[dict[str, Any]] = []
     names = sorted(adata.obs["cell_type"].unique()) if types is None else list(types)
     for name in names:
         _options.one_of("types", name, list(adata.obs["cell_type"].unique()))
@@ -64,7 +66,7 @@ def transfer(
         train, truth = with_counts(adata[~held, genes]), log_mean(adata[held, genes])
         control, others, shifts = _seen(train, name)
         score = {"truth": truth, "control": control, "shift": shifts.mean(0)}
-        missed = np.sqrt(np.square(_missed(others, shifts)).mean(0))
+        missed = missed_when_left_out(others, shifts)
         rows.append({"type": name, "method": "no change", "seed": -1, **_scores(control, **score)})
         for method, found in (("mean shift", mean_shift), ("kernel ridge", kernel_ridge)):
             predicted = control + found(others, shifts, control)
@@ -83,7 +85,6 @@ def transfer(
                 found = _scores(np.asarray(out.X).mean(0), sd, **score)
                 found["counts_skill"] = metrics.skill(_log_mean_of(out.layers["counts"]), truth, control)
                 rows.append({"type": name, "method": f"CGMDVAE {route}", "seed": seed, **found})
-    scvi.settings.seed = before
     return pd.DataFrame(rows)
 
 
@@ -134,17 +135,6 @@ def _seen(train: AnnData, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray
     controls = np.stack([mean(t, "control") for t in others])
     shifts = np.stack([mean(t, "stimulated") for t in others]) - controls
     return mean(name, "control"), controls, shifts
-
-
-def _missed(controls: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """What kernel ridge misses of each type when it is left out: its own standard deviation."""
-    each = range(len(controls))
-    return np.stack(
-        [
-            kernel_ridge(np.delete(controls, i, 0), np.delete(shifts, i, 0), controls[i]) - shifts[i]
-            for i in each
-        ]
-    )
 
 
 def _scores(

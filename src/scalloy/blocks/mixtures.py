@@ -62,13 +62,17 @@ class GaussianMixture(Distribution):
         loc, scale = q_z.mean.unsqueeze(-2), q_z.stddev.unsqueeze(-2)
         return kl_divergence(Normal(loc, scale), Normal(self.loc, self.scale)).sum(-1)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = torch.Size(sample_shape)
-        n = self.batch_shape[0]
-        k = Categorical(logits=self.log_pi.expand(n, -1)).sample(shape)
+    def of_component(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale of the component ``k`` of each cell, ``(..., n)`` to ``(..., n, L)``."""
         index = k[..., None, None].expand(*k.shape, 1, self.loc.shape[-1])
-        loc, scale = (t.expand(*shape, n, *t.shape[1:]) for t in (self.loc, self.scale))
-        return torch.normal(loc.gather(-2, index), scale.gather(-2, index)).squeeze(-2)
+        whole = (t.expand(*k.shape, *t.shape[1:]) for t in (self.loc, self.scale))
+        loc, scale = (t.gather(-2, index).squeeze(-2) for t in whole)
+        return loc, scale
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        n = self.batch_shape[0]
+        k = Categorical(logits=self.log_pi.expand(n, -1)).sample(torch.Size(sample_shape))
+        return torch.normal(*self.of_component(k))
 
 
 class Components(nn.Module):

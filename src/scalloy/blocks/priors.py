@@ -26,11 +26,9 @@ class MixturePrior(nn.Module):
     Parameters
     ----------
     components, weights
-        Of the mixture; the first ``n_labels * per_label`` components are bound to the labels.
-    n_labels, per_label
-        Known labels, and components of each.
-    n_conditions
-        Their number.
+        Of the mixture; the first ``n_labels`` components are bound to the labels.
+    n_labels, n_conditions
+        Numbers of known labels and of conditions.
     n_clusters
         How many clusters the components make in the end; ``None`` finds out, ``ALL`` takes each as one.
     placed
@@ -49,7 +47,6 @@ class MixturePrior(nn.Module):
         weights: Weights,
         *,
         n_labels: int = 0,
-        per_label: int = 1,
         n_conditions: int = 1,
         n_clusters: int | None = ALL,
         placed: bool = False,
@@ -59,7 +56,7 @@ class MixturePrior(nn.Module):
         self.n_labels, self.n_conditions = n_labels, n_conditions
         each = torch.arange(len(components.loc))
         self.n_clusters = len(each) if n_clusters == ALL else n_clusters
-        self.register_buffer("label_of", torch.where(each < n_labels * per_label, each // per_label, -1))
+        self.register_buffer("label_of", torch.where(each < n_labels, each, -1))
         self.register_buffer("cluster_of", each % (self.n_clusters or len(each)))
         self.register_buffer("reach", torch.full((len(each),), torch.inf))
         self.register_buffer("used", torch.ones(len(each), dtype=torch.bool))

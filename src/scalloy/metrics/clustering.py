@@ -10,11 +10,17 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 
+def matched(truth: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Type of each cell by the best one-to-one assignment of clusters; ``None`` in clusters left over."""
+    table = pd.crosstab(np.asarray(truth), np.asarray(clusters))
+    rows, columns = linear_sum_assignment(-table.to_numpy())
+    name = dict(zip(table.columns[columns], table.index[rows], strict=True))
+    return np.array([name.get(c) for c in np.asarray(clusters)], dtype=object)
+
+
 def hungarian_accuracy(truth: np.ndarray, clusters: np.ndarray) -> float:
-    """Share of cells on the best one-to-one assignment of clusters to types."""
-    table = pd.crosstab(np.asarray(truth), np.asarray(clusters)).to_numpy()
-    rows, columns = linear_sum_assignment(-table)
-    return float(table[rows, columns].sum() / table.sum())
+    """Share of cells whose type is that of their cluster by :func:`matched`."""
+    return float((matched(truth, clusters) == np.asarray(truth)).mean())
 
 
 def purity(truth: np.ndarray, clusters: np.ndarray) -> float:

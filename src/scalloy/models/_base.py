@@ -102,7 +102,7 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
         allow_non_counts
             Accept values that are negative or not whole (with a likelihood for such data).
         """
-        cls._set_up(adata, cls._get_setup_method_args(**_without(locals(), "__class__")), **kwargs)
+        cls._set_up(adata, cls._get_setup_method_args(**without(locals(), "__class__")), **kwargs)
 
     @classmethod
     def _set_up(cls, adata: AnnData, args: dict, **kwargs: Any) -> None:
@@ -366,5 +366,6 @@ def _plain(value: Any) -> Any:
     return "none" if value is None else value
 
 
-def _without(local: dict[str, Any], *names: str) -> dict[str, Any]:
+def without(local: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The arguments of a function from its ``locals()``."""
     return {k: v for k, v in local.items() if k not in names}

@@ -72,9 +72,7 @@ def draw(module: Any, batch: Batch, only: int | None) -> tuple[dict[str, torch.T
     if only is not None:
         log_pi = log_pi.masked_fill(prior.cluster_of != only, -torch.inf)
     k = torch.distributions.Categorical(logits=log_pi).sample()
-    at = k[:, None, None].expand(-1, 1, p_z.loc.shape[-1])
-    loc, scale = (t.expand(len(c), -1, -1).gather(1, at).squeeze(1) for t in (p_z.loc, p_z.scale))
-    return {**latents, "z": torch.normal(loc, scale)}, k
+    return {**latents, "z": torch.normal(*p_z.of_component(k))}, k
 
 
 def _as_anndata(model: Any, x: Any, clusters: np.ndarray, rows: np.ndarray, to: str | None) -> AnnData:

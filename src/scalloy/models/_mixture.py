@@ -1,6 +1,6 @@
 """What models with a mixture tell about cells: clusters, labels, and whether a cell is of no known type.
 
-A mixin of the users' classes whose module has a :class:`~scalloy.blocks.priors.MixturePrior`.
+Base of the users' classes whose module has a :class:`~scalloy.blocks.priors.MixturePrior`.
 """
 
 from __future__ import annotations
@@ -43,17 +43,6 @@ class MixtureModel(ScalloyModel):
 
     # clusters -----------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _assignment(self, adata: Any, indices: Any, batch_size: Any, n_samples: int = 0) -> np.ndarray:
-        """Probability of each cluster, the same at every call."""
-        rows, prior = [], self.module.prior
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for tensors in self._read(adata, indices, batch_size):
-                r = self.module.assignment(Batch.of(tensors), n_samples)
-                rows.append(prior.of_clusters(r).cpu())
-        return torch.cat(rows).numpy()
-
     def get_cluster_probabilities(
         self,
         adata: AnnData | None = None,
@@ -67,7 +56,9 @@ class MixtureModel(ScalloyModel):
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
         """
-        values = self._assignment(adata, indices, batch_size)
+        module, read = self.module, self._read(adata, indices, batch_size)
+        rows = [module.prior.of_clusters(module.assignment(Batch.of(tensors))).cpu() for tensors in read]
+        values = torch.cat(rows).numpy()
         return pd.DataFrame(values, index=self._names(adata, indices), columns=self.cluster_names)
 
     def get_clusters(

@@ -15,6 +15,7 @@ from scalloy import _keys
 from scalloy.blocks.networks import UNBOUNDED, Domain
 from scalloy.blocks.priors import MixturePrior
 from scalloy.models import _options
+from scalloy.models._base import without
 from scalloy.models._mixture import MixtureModel
 from scalloy.models._options import GeneLikelihood
 from scalloy.vae.base import Sizes
@@ -158,8 +159,7 @@ allow_non_counts
         unlabeled_category
             Value in that column of cells whose type is unknown; ``None``: all types are known.
         """
-        args = {k: v for k, v in locals().items() if k != "__class__"}
-        cls._set_up(adata, cls._get_setup_method_args(**args), **kwargs)
+        cls._set_up(adata, cls._get_setup_method_args(**without(locals(), "__class__")), **kwargs)
 
     @classmethod
     def _fields(cls, **given: Any) -> list:
@@ -315,7 +315,7 @@ allow_non_counts
         return transfer(
             self,
             cells,
-            _options.one_of("to", to, self.conditions),
+            to,
             route=route,
             n_samples=n_samples,
             library_size=library_size,
