@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import scalloy as sa
 from scalloy import cli
-from scalloy.benchmark import clustering, labels
+from scalloy.benchmark import clustering, labels, published
 
 
 def test_held_out_pairs(tmp_path):
@@ -29,10 +29,10 @@ def test_held_out_pairs(tmp_path):
 
 def test_labels_under_a_shift_and_a_type_left_out():
     frame = labels.shift("kang_subset", seeds=[0], leave_out=False, n_genes=300, max_epochs=20)
-    assert set(frame["method"]) == {"logistic regression", "CGMDVAE"}
+    assert set(frame["method"]) == {"logistic regression", "kNN", "CGMDVAE"}
     ours = frame.set_index("method").loc["CGMDVAE"]
     assert ours["accuracy"] > 0.7
-    assert labels.summary(frame).shape[0] == 2
+    assert labels.summary(frame).shape[0] == 3
 
 
 def test_few_labels():
@@ -65,3 +65,32 @@ def test_matching_of_clusters():
     perfect = scores(truth, np.repeat([2, 0, 1], [50, 30, 1]))
     assert (perfect["ari"], perfect["macro_f1"], perfect["large_types_lost"]) == (1, 1, 0)
     assert scores(truth, np.zeros(81, dtype=int))["large_types_lost"] == 1  # "b"; "c" is too small to count
+
+
+def test_labels_between_studies(monkeypatch):
+    cells = sa.datasets.simulate(600, 80, n_clusters=4, n_conditions=1, n_batches=2, seed=0)
+    cells.obs["cell_type"] = cells.obs["cluster"].astype(str)
+    cells.obs["batch"] = np.where(cells.obs["batch"] == "batch_0", "Zheng68k", "Kang_ctrl")
+    cells = cells[~((cells.obs["batch"] == "Zheng68k") & (cells.obs["cell_type"] == "cluster_3"))].copy()
+    monkeypatch.setattr(labels, "load", lambda *_: cells)
+    frame = labels.studies([("Zheng", "Kang")], seeds=[0], n_genes=80, max_epochs=60)
+    ours = frame.set_index("method").loc[["CGMDVAE, joint", "CGMDVAE, mapped"]]
+    assert (ours["accuracy"] > 0.8).all()
+    assert frame["auroc_unknown"].notna().all()  # of cluster_3, which the reference lacks
+    assert set(labels.summary(frame).index.get_level_values("pair")) == {"Zheng to Kang"}
+
+
+def test_digits_and_style_are_told_as_in_the_thesis(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, 3, 400)
+    strokes = (rng.random((3, 60)) < 0.4)[drawn]
+    grey = np.where(rng.random(strokes.shape) < 0.05, ~strokes, strokes).astype(np.float32)
+    images = sa.datasets.AnnData(grey, obs={"digit": drawn.astype(str)})
+    monkeypatch.setattr(sa.datasets, "digits", lambda *_, **__: images.copy())
+    small = {"n_hidden": 32, "n_layers": 1}
+    frame = published.digits(seeds=[0], n_clusters=3, share=0.2, max_epochs=40, **small)
+    assert (frame["purity"] > 0.9).all()
+    assert frame["accuracy"].dropna().iloc[0] > 0.9
+    frame = published.style(seeds=[0], n_genes=200, max_epochs=15, folder=tmp_path).set_index("prior of w")
+    assert frame.loc["condition", "told from mean of w"] > 0.9 > frame.loc["standard", "told from mean of w"]
+    assert {p.name for p in tmp_path.iterdir()} == {"style_standard.png", "style_condition.png"}

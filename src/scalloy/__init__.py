@@ -11,7 +11,7 @@ from typing import Any
 
 __version__ = version("scalloy")
 
-_MODELS = {"VAE": "vae", "BetaVAE": "vae", "AE": "autoencoder", "CGMDVAE": "cgmdvae"}
+_MODELS = {"VAE": "vae", "BetaVAE": "vae", "AE": "autoencoder", "CGMDVAE": "cgmdvae", "TRVAE": "trvae"}
 _MODULES = ("baselines", "benchmark", "blocks", "data", "datasets", "metrics", "models", "pl", "train", "vae")
 
 __all__ = [*_MODELS, *_MODULES, "__version__", "load"]

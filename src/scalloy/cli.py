@@ -144,11 +144,11 @@ def clustering(
 
 @benchmark.command()
 def labels(
-    task: Annotated[str, typer.Option(help="shift (between conditions) or few (labels).")] = "shift",
+    task: Annotated[str, typer.Option(help="shift (of condition), few (labels) or studies.")] = "shift",
     data: Annotated[list[str] | None, typer.Option(help="Names of sets; see the documentation.")] = None,
     seeds: Annotated[int, typer.Option(help="How many.")] = 3,
     leave_out: Annotated[bool, typer.Option(help="Each type in turn, for shift.")] = True,
-    scanvi: Annotated[bool, typer.Option(help="scANVI as a rival, for few.")] = False,
+    scanvi: Annotated[bool, typer.Option(help="scANVI as a rival, for few and studies.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Of ours, instead of the default.")] = None,
     out: Out = None,
 ) -> None:
@@ -157,12 +157,42 @@ def labels(
     from scalloy.models._options import one_of
 
     settings = {"seeds": range(seeds), "max_epochs": epochs}
-    if one_of("task", task, ("shift", "few")) == "shift":
+    if one_of("task", task, ("shift", "few", "studies")) == "shift":
         frame = tasks.shift(*(data or ["kang"]), leave_out=leave_out, **settings)
+    elif task == "studies":
+        frame = tasks.studies(scanvi=scanvi, **settings)
     else:
         frame = tasks.few(data or ("pbmc4k_dcc", "zeisel_cortex"), scanvi=scanvi, **settings)
     show(frame, out)
     typer.echo(tasks.summary(frame).to_string())
+
+
+@benchmark.command()
+def digits(
+    seeds: Annotated[int, typer.Option(help="How many.")] = 3,
+    images: Annotated[int, typer.Option(help="Number of MNIST images.")] = 20_000,
+    clusters: Annotated[int, typer.Option(help="Without labels.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Of training.")] = 60,
+    out: Out = None,
+) -> None:
+    """Handwritten digits without labels and with 5 % of them, as in Kolb's thesis."""
+    from scalloy.benchmark.published import digits as run
+
+    show(run(seeds=range(seeds), n=images, n_clusters=clusters, max_epochs=epochs), out)
+
+
+@benchmark.command()
+def style(
+    data: Annotated[str, typer.Option(help="kang_subset, which is embedded, or kang.")] = "kang_subset",
+    seeds: Annotated[int, typer.Option(help="How many.")] = 3,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for pictures of w.")] = None,
+    out: Out = None,
+) -> None:
+    """Conditions in the style latent w under the standard prior and a learned one."""
+    from scalloy.benchmark.published import style as run
+
+    show(run(data, seeds=range(seeds), max_epochs=epochs, folder=pictures), out)
 
 
 def show(frame: pd.DataFrame, out: Path | None) -> None:

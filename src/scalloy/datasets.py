@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -21,6 +22,8 @@ DOWNLOADS = {
     "zeisel_cortex.h5ad": "bb66c8f01973d891dd670754baa24013274f4b5caffdff42d7da0f7e81089675",
     "paul15.h5ad": "b43cb559ba3a6ec7956801693f3aa3ab36497cff5a74ea4c3083731d9afe3c7e",
     "pbmc_4study.h5ad": "c3eec8263b11f225f1ad11162c02a5a60d3a312a3ec1011ec9a4bc1be3e0c930",
+    "mnist/train-images-idx3-ubyte.gz": "7ff28fd295f802eefc6d40e461175dfe4b969b1842b2abc8c6dc8c20711cf79f",
+    "mnist/train-labels-idx1-ubyte.gz": "81a978ae83d39ffdba0db3ce2fcaf80a8921e9629e874428996a2b03242d4b2a",
 }
 
 
@@ -65,6 +68,32 @@ def labelled(name: str) -> AnnData:
     return ad.read_h5ad(fetch(f"{name}.h5ad"))
 
 
+def digits(n: int | None = None, *, seed: int = 0) -> AnnData:
+    """Handwritten digits (MNIST): grey levels of 28 x 28 pixels and ``obs["digit"]``; see :func:`fetch`.
+
+    Values lie in [0, 1]: ``allow_non_counts=True`` in set-up and ``gene_likelihood="bernoulli_given"``.
+
+    Parameters
+    ----------
+    n
+        How many of the 60,000, drawn at random; ``None`` is all.
+    seed
+        Of the draw.
+    """
+    pixels, labels = (
+        np.frombuffer(gzip.decompress(fetch(f"mnist/train-{kind}-ubyte.gz").read_bytes()), np.uint8)[skip:]
+        for kind, skip in (("images-idx3", 16), ("labels-idx1", 8))
+    )
+    rows = np.arange(len(labels))
+    if n is not None:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, min(n, len(rows)), replace=False))
+    grey = pixels.reshape(len(labels), -1)[rows].astype(np.float32) / 255
+    obs = pd.DataFrame(
+        {"digit": pd.Categorical(labels[rows].astype(str))}, index=[f"image_{i}" for i in rows]
+    )
+    return AnnData(sp.csr_matrix(grey), obs=obs, var=pd.DataFrame(index=[f"pixel_{i}" for i in range(784)]))
+
+
 def fetch(name: str) -> Path:
     """Path of a larger data set.
 
@@ -84,8 +113,8 @@ def fetch(name: str) -> Path:
         return Path(folder) / name
     import pooch
 
-    cache = pooch.os_cache("scalloy")
-    if not url and not (cache / name).is_file():
+    cached = pooch.os_cache("scalloy") / name
+    if not url and not cached.is_file():
         where = f"`$SCALLOY_DATA={folder}` holds no {name}" if folder else "`$SCALLOY_DATA` is not set"
         msg = (
             f"{where}. Set it to a folder that holds {name} (sha256 {DOWNLOADS[name][:12]}...), or set "
@@ -93,7 +122,7 @@ def fetch(name: str) -> Path:
         )
         raise FileNotFoundError(msg)
     address = f"{(url or '').rstrip('/')}/{name}"
-    return Path(pooch.retrieve(address, known_hash=DOWNLOADS[name], fname=name, path=cache))
+    return Path(pooch.retrieve(address, known_hash=DOWNLOADS[name], fname=cached.name, path=cached.parent))
 
 
 def simulate(

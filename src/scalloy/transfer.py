@@ -36,9 +36,7 @@ from scalloy.blocks.distributions import CountDistribution
 from scalloy.blocks.sparse import log_normalise
 from scalloy.models import _options
 from scalloy.vae.base import Batch
-from scalloy.vae.cgmdvae import condition
 
-ROUTES = ("auto", "decoder", "transport", "style")
 AT_LEAST = 10  # cells of a group under a condition, to learn from
 STEPS = 3  # of the search for rates with the wanted mean
 LARGEST = 3.0  # factor that a rate is multiplied or divided by, as a logarithm
@@ -83,8 +81,8 @@ def transfer(
     library_size: float | None = None,
     seed: int = 0,
 ) -> AnnData:
-    """The body of :meth:`scalloy.CGMDVAE.transfer`."""
-    _options.one_of("route", route, ROUTES)
+    """The body of ``transfer`` of every model with conditions."""
+    _options.one_of("route", route, model.ROUTES)
     to = _options.one_of("to", to, model.conditions)
     _options.positive(n_samples=n_samples)
     if route == "style" and model.module.enc_w is None:
@@ -97,7 +95,7 @@ def transfer(
         torch.manual_seed(seed)
         decoded = decode(model, cells, code, route, n_samples)
         expected, factors = decoded.after, np.zeros((source.n_obs, 1), dtype=np.float32)
-        about = pd.DataFrame({"group": groups_of(model, cells)}, index=source.obs_names)
+        about = pd.DataFrame({"group": model._groups(cells)}, index=source.obs_names)
         about["from"] = source.obs[model.condition_key].astype(str).to_numpy()
         about["pair"] = about["group"] + " from " + about["from"]
         shifts: dict[str, Shift] = {}
@@ -130,7 +128,7 @@ def moved(module: Any, batch: Batch, code: int, q: Any, latents: Any, route: str
     """Latents of cells under the condition ``code``, by the given route."""
     if route in {"auto", "decoder"}:
         return latents
-    c, w = condition(batch), latents.get("w")
+    c, w = batch.condition, latents.get("w")
     w = q["w"].mean if route == "style" else w
     changed = torch.full_like(c, code)
     here, there = module.prior(c, w), module.prior(changed, w)
@@ -150,16 +148,6 @@ def expression(p: Any) -> torch.Tensor:
 def _batches(model: Any, cells: AnnData | None) -> Any:
     for tensors in model._read(cells, None, None, decodes=True):
         yield Batch.of(tensors)
-
-
-def groups_of(model: Any, cells: AnnData | None) -> np.ndarray:
-    """Group of each cell: its label where it is known, else the predicted one; without labels its cluster."""
-    if not model.labels:
-        return model.get_clusters(cells).astype(str).to_numpy()
-    obs, key = (model.adata if cells is None else cells).obs, model.registry["setup_args"]["labels_key"]
-    given = obs[key].astype(str).to_numpy() if key in obs else np.full(len(obs), "")
-    known = np.isin(given, model.labels)
-    return given if known.all() else np.where(known, given, model.predict_labels(cells).astype(str))
 
 
 def _pooled(
@@ -193,9 +181,7 @@ def group_means(model: Any) -> dict[tuple[str, str], np.ndarray]:
         )
         raise ValueError(msg)
     sums: Any = 0
-    names = pd.MultiIndex.from_arrays(
-        [groups_of(model, None), model.adata.obs[model.condition_key].astype(str)]
-    )
+    names = pd.MultiIndex.from_arrays([model._groups(None), model.adata.obs[model.condition_key].astype(str)])
     codes, pairs = names.factorize()
     counts, begin = np.bincount(codes), 0
     for batch in _batches(model, None):
@@ -254,7 +240,7 @@ def _decoded_with(
         begin += len(rows)
         p = model.module.decode(changed, latents)["x"]
         if route == "auto":
-            before = model.module.decode(replace(changed, c=condition(batch)), latents)["x"]
+            before = model.module.decode(replace(changed, c=batch.condition), latents)["x"]
             middle = (before.fraction + p.fraction).clamp_min(1e-12).log()
             p = p.scaled(middle - torch.log_softmax(p.rate.logits, -1))
         log_factor = torch.from_numpy(factors[rows].astype(np.float32))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from scalloy.blocks import partition as module
 from scalloy.blocks.mixtures import Components, Dirichlet
-from scalloy.blocks.partition import merge, partition, stability
+from scalloy.blocks.partition import consensus, merge, partition, stability
 from scalloy.blocks.priors import MixturePrior
 
 
@@ -59,6 +60,47 @@ def test_only_as_many_components_as_clusters_where_kmeans_is_stable():
     assert adjusted_rand_score(y, r.argmax(1)) == 1.0
     cloud = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     assert (partition(cloud, torch.full((18,), -1), None, 0, 6).sum(0) > 0).sum() == 18
+
+
+def test_consensus_follows_what_most_methods_see():
+    points, y = groups([90, 60, 40])
+    assert adjusted_rand_score(y, consensus([points], 3)) == 1.0
+    noise = np.random.default_rng(1).normal(size=points.shape)  # a view in which there is nothing to see
+    assert adjusted_rand_score(y, consensus([points, noise], 3)) > 0.95
+
+
+def test_cells_beyond_the_first_ones_belong_where_their_neighbours_do(monkeypatch):
+    points, y = groups([90, 60, 40])
+    order = np.random.default_rng(0).permutation(len(y))
+    monkeypatch.setattr(module, "MOST", 80)
+    r = partition(torch.tensor(points[order]), torch.full((9,), -1), None, 0, 3, torch.tensor(points[order]))
+    assert adjusted_rand_score(y[order], r.argmax(1)) == 1.0
+
+
+def test_a_small_group_without_labels_within_the_reach_of_a_label_gets_a_free_component():
+    rng = np.random.default_rng(0)
+    wide, small = rng.normal(0, 2, (1500, 2)), rng.normal((2.5, 2.5), 0.15, (150, 2))
+    other = rng.normal((20, 0), 1, (500, 2))
+    points = torch.tensor(np.concatenate([wide, small, other]))
+    new = np.repeat([False, True, False], [1500, 150, 500])
+    y = np.where(rng.random(2150) < 0.5, np.repeat([0, 2, 1], [1500, 150, 500]), 2)
+    y[new] = 2
+    label_of = torch.tensor([0, 1, -1])
+    r = partition(points, label_of, torch.tensor(y), 2).argmax(1).numpy()
+    assert (r[new] == 2).mean() > 0.95
+
+
+def test_where_labels_lack_cells_are_not_typical_and_where_they_are_rare_everywhere_they_are():
+    made, z, y = prior(3, n_components=3, n_labels=3)
+    p_z = made(torch.zeros(180, dtype=torch.long))
+    given = torch.tensor(np.where(y == 1, 3, y))  # the second group is bound, and has no labels
+    made.measure(p_z, z, given)
+    typical = made.typical(p_z, z)
+    assert typical[y == 1].max() < 0.8 < typical[y != 1].median()
+    few = torch.full((180,), 3)
+    few[::60] = torch.tensor(y)[::60]
+    made.measure(p_z, z, few)
+    assert made.cover.min() > 0.6
 
 
 def test_labels_hold_their_components_and_free_ones_take_the_unknown_group():

@@ -26,6 +26,7 @@ MODELS = {
     ),
     "VAE_free": lambda adata, **kw: sa.VAE(adata, library="none", n_layers=2, norm="batch", **SMALL, **kw),
     "BetaVAE": lambda adata, **kw: sa.BetaVAE(adata, beta=3.0, **SMALL, **kw),
+    "TRVAE": lambda adata, **kw: sa.TRVAE(adata, **SMALL, **kw),
     "CGMDVAE": lambda adata, **kw: sa.CGMDVAE(adata, **SMALL, **kw),
     "CGMDVAE_full": lambda adata, **kw: sa.CGMDVAE(
         adata, n_w=2, w_prior="condition", conditioning="full", assignment="amortised", **SMALL, **kw

@@ -13,6 +13,7 @@ from scalloy.models import _options
 from scalloy.vae.autoencoder import AE
 from scalloy.vae.base import Batch, Sizes, Terms
 from scalloy.vae.cgmdvae import CGMDVAE
+from scalloy.vae.trvae import TRVAE
 from scalloy.vae.vae import VAE, library_prior
 
 SIZES = Sizes(n_vars=12, n_batch=2, n_cats=(3,), n_cont=1)
@@ -30,6 +31,10 @@ def cgmdvae(lik, n_w=0, **more):
 MODULES = {
     "cgmdvae": cgmdvae,
     "cgmdvae_w": lambda lik: cgmdvae(lik, n_w=2, amortised=True),
+    "trvae": lambda lik: TRVAE(SIZES, lik, n_hidden=8, n_latent=3, dropout_rate=0.0),
+    "trvae_first": lambda lik: TRVAE(
+        SIZES, lik, n_hidden=8, n_latent=3, n_layers=1, inject_all=False, dropout_rate=0.0
+    ),
     "ae": lambda lik: AE(SIZES, lik, n_hidden=8, n_latent=3, dropout_rate=0.0),
     "ae_deep_encode": lambda lik: AE(
         SIZES, lik, n_hidden=8, n_latent=3, n_layers=2, dropout_rate=0.0, encode_covariates=True

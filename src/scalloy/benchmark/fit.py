@@ -85,7 +85,8 @@ def load(name: str, n_genes: int | None) -> AnnData:
         "kang": lambda: datasets.kang(full=True),
         "kang_subset": datasets.kang,
     }
-    names = [*sets, *(k.removesuffix(".h5ad") for k in datasets.DOWNLOADS)]
+    files = (k for k in datasets.DOWNLOADS if k.endswith(".h5ad"))
+    names = [*sets, *(k.removesuffix(".h5ad") for k in files)]
     _options.one_of("data", name, names)
     adata = sets[name]() if name in sets else datasets.labelled(name)
     if n_genes and n_genes < adata.n_vars:

@@ -1,4 +1,4 @@
-"""Labels carried to other cells: under a shift, from few labels, and with a type that no label names."""
+"""Labels carried to other cells: under a shift, from few labels, between studies, with a type unnamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import scvi
 from anndata import AnnData
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from scalloy import metrics
 from scalloy.benchmark.clustering import principal_components
@@ -23,6 +23,7 @@ from scalloy.benchmark.transfer import variable_genes, with_counts
 from scalloy.models import CGMDVAE
 
 UNKNOWN = "Unknown"
+STUDIES = {"Zheng": ("Zheng68k", "ZhengFACS"), "Kang": ("Kang_ctrl",), "pbmc3k": ("pbmc3k",)}
 
 
 @keeps_seed()
@@ -101,12 +102,101 @@ def few(
     for name in data:
         adata = load(name, n_genes)
         y = adata.obs["cell_type"].astype(str).to_numpy()
-        for share in shares:
-            for seed in seeds:
+        for seed in seeds:
+            base = _scvi(adata, {}, seed) if scanvi else None
+            for share in shares:
                 known = some_of_each(y, share, seed)
-                found = _rows(adata, known, None, [seed], {}, max_epochs, model, scanvi=scanvi)
+                found = _rows(adata, known, None, [seed], {}, max_epochs, model, base)
                 rows += [{"data": name, "share": share, **row} for row in found]
     return pd.DataFrame(rows)
+
+
+@keeps_seed()
+def studies(
+    pairs: Sequence[tuple[str, str]] = (("Zheng", "Kang"), ("Kang", "Zheng")),
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    scanvi: bool = False,
+    n_genes: int = 2000,
+    max_epochs: int | None = None,
+    **model: Any,
+) -> pd.DataFrame:
+    """Labels of one study carried to another of ``pbmc_4study``; scores are of types that the first one has.
+
+    CGMDVAE is trained on both studies together, and on the first alone with the second mapped onto it.
+    Rivals: logistic regression and 15 nearest neighbours on principal components that are centred within each
+    study; scANVI on the first study with the second mapped by its surgery.
+
+    Parameters
+    ----------
+    pairs
+        Reference and query, each of ``"Zheng"``, ``"Kang"``, ``"pbmc3k"``.
+    seeds
+        Of weights, split and training.
+    scanvi
+        Whether scANVI runs beside (SCVI's default epochs, 20 of scANVI, 100 on the query).
+    n_genes
+        Most variable genes of the reference, which are kept.
+    max_epochs
+        Of ours, instead of the default.
+    **model
+        Arguments of the model.
+    """
+    everything = load("pbmc_4study", None)
+    rows: list[dict[str, Any]] = []
+    for pair in pairs:
+        reference, query = (everything.obs["batch"].isin(STUDIES[one]).to_numpy() for one in pair)
+        genes = variable_genes(everything[reference], n_genes)
+        cells = with_counts(everything[reference | query][:, genes])
+        truth = cells.obs["cell_type"].astype(str).to_numpy()
+        known = cells.obs["batch"].isin(STUDIES[pair[0]]).to_numpy()
+        cells.obs["study"] = np.where(known, *pair)
+        new = ~np.isin(truth, truth[known])
+        cells.obs["given"] = np.where(known, truth, UNKNOWN)
+        about = {"pair": " to ".join(pair), "left out": "-"}
+        for method, p, unknown in _regression(cells, known, truth, "study"):
+            found = {k: v[~known] for k, v in unknown.items()}
+            rows.append({**about, "method": method, "seed": -1, **_scores(truth, p, new, found, ~known)})
+        for seed in seeds:
+            for method, make in {"joint": _joint, "mapped": _mapped}.items():
+                scvi.settings.seed = seed
+                begun = time.perf_counter()
+                made = make(cells, known, {"batch_key": "batch"}, max_epochs, model)
+                seconds = time.perf_counter() - begun
+                p, unknown = _told(made, cells, known)
+                row = {**about, "method": f"CGMDVAE, {method}", "seed": seed, "time": 1.0}
+                rows.append({**row, **_scores(truth, p, new, unknown, ~known)})
+            if scanvi:
+                begun = time.perf_counter()
+                p = _surgery(cells, known, seed)
+                more = {"method": "scANVI, mapped", "time": (time.perf_counter() - begun) / seconds}
+                rows.append({**row, **_scores(truth, p, new, {}, ~known), **more})
+    return pd.DataFrame(rows)
+
+
+def _joint(
+    cells: AnnData, known: np.ndarray, setup: dict[str, str], max_epochs: int | None, model: dict[str, Any]
+) -> CGMDVAE:
+    CGMDVAE.setup_anndata(cells, labels_key="given", unlabeled_category=UNKNOWN, **setup)
+    made = CGMDVAE(cells, **model)
+    made.train(max_epochs=max_epochs, **QUIET)
+    return made
+
+
+def _mapped(
+    cells: AnnData, known: np.ndarray, setup: dict[str, str], max_epochs: int | None, model: dict[str, Any]
+) -> CGMDVAE:
+    made = CGMDVAE.load_query_data(
+        cells[~known].copy(), _joint(cells[known].copy(), known, setup, max_epochs, model)
+    )
+    made.train(max_epochs=max_epochs, **QUIET)
+    return made
+
+
+def _told(made: CGMDVAE, cells: AnnData, known: np.ndarray) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Probabilities of labels and unknown scores of the cells that are asked for."""
+    unknown = made.get_unknown_score()
+    return made.predict_labels(soft=True), {"unknown": unknown[cells.obs_names[~known]].to_numpy()}
 
 
 def some_of_each(y: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -126,30 +216,27 @@ def _rows(
     setup: dict[str, str],
     max_epochs: int | None,
     model: dict[str, Any],
-    *,
-    scanvi: bool = False,
+    base: tuple[Any, float] | None = None,
 ) -> list[dict[str, Any]]:
     truth = cells.obs["cell_type"].astype(str).to_numpy()
     cells.obs["given"] = np.where(known, truth, UNKNOWN)
-    about, rows = {"left out": out or "-"}, []
+    new, about, rows = truth == out, {"left out": out or "-"}, []
     for method, p, unknown in _regression(cells, known, truth, setup.get("batch_key")):
-        scores = _scores(truth[~known], p[~known], out, {k: v[~known] for k, v in unknown.items()})
-        rows.append({**about, "method": method, "seed": -1, **scores})
+        found = {k: v[~known] for k, v in unknown.items()}
+        rows.append({**about, "method": method, "seed": -1, **_scores(truth, p, new, found, ~known)})
     for seed in seeds:
         scvi.settings.seed = seed
         begun = time.perf_counter()
-        CGMDVAE.setup_anndata(cells, labels_key="given", unlabeled_category=UNKNOWN, **setup)
-        made = CGMDVAE(cells, **model)
-        made.train(max_epochs=max_epochs, **QUIET)
+        made = _joint(cells, known, setup, max_epochs, model)
         seconds = time.perf_counter() - begun
-        p, unknown = made.predict_labels(soft=True), {"unknown": made.get_unknown_score().to_numpy()[~known]}
+        p, unknown = _told(made, cells, known)
         row = {**about, "method": "CGMDVAE", "seed": seed}
-        rows.append({**row, **_scores(truth[~known], p[~known], out, unknown), "time": 1.0})
-        if scanvi:
+        rows.append({**row, **_scores(truth, p, new, unknown, ~known), "time": 1.0})
+        if base is not None:
             begun = time.perf_counter()
-            p = _scanvi(cells, setup)
-            more = {"method": "scANVI", "time": (time.perf_counter() - begun) / seconds}
-            rows.append({**row, **_scores(truth[~known], p[~known], out, {}), **more})
+            p = _scanvi(*base).predict(soft=True)
+            more = {"method": "scANVI", "time": (base[1] + time.perf_counter() - begun) / seconds}
+            rows.append({**row, **_scores(truth, p, new, {}, ~known), **more})
     return rows
 
 
@@ -158,37 +245,64 @@ def _regression(cells: AnnData, known: np.ndarray, truth: np.ndarray, batch: str
     for group in cells.obs[batch].unique() if batch else ():
         rows = (cells.obs[batch] == group).to_numpy()
         x[rows] -= x[rows].mean(0)
-    fitted = LogisticRegression(max_iter=3000).fit(x[known], truth[known])
-    p = pd.DataFrame(fitted.predict_proba(x), index=cells.obs_names, columns=fitted.classes_)
     n = min(15, int(known.sum()))
     distance = NearestNeighbors(n_neighbors=n).fit(x[known]).kneighbors(x)[0].mean(1)
-    yield "logistic regression", p, {"unknown": 1 - p.max(axis=1).to_numpy(), "distance": distance}
+    rivals = {"logistic regression": LogisticRegression(max_iter=3000), "kNN": KNeighborsClassifier(n)}
+    for name, rival in rivals.items():
+        p = rival.fit(x[known], truth[known]).predict_proba(x)
+        frame = pd.DataFrame(p, index=cells.obs_names, columns=rival.classes_)
+        yield name, frame, {"unknown": 1 - p.max(1), "distance": distance}
 
 
-def _scanvi(cells: AnnData, setup: dict[str, str]) -> pd.DataFrame:
-    from scvi.model import SCANVI, SCVI
-
-    SCVI.setup_anndata(cells, **setup)
-    base = SCVI(cells)
+def _scvi(cells: AnnData, setup: dict[str, str], seed: int, **settings: Any) -> tuple[Any, float]:
+    """SCVI with its defaults (or other settings), and the seconds that it took."""
+    scvi.settings.seed = seed
+    begun = time.perf_counter()
+    scvi.model.SCVI.setup_anndata(cells, **setup)
+    base = scvi.model.SCVI(cells, **settings)
     base.train(**QUIET)
-    made = SCANVI.from_scvi_model(base, unlabeled_category=UNKNOWN, labels_key="given")
+    return base, time.perf_counter() - begun
+
+
+def _scanvi(base: Any, _: float) -> Any:
+    made = scvi.model.SCANVI.from_scvi_model(
+        base, unlabeled_category=UNKNOWN, labels_key="given", adata=base.adata
+    )
     made.train(max_epochs=20, **QUIET)
-    return made.predict(soft=True)
+    return made
+
+
+def _surgery(cells: AnnData, known: np.ndarray, seed: int) -> pd.DataFrame:
+    """scANVI of the labelled cells, with the others mapped onto it; settings as its authors advise."""
+    advised = {
+        "use_layer_norm": "both",
+        "use_batch_norm": "none",
+        "encode_covariates": True,
+        "dropout_rate": 0.2,
+        "n_layers": 2,
+    }
+    reference = _scanvi(*_scvi(cells[known].copy(), {"batch_key": "batch"}, seed, **advised))
+    mapped = scvi.model.SCANVI.load_query_data(cells[~known].copy(), reference)
+    mapped.train(max_epochs=100, plan_kwargs={"weight_decay": 0.0}, **QUIET)
+    return mapped.predict(soft=True)
 
 
 def _scores(
-    truth: np.ndarray, p: pd.DataFrame, out: str | None, unknown: dict[str, np.ndarray]
+    truth: np.ndarray, p: pd.DataFrame, new: np.ndarray, unknown: dict[str, np.ndarray], asked: np.ndarray
 ) -> dict[str, float]:
-    """Of cells of known types; and of telling the type that was left out."""
-    new, values = truth == out, p.to_numpy()
-    predicted, sure = np.asarray(p.columns)[values.argmax(1)], values.max(1)
-    of = ~new
+    """Of the cells that are asked for and of known types; and of telling those that are not.
+
+    ``p`` has rows for all cells or for those that are asked for.
+    """
+    truth, new = truth[asked], new[asked]
+    values = p.to_numpy()[asked] if len(p) == len(asked) else p.to_numpy()
+    predicted, sure, of = np.asarray(p.columns)[values.argmax(1)], values.max(1), ~new
     scores = {
         "accuracy": accuracy_score(truth[of], predicted[of]),
         "macro_f1": f1_score(truth[of], predicted[of], average="macro", labels=np.unique(truth[of])),
         "ece": metrics.expected_calibration_error((predicted == truth)[of], sure[of]),
     }
-    if out is not None:
+    if new.any():
         scores |= {f"auroc_{name}": roc_auc_score(new, score) for name, score in unknown.items()}
     return {k: float(v) for k, v in scores.items()}
 
@@ -196,7 +310,7 @@ def _scores(
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean and spread of each method, with everything known and with a type left out."""
     frame = frame.assign(reference=np.where(frame["left out"] == "-", "all types", "one left out"))
-    by = [k for k in ("data", "share") if k in frame] + ["reference", "method"]
+    by = [k for k in ("data", "share", "pair") if k in frame] + ["reference", "method"]
     named = ("accuracy", "macro_f1", "ece", "auroc_unknown", "auroc_distance", "time")
     columns = [c for c in named if c in frame]
     mean = spread(frame, by, columns, digits=3)

@@ -1,24 +1,35 @@
 """Where the components of a mixture begin, and which of them make one cluster in the end.
 
-Without labels cells are divided by k-means where that is stable: the same on subsets of the cells. Where it
-is not, clusters differ too much in size and shape for it; then there are several components for each, which
-are merged after training where they overlap, as measured by the entropy of the assignment (Baudry et al.,
-"Combining mixture components for clustering", J. Comput. Graph. Stat. 2010). With labels k-means respects
-them.
+Without labels, where k-means is stable (the same on subsets of the cells), cells are divided as several
+methods agree: k-means, Ward's, a mixture with one covariance and spectral clustering, each of the latent and,
+if given, of principal components of what was observed; the share of these in which two cells are together is
+their similarity, and average linkage cuts it (Fred and Jain, "Combining multiple clusterings using evidence
+accumulation", IEEE TPAMI 2005). Where k-means is not stable, clusters differ too much in size and shape; then
+there are several components for each, which are merged after training where they overlap, as measured by the
+entropy of the assignment (Baudry et al., "Combining mixture components for clustering", J. Comput. Graph.
+Stat. 2010). With labels k-means respects them.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
+from sklearn.cluster import AgglomerativeClustering, KMeans, SpectralClustering
+from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 STARTS, STEPS = 20, 50
 STABLE, SUBSETS, SHARE = 0.9, 5, 0.8
+MOST, N_PCS, NEIGHBOURS = 3000, 30, 15
+SPOTS, CROWD = 50, 20  # small groups of cells, and how many such a group has at least on average
+SURE, FEW = 4.0, 0.5  # standard deviations, and share of the labels that are expected
 OVERLAP = 0.2  # nats
 
 
@@ -33,6 +44,38 @@ def stability(points: np.ndarray, k: int, seed: int = 0) -> float:
         found.append(labels)
     pairs = [(a, b, (a >= 0) & (b >= 0)) for a, b in combinations(found, 2)]
     return float(np.mean([adjusted_rand_score(a[both], b[both]) for a, b, both in pairs]))
+
+
+def consensus(views: list[np.ndarray], k: int, seed: int = 0) -> np.ndarray:
+    """Clusters on which several methods agree; each of ``views`` is cells x anything, the same cells."""
+    n = len(views[0])
+    apart, found = np.zeros((n, n), dtype=np.float32), 0
+    for view in views:
+        for clusters in _several(view, k, seed):
+            apart += clusters[:, None] != clusters
+            found += 1
+    together = AgglomerativeClustering(k, metric="precomputed", linkage="average")
+    return together.fit_predict(apart / found)
+
+
+def _several(view: np.ndarray, k: int, seed: int) -> Iterator[np.ndarray]:
+    """Ways to divide the cells into ``k``; k-means thrice, since it depends on where it begins."""
+    for start in range(3):
+        yield KMeans(k, n_init=3, random_state=seed + start).fit_predict(view)
+    yield AgglomerativeClustering(k).fit_predict(view)
+    ridge = 1e-4 * view.var()
+    mixture = GaussianMixture(k, covariance_type="tied", reg_covar=ridge, n_init=2, random_state=seed)
+    spectral = SpectralClustering(
+        k,
+        affinity="nearest_neighbors",
+        n_neighbors=min(NEIGHBOURS, len(view)),
+        assign_labels="cluster_qr",
+        random_state=seed,
+    )
+    with warnings.catch_warnings():  # a mixture that needs more steps, a graph in pieces: one vote of many
+        warnings.simplefilter("ignore")
+        yield mixture.fit_predict(view)
+        yield spectral.fit_predict(view)
 
 
 def merge(r: np.ndarray, n_clusters: int | None = None) -> np.ndarray:
@@ -74,7 +117,12 @@ def _plogp(p: np.ndarray) -> np.ndarray:
 
 
 def partition(
-    z: Tensor, label_of: Tensor, y: Tensor | None, n_labels: int, n_clusters: int | None = None
+    z: Tensor,
+    label_of: Tensor,
+    y: Tensor | None,
+    n_labels: int,
+    n_clusters: int | None = None,
+    observed: Tensor | None = None,
 ) -> Tensor:
     """Which component each cell begins in, one-hot ``(n, K)``.
 
@@ -92,17 +140,33 @@ def partition(
         How many there are.
     n_clusters
         How many clusters are wanted, if fewer than components; without labels only.
+    observed
+        Expression of the first ``MOST`` cells, in which clusters are looked for as well; without labels only.
     """
     points, bound = z.double().cpu().numpy(), label_of.cpu().numpy()
     seed = int(torch.randint(2**31 - 1, ()))
     if n_labels == 0 or y is None:
         k = min(len(bound), len(np.unique(points, axis=0)))
-        if n_clusters is not None and n_clusters < k and stability(points, n_clusters, seed) >= STABLE:
-            k = n_clusters
-        assigned = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(points)
+        if n_clusters is not None and n_clusters <= k and stability(points, n_clusters, seed) >= STABLE:
+            assigned = _agreed(points, n_clusters, seed, observed)
+        else:
+            assigned = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(points)
     else:
         assigned = _around_labels(points, bound, y.cpu().numpy(), n_labels, np.random.default_rng(seed))
     return torch.nn.functional.one_hot(torch.from_numpy(assigned).long(), len(bound)).to(z)
+
+
+def _agreed(points: np.ndarray, k: int, seed: int, observed: Tensor | None) -> np.ndarray:
+    """Consensus of the first ``MOST`` cells, and what their neighbours are for the others."""
+    views = [points[:MOST]]
+    if observed is not None:
+        n_pcs = min(N_PCS, *observed.shape)
+        views.append(PCA(n_pcs, random_state=seed).fit_transform(observed[:MOST].double().cpu().numpy()))
+    clusters = consensus(views, k, seed)
+    if len(points) == len(clusters):
+        return clusters
+    near = KNeighborsClassifier(NEIGHBOURS).fit(points[:MOST], clusters)
+    return np.concatenate([clusters, near.predict(points[MOST:])])
 
 
 def _around_labels(
@@ -111,8 +175,9 @@ def _around_labels(
     """k-means whose labelled cells stay with the components of their label; the best of several starts."""
     allowed = (bound == y[:, None]) | (y >= n_labels)[:, None]
     best, lowest = None, np.inf
+    new = _out_of_reach(points, y < n_labels, int(rng.integers(2**31)))
     for _ in range(STARTS):
-        centres = _spread(points, bound, y, rng)
+        centres = _spread(points, bound, y, rng, new)
         for _ in range(STEPS):
             distance = np.where(allowed, _squared_distances(points, centres), np.inf)
             assigned = distance.argmin(1)
@@ -129,8 +194,26 @@ def _around_labels(
     return best
 
 
-def _spread(points: np.ndarray, bound: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Starting centres: cells of the label for bound components, then others far from all (k-means++)."""
+def label_cover(points: np.ndarray, known: np.ndarray, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Small groups of cells: their centres, how many labels they have, and how many are expected."""
+    n = min(SPOTS, 1 + len(points) // CROWD, len(np.unique(points, axis=0)))
+    found = KMeans(n, n_init=3, random_state=seed).fit(points)
+    sizes, labelled = (np.bincount(found.labels_, weights=w, minlength=n) for w in (None, known))
+    return found.cluster_centers_, labelled, sizes * known.mean()
+
+
+def _out_of_reach(points: np.ndarray, known: np.ndarray, seed: int) -> np.ndarray:
+    """Centres of small groups that hardly have labels, while cells elsewhere do; the surest first."""
+    centres, labelled, expected = label_cover(points, known, seed)
+    missing = (expected - labelled) / np.sqrt(np.maximum(expected * (1 - known.mean()), 1e-9))
+    order = np.argsort(-missing)
+    return centres[order[(missing > SURE)[order] & (labelled < FEW * expected)[order]]]
+
+
+def _spread(
+    points: np.ndarray, bound: np.ndarray, y: np.ndarray, rng: np.random.Generator, new: np.ndarray
+) -> np.ndarray:
+    """Starting centres: cells of the label for bound components, ``new`` ones, then far cells (k-means++)."""
     centres = np.empty((len(bound), points.shape[1]))
     far = np.full(len(points), np.inf)
     order = np.argsort(bound < 0, kind="stable")  # the free ones last
@@ -139,6 +222,8 @@ def _spread(points: np.ndarray, bound: np.ndarray, y: np.ndarray, rng: np.random
         alone = (bound == bound[k]).sum() == 1
         if bound[k] >= 0 and len(own) and alone:
             centres[k] = points[own].mean(0)
+        elif bound[k] < 0 and len(new):
+            centres[k], new = new[0], new[1:]
         else:
             among = own if bound[k] >= 0 and len(own) else np.arange(len(points))
             chance = np.where(np.isfinite(far[among]), far[among], 1.0) + 1e-12

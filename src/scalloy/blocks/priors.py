@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from scalloy.blocks.mixtures import Components, GaussianMixture, Weights
-from scalloy.blocks.partition import merge, partition
+from scalloy.blocks.partition import SPOTS, label_cover, merge, partition
 
 NEVER = -1e9  # log-probability of what is excluded
 ALL = -1
 AT_LEAST = 3  # cells of a label, to know how far they reach
+DOUBT = 5.0  # labels that a group of cells is given before any is counted
 
 
 class MixturePrior(nn.Module):
@@ -40,6 +41,9 @@ class MixturePrior(nn.Module):
     reach: Tensor
     used: Tensor
     placed: Tensor
+    settled: Tensor
+    spots: Tensor
+    cover: Tensor
 
     def __init__(
         self,
@@ -61,6 +65,9 @@ class MixturePrior(nn.Module):
         self.register_buffer("reach", torch.full((len(each),), torch.inf))
         self.register_buffer("used", torch.ones(len(each), dtype=torch.bool))
         self.register_buffer("placed", torch.tensor(float(placed)))
+        self.register_buffer("settled", torch.tensor(False))
+        self.register_buffer("spots", torch.full((SPOTS, components.loc.shape[1]), torch.inf))
+        self.register_buffer("cover", torch.ones(SPOTS))
         if placed:
             nn.init.normal_(components.loc)
 
@@ -91,9 +98,16 @@ class MixturePrior(nn.Module):
         return out
 
     @torch.no_grad()
-    def place(self, mean: Tensor, variance: Tensor, c: Tensor, y: Tensor | None) -> None:
-        """Begin where the cells with posteriors ``N(mean, variance)`` are."""
-        r = partition(mean, self.label_of, y, self.n_labels, self.n_clusters)
+    def place(
+        self,
+        mean: Tensor,
+        variance: Tensor,
+        c: Tensor,
+        y: Tensor | None,
+        observed: Tensor | None = None,
+    ) -> None:
+        """Begin where the cells with posteriors ``N(mean, variance)`` are; see :func:`partition`."""
+        r = partition(mean, self.label_of, y, self.n_labels, self.n_clusters, observed)
         self.components.start_at(mean, variance, r)
         self.weights.start_at(nn.functional.one_hot(c, self.n_conditions).to(r.dtype).T @ r)
         self.placed.fill_(1.0)
@@ -103,7 +117,7 @@ class MixturePrior(nn.Module):
     @property
     def merges(self) -> bool:
         """Whether a cluster may have several components."""
-        return self.n_clusters != len(self.used)
+        return self.n_clusters != len(self.used) and not self.settled
 
     @torch.no_grad()
     def merge(self, r: Tensor) -> None:
@@ -113,23 +127,31 @@ class MixturePrior(nn.Module):
         self.cluster_of[self.used] = torch.from_numpy(clusters).to(self.cluster_of)
 
     def settle(self) -> None:
-        """Leave the clusters as they are, whatever other cells are trained on."""
-        self.n_clusters = len(self.used)
+        """Leave clusters and labels as they are, whatever other cells are trained on."""
+        self.settled.fill_(True)
 
     def measure(self, p_z: GaussianMixture, z: Tensor, y: Tensor) -> None:
-        """Keep how far from its component (of those of its label) 95 % of the cells of each label lie."""
+        """Keep how far from its component (of those of its label) 95 % of the cells of each label lie.
+
+        And where labels are: a group of cells that has fewer of them than others is not covered by them.
+        """
         distance, allowed = p_z.distance(z), self.allowed(y)
         assert allowed is not None
         nearest = distance.masked_fill(~allowed, torch.inf).min(-1).values
         for label in range(self.n_labels):
             if (own := y == label).sum() >= AT_LEAST:
                 self.reach[self.label_of == label] = nearest[own].quantile(0.95)
+        centres, labelled, expected = label_cover(z.double().cpu().numpy(), (y < self.n_labels).cpu().numpy())
+        cover = (labelled + DOUBT) / (expected + DOUBT)
+        self.spots[: len(centres)] = torch.from_numpy(centres).to(self.spots)
+        self.cover[: len(centres)] = torch.from_numpy(cover).to(self.cover).clamp_max(1)
 
     def typical(self, p_z: GaussianMixture, z: Tensor) -> Tensor:
-        """1 for a cell within the reach of the cells of its nearest label, falling to 0 outside of it."""
+        """1 for a cell where labels are and within the reach of the nearest one, falling to 0 outside."""
         bound = self.label_of >= 0
         excess = p_z.distance(z)[..., bound] / self.reach[bound] - 1
-        return torch.exp(-excess.min(-1).values.clamp_min(0))
+        near = (z.unsqueeze(-2) - self.spots).square().sum(-1).argmin(-1)
+        return torch.exp(-excess.min(-1).values.clamp_min(0)) * self.cover[near]
 
     def of_labels(self, r: Tensor) -> Tensor:
         """Probability of each label, ``(n, K)`` to ``(n, labels)``; what lacks to one is free."""

@@ -11,9 +11,10 @@ from scalloy.models._base import ScalloyModel
 from scalloy.models._files import ABOUT
 from scalloy.models.autoencoder import AE
 from scalloy.models.cgmdvae import CGMDVAE
+from scalloy.models.trvae import TRVAE
 from scalloy.models.vae import VAE, BetaVAE
 
-MODELS: dict[str, type[ScalloyModel]] = {m.__name__: m for m in (AE, CGMDVAE, BetaVAE, VAE)}
+MODELS: dict[str, type[ScalloyModel]] = {m.__name__: m for m in (AE, CGMDVAE, TRVAE, BetaVAE, VAE)}
 
 
 def load(dir_path: str | Path, adata: AnnData | None = None) -> ScalloyModel:
@@ -37,4 +38,4 @@ def load(dir_path: str | Path, adata: AnnData | None = None) -> ScalloyModel:
     return MODELS[name].load(dir_path, adata)
 
 
-__all__ = ["AE", "CGMDVAE", "MODELS", "VAE", "BetaVAE", "load"]
+__all__ = ["AE", "CGMDVAE", "MODELS", "TRVAE", "VAE", "BetaVAE", "load"]

@@ -153,6 +153,15 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
         manager = cls._setup_adata_manager_store.get(adata.uns.get("_scvi_uuid"))
         return manager is not None and manager.adata is adata
 
+    @property
+    def labels(self) -> list[str]:
+        """The known labels, in the order of their codes."""
+        if self.registry["setup_args"].get("labels_key") is None:
+            return []
+        state = self.registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
+        names = [str(k) for k in state["categorical_mapping"]]
+        return [k for k in names if k != str(state.get("unlabeled_category"))]
+
     def _sizes(self) -> Sizes:
         stats = self.summary_stats
         covariates = {}

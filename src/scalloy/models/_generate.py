@@ -14,7 +14,6 @@ from anndata import AnnData
 from scalloy.blocks.distributions import CountDistribution
 from scalloy.models import _options
 from scalloy.vae.base import Batch
-from scalloy.vae.cgmdvae import condition
 
 
 def generate(
@@ -43,7 +42,7 @@ def generate(
         parts, components = [], []
         for tensors in model._read(None, rows, None, decodes=True):
             batch = Batch.of(tensors)
-            c = condition(batch) if code is None else torch.full_like(batch.b, code)
+            c = batch.condition if code is None else torch.full_like(batch.b, code)
             batch = replace(batch, c=c)
             if library_size is not None:
                 batch = replace(batch, log_ell=torch.full_like(batch.log_ell, float(np.log(library_size))))
@@ -63,7 +62,7 @@ def templates(clusters: np.ndarray, only: int | None) -> np.ndarray:
 
 def draw(module: Any, batch: Batch, only: int | None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Latents from the prior, and the component of each cell."""
-    prior, c, latents = module.prior, condition(batch), {}
+    prior, c, latents = module.prior, batch.condition, {}
     if module.enc_w is not None:
         like = torch.zeros(len(c), module.enc_w.head.loc.out_features, device=c.device)
         latents["w"] = module.style(c, like).sample()

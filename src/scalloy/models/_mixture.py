@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
 
 from scalloy import _keys
 from scalloy.models import _options
@@ -26,20 +25,16 @@ class MixtureModel(ScalloyModel):
     """Clusters and labels from the posterior of the components."""
 
     @property
-    def labels(self) -> list[str]:
-        """The known labels, in the order of the components that are bound to them."""
-        if self.registry["setup_args"].get("labels_key") is None:
-            return []
-        state = self.registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-        names = [str(k) for k in state["categorical_mapping"]]
-        return [k for k in names if k != str(state.get("unlabeled_category"))]
-
-    @property
     def cluster_names(self) -> list[str]:
         """Label of each bound component, and the number of each free cluster."""
         prior = self.module.prior
         n = int(prior.cluster_of[prior.used].max()) + 1
         return [*self.labels, *(str(k) for k in range(len(self.labels), n))]
+
+    def _groups_of_unlabelled(self, cells: AnnData | None) -> np.ndarray:
+        """Of models with conditions too: the predicted label; without labels the cluster."""
+        found = self.predict_labels(cells) if self.labels else self.get_clusters(cells)
+        return found.astype(str).to_numpy()
 
     # clusters -----------------------------------------------------------------------------------
 
@@ -101,15 +96,13 @@ class MixtureModel(ScalloyModel):
                 "labels_key=..., unlabeled_category=...)` and train again, or use `get_clusters()`."
             )
             raise ValueError(msg)
-        rows, scores, prior = [], [], self.module.prior
+        rows, scores = [], []
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for tensors in self._read(adata, indices, batch_size):
-                batch = Batch.of(tensors)
-                p = prior.of_labels(self.module.assignment(batch, N_SAMPLES))
-                known = p.sum(-1, keepdim=True)
-                rows.append((p / known.clamp_min(1e-12)).cpu())
-                scores.append((1 - known[:, 0] * self.module.typical(batch)).clamp(0, 1).cpu())
+                p, known = self.module.label_probabilities(Batch.of(tensors), N_SAMPLES)
+                rows.append(p.cpu())
+                scores.append((1 - known).clamp(0, 1).cpu())
         return torch.cat(rows).numpy(), torch.cat(scores).numpy()
 
     def predict_labels(

@@ -9,22 +9,21 @@ from typing import Any, Literal
 
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data.fields import CategoricalObsField, LabelsWithUnlabeledObsField
+from scvi.data.fields import LabelsWithUnlabeledObsField
 
-from scalloy import _keys
 from scalloy.blocks.networks import UNBOUNDED, Domain
 from scalloy.blocks.priors import MixturePrior
 from scalloy.models import _options
 from scalloy.models._base import without
+from scalloy.models._conditions import ConditionModel
 from scalloy.models._mixture import MixtureModel
 from scalloy.models._options import GeneLikelihood
-from scalloy.vae.base import Sizes
 from scalloy.vae.cgmdvae import CGMDVAE as CGMDVAEMath
 
 THESIS, THESIS_LIKELIHOOD = Domain(5.0, (-9.0, 1.0)), "mse"
 
 
-class CGMDVAE(MixtureModel):
+class CGMDVAE(MixtureModel, ConditionModel):
     """Conditional Gaussian-mixture Dirichlet VAE: populations without labels, with some, or with all.
 
     Parameters
@@ -72,6 +71,8 @@ class CGMDVAE(MixtureModel):
     >>> model.annotate()
     >>> stimulated = model.transfer(adata[adata.obs["condition"] == "control"].copy(), to="stimulated")
     """
+
+    ROUTES = ("auto", "decoder", "transport", "style")
 
     def __init__(
         self,
@@ -167,21 +168,7 @@ allow_non_counts
         labels_key, unknown = given["labels_key"], given.get("unlabeled_category")
         if labels_key is not None and unknown is not None:
             fields[2] = LabelsWithUnlabeledObsField(REGISTRY_KEYS.LABELS_KEY, labels_key, unknown)
-        return [*fields, CategoricalObsField(_keys.CONDITION_KEY, given.get("condition_key"))]
-
-    @property
-    def conditions(self) -> list[str]:
-        """The conditions, in the order of their codes."""
-        state = self.registry["field_registries"][_keys.CONDITION_KEY]["state_registry"]
-        return [str(k) for k in state["categorical_mapping"]]
-
-    @property
-    def condition_key(self) -> str | None:
-        """Column of ``.obs`` with the condition."""
-        return self.registry["setup_args"].get("condition_key")
-
-    def _sizes(self) -> Sizes:
-        return replace(super()._sizes(), n_conditions=len(self.conditions))
+        return fields
 
     @classmethod
     def original(cls, adata: AnnData, n_clusters: int = 10, **kwargs: Any) -> CGMDVAE:
@@ -267,60 +254,6 @@ allow_non_counts
         from scalloy.models._generate import generate
 
         return generate(self, n, cluster=cluster, to=condition, library_size=library_size, seed=seed)
-
-    def transfer(
-        self,
-        cells: AnnData | None = None,
-        to: str | None = None,
-        *,
-        route: Literal["auto", "decoder", "transport", "style"] = "auto",
-        n_samples: int = 10,
-        library_size: float | None = None,
-        seed: int = 0,
-    ) -> AnnData:
-        """The cells as they would look under another condition.
-
-        Parameters
-        ----------
-        cells
-            Cells with the genes of the model and a known condition, such as controls; ``None`` is the model's
-            own.
-        to
-            The condition.
-        route
-            How: see :mod:`scalloy.transfer`. ``"auto"`` pools the decoder's shift of each group of cells with
-            the shifts seen in other groups, the others trust the decoder alone.
-        n_samples
-            Samples over which expectations are taken.
-        library_size
-            Of the sampled counts; ``None`` is each cell's own.
-        seed
-            Of the samples.
-
-        Returns
-        -------
-        AnnData with the same cells and genes: ``.X`` the expected log-normalised expression (to 10,000 counts
-        per cell), ``.layers["counts"]`` sampled counts, ``.obs`` with the new condition, ``"transfer_from"``,
-        ``"transfer_group"`` and, where pooled, ``"transfer_far"``; ``.uns["transfer"]`` says how, with the
-        shift of each group and its standard deviation by gene.
-        """
-        from scalloy.transfer import transfer
-
-        if self.condition_key is None:
-            msg = (
-                "The model knows no condition. Call `CGMDVAE.setup_anndata(adata, condition_key=...)` and "
-                "train again."
-            )
-            raise ValueError(msg)
-        return transfer(
-            self,
-            cells,
-            to,
-            route=route,
-            n_samples=n_samples,
-            library_size=library_size,
-            seed=seed,
-        )
 
 
 def plan(gene_likelihood: str, label_weight: float | None, as_published: bool) -> dict[str, Any]:

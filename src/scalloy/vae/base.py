@@ -77,6 +77,11 @@ class Batch:
         )
 
     @property
+    def condition(self) -> Tensor:
+        """Codes of the condition; one for all where none is registered."""
+        return torch.zeros_like(self.b) if self.c is None else self.c
+
+    @property
     def removed(self) -> tuple[Tensor, ...]:
         """Codes of the batch and of each further categorical covariate."""
         return (self.b,) if self.cats is None else (self.b, *self.cats.long().unbind(-1))

@@ -40,7 +40,9 @@ from scalloy.blocks.distributions import gaussian, standard_normal
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixtures import GaussianMixture
 from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Stack
+from scalloy.blocks.partition import MOST
 from scalloy.blocks.priors import NEVER, MixturePrior
+from scalloy.blocks.readers import Readers
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
 
@@ -91,6 +93,7 @@ class CGMDVAE(VAEModule):
         super().__init__()
         self.likelihood, self.prior = likelihood, prior
         self.n_latent, self.ridge, self.place_at = n_latent, ridge, place_at
+        self.plain = sizes.removed == (1,) and sizes.n_conditions == 1 and not sizes.n_cont
         known: dict[str, Any] = {"n_cats": (*sizes.removed, sizes.n_conditions), "n_cont": sizes.n_cont}
         width: dict[str, Any] = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm, **known}
 
@@ -106,21 +109,24 @@ class CGMDVAE(VAEModule):
             self.head_y = nn.Linear(n_hidden, len(prior.used))
         self.prior_w = nn.Embedding(sizes.n_conditions, 2 * n_w) if w_prior and n_w else None
         if self.prior_w is not None:
-            nn.init.zeros_(self.prior_w.weight)
+            nn.init.normal_(self.prior_w.weight[:, :n_w])  # apart, or nothing would ever part them
+            nn.init.zeros_(self.prior_w.weight[:, n_w:])
         self.dec_x = Stack(n_latent, **width)
+        n_labels = prior.n_labels
+        self.readers = Readers(n_latent, sizes.n_vars, n_labels) if n_labels else None
 
     def encode(self, batch: Batch) -> Distributions:
-        x, known = self.likelihood.features(batch.x), (*batch.removed, condition(batch))
+        x, known = self.likelihood.features(batch.x), (*batch.removed, batch.condition)
         q: Distributions = {"z": self.enc_z(x, known, batch.cont)}
         if self.enc_w is not None:
             q["w"] = self.enc_w(x, known, batch.cont)
         return q
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
-        h = self.dec_x(latents["z"], (*batch.removed, condition(batch)), batch.cont)
-        p: Distributions = {"z": self.prior(condition(batch), latents.get("w"))}
+        h = self.dec_x(latents["z"], (*batch.removed, batch.condition), batch.cont)
+        p: Distributions = {"z": self.prior(batch.condition, latents.get("w"))}
         if "w" in latents:
-            p["w"] = self.style(condition(batch), latents["w"])
+            p["w"] = self.style(batch.condition, latents["w"])
         return {**p, "x": self.likelihood(h, batch.log_ell, batch.b)}
 
     def style(self, c: Tensor, w: Tensor) -> Any:
@@ -138,7 +144,7 @@ class CGMDVAE(VAEModule):
         return torch.log_softmax(logits.masked_fill(~self.prior.used, NEVER), -1)
 
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
-        z, c, p_z, allowed = latents["z"], condition(batch), p["z"], self.prior.allowed(batch.y)
+        z, c, p_z, allowed = latents["z"], batch.condition, p["z"], self.prior.allowed(batch.y)
         log_r, penalty = self.log_assignment(p_z, z, c), {}
         if allowed is not None:
             log_mass = torch.logsumexp(log_r.masked_fill(~allowed, NEVER), -1)
@@ -158,17 +164,11 @@ class CGMDVAE(VAEModule):
     @torch.no_grad()
     def assignment(self, batch: Batch, n_samples: int = 0) -> Tensor:
         """``r`` of cells at the means of their posteriors, or its mean over samples of them."""
-        q, c = self.encode(batch), condition(batch)
+        q, c = self.encode(batch), batch.condition
         draws = [{k: v.mean for k, v in q.items()}] if n_samples == 0 else []
         draws += [self.draw(q) for _ in range(n_samples)]
         found = [self.log_assignment(self.prior(c, d.get("w")), d["z"], c).exp() for d in draws]
         return torch.stack(found).mean(0)
-
-    @torch.no_grad()
-    def typical(self, batch: Batch) -> Tensor:
-        """How much a cell is where the cells of some known label are."""
-        q, c = self.encode(batch), condition(batch)
-        return self.prior.typical(self.prior(c, q["w"].mean if "w" in q else None), q["z"].mean)
 
     @torch.no_grad()
     def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
@@ -177,25 +177,41 @@ class CGMDVAE(VAEModule):
             return False
         training = self.training
         self.eval()
-        found = [(self.encode(b)["z"], condition(b), b.y) for b in cells()]
+        found, observed = [], list[Tensor]()
+        for batch in cells():  # in random order
+            x = self.expression(batch) if len(batch.x) * len(observed) < MOST else None
+            if x is not None and not self.prior.n_labels:
+                observed.append(x)
+            found.append((self.encode(batch)["z"], batch.condition, batch.y))
         self.train(training)
         mean, variance = (torch.cat([getattr(q, k) for q, *_ in found]) for k in ("mean", "variance"))
         y = None if self.prior.n_labels == 0 else torch.cat([y for *_, y in found])
-        self.prior.place(mean, variance, torch.cat([c for _, c, _ in found]), y)
+        c, x = torch.cat([c for _, c, _ in found]), torch.cat(observed) if observed else None
+        self.prior.place(mean, variance, c, y, x)
         return True
 
     @torch.no_grad()
+    def label_probabilities(self, batch: Batch, n_samples: int) -> tuple[Tensor, Tensor]:
+        """Probability of each label among the labels, the mean of several votes; and of being of any."""
+        p, q, c = self.prior.of_labels(self.assignment(batch, n_samples)), self.encode(batch), batch.condition
+        known = p.sum(-1, keepdim=True)
+        votes = [p / known.clamp_min(1e-12), *self.readers.votes(q["z"].mean, self.expression(batch))]
+        typical = self.prior.typical(self.prior(c, q["w"].mean if "w" in q else None), q["z"].mean)
+        return torch.stack(votes).mean(0), known[:, 0] * typical
+
+    def expression(self, batch: Batch) -> Tensor | None:
+        """What was observed; none if something is to be removed from it."""
+        return self.likelihood.observed(batch.x) if self.plain else None
+
+    @torch.no_grad()
     def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
-        """Merge components, where there are more of them than clusters; measure how far labels reach."""
+        """Merge components, where there are more of them than clusters; learn where labels are and end."""
         if self.prior.merges:
             self.prior.merge(torch.cat([self.assignment(b) for b in cells()]))
-        if self.prior.n_labels:
-            found = [(self.encode(b), condition(b), b.y) for b in cells()]
-            q = {k: torch.cat([q[k].mean for q, *_ in found]) for k in found[0][0]}
-            c, y = (torch.cat([row[i] for row in found]) for i in (1, 2))
-            self.prior.measure(self.prior(c, q.get("w")), q["z"], y)
-
-
-def condition(batch: Batch) -> Tensor:
-    """Codes of the condition; one for all where none is registered."""
-    return torch.zeros_like(batch.b) if batch.c is None else batch.c
+        if self.readers is None or self.prior.settled:
+            return
+        found = [(b.condition, b.y, {k: v.mean for k, v in self.encode(b).items()}) for b in cells()]
+        c, y = (torch.cat([row[i] for row in found]) for i in (0, 1))
+        means = {k: torch.cat([row[2][k] for row in found]) for k in found[0][2]}
+        self.prior.measure(self.prior(c, means.get("w")), means["z"], y)
+        self.readers.fit((self.encode(b)["z"].mean, self.expression(b), b.y) for b in cells())

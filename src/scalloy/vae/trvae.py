@@ -1,0 +1,109 @@
+"""TRVAE: a conditional VAE in which the conditions look alike after the first layer of the decoder.
+
+    model                                inference
+    z        ~ N(0, I)                   q(z | x, c) = N
+    h        = first layer(z, c, b)
+    x | z, c ~ likelihood(ell, b), from the further layers of h
+
+    -ELBO = E[-log p(x | z, c)]                                        recon
+          + KL(q(z | x, c) || N(0, I))                                 z
+    penalty: mean over pairs of conditions of MMD^2(h | c, h | c')     mmd
+
+Lotfollahi et al., "Conditional out-of-distribution generation for unpaired data using transfer VAE",
+Bioinformatics 2020. Where ``h`` is alike under all conditions, only what follows it can make a difference
+between them: in the published model that is nothing (the condition enters the first layer alone, so a strong
+penalty takes the effect away). With ``inject_all`` further layers see the condition again, and the penalty
+asks for a code that is free of it. The estimate is unbiased, its kernels follow the data, and it may compare
+cells of the same label only, since conditions also differ in their composition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from scalloy.blocks import divergences as div
+from scalloy.blocks.distributions import Delta, standard_normal
+from scalloy.blocks.likelihoods import Likelihood
+from scalloy.blocks.networks import Encoder, GaussianHead, Layer, Stack
+from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
+
+
+class TRVAE(VAEModule):
+    """See the head of this file.
+
+    Parameters
+    ----------
+    sizes
+        Of the data.
+    likelihood
+        Of the counts, from a hidden vector of ``n_hidden``.
+    n_layers
+        Hidden layers of the encoder, and of the decoder: the first one and those after it.
+    inject_all
+        Whether the layers after the first one see the condition too.
+    published_kernel
+        The 19 kernels and the biased estimate of the paper.
+    by_label
+        Whether only cells of the same label are compared.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        likelihood: Likelihood,
+        *,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 2,
+        dropout_rate: float = 0.1,
+        norm: str = "layer",
+        inject_all: bool = True,
+        published_kernel: bool = False,
+        by_label: bool = False,
+    ) -> None:
+        super().__init__()
+        self.likelihood, self.n_latent = likelihood, n_latent
+        self.published_kernel, self.by_label = published_kernel, by_label
+        removed, all_known = sizes.removed, (*sizes.removed, sizes.n_conditions)
+        self.after = len(all_known) if inject_all else len(removed)
+        width: dict[str, Any] = {"norm": norm, "n_cont": sizes.n_cont}
+        hidden = {"n_hidden": n_hidden, **width}
+        encoder = {"n_layers": n_layers, "n_cats": all_known, "dropout_rate": dropout_rate, **hidden}
+        self.enc_z = Encoder(sizes.n_vars, GaussianHead(n_hidden, n_latent), **encoder)
+        self.dec_h = Layer(n_latent, n_hidden, n_cats=all_known, **width)
+        self.dec_x = Stack(
+            n_hidden, n_layers=n_layers - 1, n_cats=all_known if inject_all else removed, **hidden
+        )
+
+    def encode(self, batch: Batch) -> Distributions:
+        known = (*batch.removed, batch.condition)
+        return {"z": self.enc_z(self.likelihood.features(batch.x), known, batch.cont)}
+
+    def decode(self, batch: Batch, latents: Latents) -> Distributions:
+        known = (*batch.removed, batch.condition)
+        h = self.dec_h(latents["z"], known, batch.cont)
+        last = self.dec_x(h, known[: self.after], batch.cont)
+        p_x = self.likelihood(last, batch.log_ell, batch.b)
+        return {"z": standard_normal(latents["z"]), "h": Delta(h), "x": p_x}
+
+    def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
+        recon = -self.likelihood.log_prob(p["x"], batch.x)
+        kl = {"z": kl_divergence(q["z"], p["z"])}
+        return Terms(recon, kl, penalty={"mmd": self.discrepancy(p["h"].mean, batch)})
+
+    def discrepancy(self, h: Tensor, batch: Batch) -> Tensor:
+        """Mean squared MMD between conditions."""
+        scales = h.new_tensor(div.TRVAE) if self.published_kernel else div.median_scales(h)
+        settings = {"unbiased": not self.published_kernel, "at_least": 1 if self.published_kernel else 8}
+        if not self.by_label or batch.y is None:
+            return div.between_groups(h, batch.condition, scales, **settings)
+        found = [
+            div.between_groups(h[rows], batch.condition[rows], scales, **settings)
+            for rows in (batch.y == label for label in batch.y.unique())
+            if len(batch.condition[rows].unique()) > 1
+        ]
+        return torch.stack(found).mean() if found else h.sum() * 0.0

@@ -1,0 +1,62 @@
+"""Labels read by regression: against scikit-learn, with labels that lack, and which cells are read."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+
+from scalloy.blocks import readers
+from scalloy.blocks.readers import LabelReader, Some
+
+
+def cells(n_in, n_labels, n=300, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, n_labels, n)
+    x = rng.normal(size=(n, n_in)) + 1.5 * rng.normal(size=(n_labels, n_in))[y]
+    return torch.tensor(x, dtype=torch.float32), torch.tensor(y)
+
+
+@pytest.mark.parametrize("n_labels", [2, 3])
+@pytest.mark.parametrize("n_in", [4, 50])
+def test_probabilities_are_those_of_scikit_learn(n_in, n_labels):
+    x, y = cells(n_in, n_labels)
+    reader = LabelReader(n_in, n_labels)
+    reader.fit(x, y, torch.bincount(y))
+    values = x.double().numpy()
+    values = PCA(30, random_state=0).fit_transform(values) if n_in > 30 else values / values.std(0)
+    expected = LogisticRegression(max_iter=3000).fit(values, y).predict_proba(values)
+    np.testing.assert_allclose(reader(x), expected, atol=0.01)
+
+
+def test_cells_without_label_and_labels_without_cells():
+    x, y = cells(4, 3)
+    reader = LabelReader(4, 4)
+    assert not reader.fitted
+    reader.fit(x, torch.full_like(y, 4), torch.zeros(5))
+    assert not reader.fitted  # nothing to learn from
+    reader.fit(x, torch.where(y == 1, 4, y), torch.tensor([100, 0, 100, 0, 100]))
+    p = reader(x)
+    assert reader.fitted
+    assert (p[:, [1, 3]] == 0).all()
+    assert (p.argmax(1) == y)[y != 1].float().mean() > 0.9
+
+
+def test_a_single_label_is_certain():
+    x, y = cells(4, 1)
+    reader = LabelReader(4, 2)
+    reader.fit(x, y, torch.tensor([300, 0, 0]))
+    torch.testing.assert_close(reader(x), torch.tensor([[1.0, 0.0]]).expand(300, -1))
+
+
+def test_chosen_cells_stand_for_all_of_their_label(monkeypatch):
+    monkeypatch.setattr(readers, "MOST", 20)
+    some, y = Some(2), torch.tensor([0] * 15 + [1] * 15 + [2] * 3)
+    first, second = some.of(y), some.of(y)
+    assert first.all()
+    assert [int(second[y == k].sum()) for k in range(3)] == [5, 5, 3]
+    assert some.sizes.tolist() == [30, 30, 6]
+    x = torch.zeros(60, 1)  # cells that say nothing: the probabilities are the shares of the labels
+    reader = LabelReader(1, 2)
+    reader.fit(x, torch.arange(60) % 2, torch.tensor([900, 100]))
+    torch.testing.assert_close(reader(x[:1]), torch.tensor([[0.9, 0.1]]), atol=1e-3, rtol=0)
