@@ -12,19 +12,64 @@ from scalloy.benchmark import clustering, labels, published
 
 
 def test_held_out_pairs(tmp_path):
-    out = tmp_path / "transfer.csv"
-    args = ["transfer", "--data", "kang_subset", "--types", "B cells", "--genes", "200", "--seeds", "1"]
-    done = CliRunner().invoke(cli.app, ["benchmark", *args, "--epochs", "20", "--out", str(out)])
+    out, page = tmp_path / "transfer.csv", tmp_path / "transfer.html"
+    names = ["no change", "mean shift", "kernel ridge", "add and thin", "TRVAE", "CGMDVAE"]
+    args = ["kang_subset", "--types", "B cells", "--genes", "200", "--seeds", "1", "--epochs", "20"]
+    chosen = [a for name in names for a in ("--model", name)]
+    done = CliRunner().invoke(
+        cli.app, ["benchmark", "transfer", *args, *chosen, "--out", str(out), "--html", str(page)]
+    )
     assert done.exit_code == 0, done.output
     import pandas as pd
 
     table = pd.read_csv(out).set_index("method")
-    assert list(table.index) == ["no change", "mean shift", "kernel ridge", "CGMDVAE auto", "CGMDVAE decoder"]
-    assert table.loc["no change", "skill"] == 0
-    assert (table["skill"].drop("no change") > 0.2).all()
-    assert table.loc["CGMDVAE auto", "skill"] > table.loc["mean shift", "skill"]
-    with pytest.raises(ValueError, match="`types='B'` is not known"):
-        sa.benchmark.transfer("kang_subset", types=["B"])
+    assert list(table.index) == ["ceiling", *names[:5], "TRVAE, pooled", "CGMDVAE", "CGMDVAE, decoder"]
+    assert table.loc["no change", "skill"] == pytest.approx(0, abs=1e-6)
+    assert (table["skill"].drop(["no change", "TRVAE"]) > 0.2).all()
+    assert table.loc["CGMDVAE", "skill"] > table.loc["mean shift", "skill"]
+    assert table["skill"].max() == table.loc["ceiling", "skill"] < 1
+    assert table.loc["no change", "energy_distance"] > table.loc["CGMDVAE", "energy_distance"] > 0
+    assert table.loc["add and thin", "de_overlap"] > table.loc["mean shift", "de_overlap"]
+    assert "kernel ridge" in page.read_text()
+    with pytest.raises(ValueError, match="`hold_out='B'` is not known"):
+        sa.benchmark.transfer("kang_subset", hold_out=["B"])
+    with pytest.raises(ValueError, match=r"`models='TRVEA'` is not known.*Did you mean 'TRVAE'"):
+        sa.benchmark.transfer("kang_subset", ["TRVEA"])
+
+
+def test_no_model_is_given_held_out_cells_and_genes_are_chosen_without_them():
+    from scalloy.benchmark.transfer import Rival
+
+    adata = sa.datasets.simulate(900, 60, n_clusters=3, n_conditions=3, n_batches=1, seed=0)
+    given = []
+
+    class Spy:
+        def __init__(self, cells, condition, labels):
+            given.append(cells)
+
+        def train(self, **_):
+            pass
+
+        def transfer(self, cells, to, **_):
+            assert (cells.obs["condition"] == "control").all()
+            return sa.baselines.Baseline(
+                given[-1], "no change", condition_key="condition", labels_key="cluster"
+            ).transfer(cells, to)
+
+    keys = {"condition_key": "condition", "labels_key": "cluster"}
+    frame = sa.benchmark.transfer(adata, {"spy": Rival(Spy, seeded=False)}, n_genes=40, **keys)
+    pairs = list(frame.query("method == 'spy'")[["type", "condition"]].itertuples(index=False, name=None))
+    assert pairs == [(f"cluster_{k}", f"treated_{c}") for k in range(3) for c in (1, 2)]
+    for cells, (name, condition) in zip(given, pairs, strict=True):
+        assert not ((cells.obs["cluster"] == name) & (cells.obs["condition"] == condition)).any()
+    hidden = adata.copy()  # what the held-out cells express has no influence on the genes
+    held = ((hidden.obs["cluster"] == "cluster_0") & (hidden.obs["condition"] == "treated_1")).to_numpy()
+    counts = hidden.X.toarray()
+    counts[held] = 1
+    hidden.X = counts
+    genes = given[0].var_names
+    sa.benchmark.transfer(hidden, {"spy": Rival(Spy, seeded=False)}, hold_out="cluster_0", n_genes=40, **keys)
+    assert given[len(pairs)].var_names.equals(genes)
 
 
 def test_labels_under_a_shift_and_a_type_left_out():

@@ -99,13 +99,16 @@ def fit(
 
 @benchmark.command()
 def transfer(
-    data: Annotated[str, typer.Option(help="kang, or kang_subset which is embedded.")] = "kang",
-    route: Annotated[list[str] | None, typer.Option(help="auto, decoder, transport.")] = None,
+    data: Annotated[str, typer.Argument(help="kang, kang_subset (embedded), or an h5ad file.")] = "kang",
+    model: Annotated[list[str] | None, typer.Option(help="Names of models, not all.")] = None,
     types: Annotated[list[str] | None, typer.Option(help="Cell types to hold out, not all.")] = None,
+    condition_key: Annotated[str, typer.Option(help="Column of .obs with conditions.")] = "condition",
+    labels_key: Annotated[str, typer.Option(help="Column of .obs with cell types.")] = "cell_type",
     seeds: Annotated[int, typer.Option(help="How many.")] = 3,
     genes: Annotated[int, typer.Option(help="Most variable genes that are kept.")] = 2000,
     epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
     out: Out = None,
+    html: Annotated[Path | None, typer.Option(help="Write the table as a page too.")] = None,
 ) -> None:
     """Prediction of a cell type under a condition in which it was never seen, beside the baselines."""
     from scalloy.benchmark import transfer as run
@@ -113,14 +116,19 @@ def transfer(
 
     frame = run(
         data,
-        routes=route or ("auto", "decoder"),
-        types=types or None,
+        model or None,
+        condition_key=condition_key,
+        labels_key=labels_key,
+        hold_out=types or "each",
         seeds=range(seeds),
         n_genes=genes,
         max_epochs=epochs,
     )
     show(frame, out)
-    typer.echo(summary(frame).to_string())
+    table = summary(frame)
+    typer.echo(table.to_string())
+    if html is not None:
+        html.write_text(table.to_html() + frame.round(3).to_html(index=False))
 
 
 @benchmark.command()

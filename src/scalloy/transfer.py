@@ -38,7 +38,7 @@ from scalloy.models import _options
 from scalloy.vae.base import Batch
 
 AT_LEAST = 10  # cells of a group under a condition, to learn from
-STEPS = 3  # of the search for rates with the wanted mean
+STEPS = 6  # of the search for rates with the wanted mean
 LARGEST = 3.0  # factor that a rate is multiplied or divided by, as a logarithm
 FLOOR = 0.01  # counts in 10,000 below which changes are not followed
 

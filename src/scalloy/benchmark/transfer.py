@@ -2,94 +2,252 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
+import scipy.sparse as sp
 import scvi
 from anndata import AnnData
 
 from scalloy import datasets, metrics
-from scalloy.baselines import kernel_ridge, mean_shift
-from scalloy.baselines.shifts import missed_when_left_out
+from scalloy.baselines import METHODS, Baseline, LatentShift
 from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET
-from scalloy.models import CGMDVAE, _options
+from scalloy.models import CGMDVAE, TRVAE, _options
 
 DONORS = ("donor_101", "donor_107", "donor_1015")
 RARE = "Megakaryocytes"  # too few to be scored
+N_PCS, TOP = 50, 100
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A model of the table: how it is made of the cells to train on, and the ways in which it is asked.
+
+    Parameters
+    ----------
+    make
+        From cells and the columns with conditions and labels, an object with ``train`` and ``transfer``.
+    asked
+        Name of the row, and arguments of ``transfer``.
+    seeded
+        Whether it depends on a seed.
+    """
+
+    make: Callable[[AnnData, str, str], Any]
+    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seeded: bool = True
+
+
+def rivals(**model: Any) -> dict[str, Rival]:
+    """All models by name: the baselines, scGen, a conditional VAE, TRVAE, CGMDVAE.
+
+    Parameters
+    ----------
+    **model
+        Arguments of CGMDVAE.
+    """
+
+    def ours(cls: Any, **settings: Any) -> Callable[[AnnData, str, str], Any]:
+        def make(cells: AnnData, condition: str, labels: str) -> Any:
+            cls.setup_anndata(cells, condition_key=condition, labels_key=labels)
+            return cls(cells, **settings)
+
+        return make
+
+    def simple(cls: Any, *args: Any, **settings: Any) -> Callable[[AnnData, str, str], Any]:
+        return lambda cells, c, y: cls(cells, *args, condition_key=c, labels_key=y, **settings)
+
+    decoded = {"route": "decoder"}
+    return {
+        **{name: Rival(simple(Baseline, name), seeded=name == "add and thin") for name in METHODS},
+        "scGen, types matched": Rival(simple(LatentShift)),
+        "scGen, as shipped": Rival(simple(LatentShift, matched=False)),
+        "CVAE": Rival(ours(TRVAE, mmd_weight=0.0), {"CVAE": decoded}),
+        "TRVAE": Rival(ours(TRVAE), {"TRVAE": decoded, "TRVAE, pooled": {}}),
+        "TRVAE, first layer only": Rival(ours(TRVAE, inject="first"), {"TRVAE, first layer only": decoded}),
+        "CGMDVAE": Rival(ours(CGMDVAE, **model), {"CGMDVAE": {}, "CGMDVAE, decoder": decoded}),
+    }
 
 
 @keeps_seed()
 def transfer(
-    data: str = "kang",
+    data: str | Path | AnnData = "kang",
+    models: Sequence[str] | Mapping[str, Rival] | None = None,
     *,
-    routes: Sequence[str] = ("auto", "decoder"),
+    condition_key: str = "condition",
+    labels_key: str = "cell_type",
+    control: str | None = None,
+    hold_out: str | Sequence[str] = "each",
     seeds: Sequence[int] = (0, 1, 2),
     n_genes: int = 2000,
-    types: Sequence[str] | None = None,
+    min_cells: int = 30,
     max_epochs: int | None = None,
     **model: Any,
 ) -> pd.DataFrame:
-    """Change correlation, skill and more of each route of CGMDVAE and of the baselines, type by type.
+    """Each type under each condition held out in turn, and predicted by all models from its controls.
 
-    The genes are the most variable ones of what is trained on and scored is on the mean of log-normalised
-    expression. No hyper-parameter is chosen on the held-out type.
+    No model is given a held-out cell, the most variable genes are those of the cells to train on, and no
+    hyper-parameter is chosen on the held-out type. Means are scored on what a model expects, distributions of
+    cells on the counts that it samples, if it does.
 
     Parameters
     ----------
     data
         ``"kang"``: authors' labels and the three donors present in both conditions; ``"kang_subset"``: the
-        embedded cells.
-    routes
-        Of :meth:`scalloy.CGMDVAE.transfer`.
+        embedded cells; or raw counts, as AnnData or the path of an h5ad file.
+    models
+        Names of :func:`rivals` (``None`` is all of them), or others by name.
+    condition_key, labels_key
+        Columns of ``.obs`` with conditions and cell types.
+    control
+        The condition from which is predicted; ``None`` is ``"control"`` or the most frequent one.
+    hold_out
+        Types, or ``"each"``.
     seeds
-        Of weights, split and training.
+        Of weights, split, training and sampling.
     n_genes
         That are kept.
-    types
-        To hold out; ``None`` is all of them.
+    min_cells
+        Of a type under a condition, to be held out.
     max_epochs
         Instead of the default.
     **model
-        Arguments of the model.
+        Arguments of CGMDVAE.
+
+    Returns
+    -------
+    One row for each type, condition, model and seed (-1 where there is nothing random), and rows
+    ``"ceiling"``: see :func:`scalloy.metrics.ceilings`.
     """
-    adata = load(data)
+    adata = _cells(data, condition_key, labels_key)
+    known = rivals(**model)
+    if models is None or not isinstance(models, Mapping):
+        models = {
+            _options.one_of("models", m, known): known[m] for m in (known if models is None else models)
+        }
+    groups = adata.obs[[labels_key, condition_key]].astype(str)
+    if control is None:
+        names = groups[condition_key]
+        control = "control" if (names == "control").any() else names.value_counts().index[0]
+    sizes = groups.groupby([labels_key, condition_key]).size()
+    types = sorted(groups[labels_key].unique()) if hold_out == "each" else list(np.atleast_1d(hold_out))
+    for name in types:
+        _options.one_of("hold_out", name, list(groups[labels_key].unique()))
     rows: list[dict[str, Any]] = []
-    names = sorted(adata.obs["cell_type"].unique()) if types is None else list(types)
-    for name in names:
-        _options.one_of("types", name, list(adata.obs["cell_type"].unique()))
-        held = ((adata.obs["cell_type"] == name) & (adata.obs["condition"] == "stimulated")).to_numpy()
-        genes = variable_genes(adata[~held], n_genes)
-        train, truth = with_counts(adata[~held, genes]), log_mean(adata[held, genes])
-        control, others, shifts = _seen(train, name)
-        score = {"truth": truth, "control": control, "shift": shifts.mean(0)}
-        missed = missed_when_left_out(others, shifts)
-        rows.append({"type": name, "method": "no change", "seed": -1, **_scores(control, **score)})
-        for method, found in (("mean shift", mean_shift), ("kernel ridge", kernel_ridge)):
-            predicted = control + found(others, shifts, control)
-            rows.append({"type": name, "method": method, "seed": -1, **_scores(predicted, missed, **score)})
-        for seed in seeds:
-            scvi.settings.seed = seed
-            CGMDVAE.setup_anndata(train, condition_key="condition", labels_key="cell_type")
-            made = CGMDVAE(train, **model)
-            made.train(max_epochs=max_epochs, **QUIET)
-            is_control = (train.obs["cell_type"] == name) & (train.obs["condition"] == "control")
-            cells = train[is_control.to_numpy()].copy()
-            for route in routes:
-                out = made.transfer(cells, to="stimulated", route=route)
-                sd = out.uns["transfer"].get("sd")
-                sd = None if sd is None else sd.iloc[:, 0].to_numpy()
-                found = _scores(np.asarray(out.X).mean(0), sd, **score)
-                found["counts_skill"] = metrics.skill(_log_mean_of(out.layers["counts"]), truth, control)
-                rows.append({"type": name, "method": f"CGMDVAE {route}", "seed": seed, **found})
+    for (name, condition), n in sizes.items():
+        if name in types and condition != control and n >= min_cells and sizes.get((name, control), 0):
+            pair = Pair(adata, condition_key, labels_key, name, condition, control, n_genes)
+            rows += _of_pair(pair, models, seeds, max_epochs)
     return pd.DataFrame(rows)
 
 
+class Pair:
+    """A type that is held out under a condition: what may be trained on, and what is true.
+
+    Parameters
+    ----------
+    adata
+        All cells, of which the held-out ones are taken away.
+    condition_key, labels_key
+        Columns of ``.obs``.
+    name, condition, control
+        The type, the condition to predict, and the one from which.
+    n_genes
+        Most variable genes of the cells to train on.
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        condition_key: str,
+        labels_key: str,
+        name: str,
+        condition: str,
+        control: str,
+        n_genes: int,
+    ) -> None:
+        obs = adata.obs[[labels_key, condition_key]].astype(str)
+        of, under = (obs[labels_key] == name).to_numpy(), obs[condition_key].to_numpy()
+        held = of & (under == condition)
+        genes = variable_genes(adata[~held], n_genes)
+        self.train = with_counts(adata[~held, genes])
+        self.keys, self.name, self.condition = (condition_key, labels_key), name, condition
+        kept = self.train.obs[[labels_key, condition_key]].astype(str)
+        self.source = self.train[((kept[labels_key] == name) & (kept[condition_key] == control)).to_numpy()]
+        self.source = self.source.copy()
+        self.truth, self.control = log_normalised(adata[held, genes].X), log_normalised(self.source.X)
+        seen = Baseline(self.train, "mean shift", condition_key=condition_key, labels_key=labels_key)
+        self.shift = np.asarray(seen.transfer(self.source, condition).X).mean(0) - self.control.mean(0)
+        some = np.concatenate([self.truth, log_normalised(self.train.X)])
+        self.middle = some.mean(0)
+        self.axes = np.linalg.eigh(np.cov(some.T))[1][:, -N_PCS:]
+        up = metrics.wilcoxon(self.truth, self.control)
+        self.top = np.argsort(-up)[:TOP]
+
+    def scores(self, out: AnnData) -> dict[str, float]:
+        """Of a prediction of the source cells."""
+        x = np.asarray(out.X, dtype=float)
+        cells = log_normalised(out.layers["counts"]) if "counts" in out.layers else x
+        means = (x.mean(0), self.truth.mean(0), self.control.mean(0))
+        pcs = [(v - self.middle) @ self.axes for v in (cells, self.truth)]
+        found = {
+            "skill": metrics.skill(*means),
+            "pearson_delta": metrics.pearson_delta(*means),
+            "resid_pearson_delta": metrics.resid_pearson_delta(*means, self.shift),
+            "r2_mean": metrics.r2_mean(*means[:2]),
+            "r2_determination": metrics.r2_determination(*means[:2]),
+            "r2_top100": metrics.r2_mean(means[0][self.top], means[1][self.top]),
+            "r2_variance": metrics.r2_variance(cells, self.truth),
+            "energy_distance": metrics.energy_distance(*pcs),
+            "mmd": metrics.mmd(*pcs),
+            "de_overlap": metrics.de_overlap(cells, self.truth, self.control),
+            "de_auprc": metrics.de_auprc(cells, self.truth, self.control),
+            "skill_of_cells": metrics.skill(cells.mean(0), *means[1:]),
+        }
+        sd = out.uns.get("transfer", {}).get("sd")
+        if sd is not None:
+            found["coverage_90"] = metrics.coverage(*means[:2], sd.iloc[:, 0].to_numpy())
+        return found
+
+
+def _of_pair(
+    pair: Pair, models: Mapping[str, Rival], seeds: Sequence[int], max_epochs: int | None
+) -> list[dict[str, Any]]:
+    about = {"type": pair.name, "condition": pair.condition}
+    rows: list[dict[str, Any]] = [
+        {**about, "method": "ceiling", "seed": -1, **metrics.ceilings(pair.truth, pair.control)}
+    ]
+    for name, rival in models.items():
+        for seed in seeds if rival.seeded else (-1,):
+            scvi.settings.seed = max(seed, 0)
+            made = rival.make(pair.train.copy(), *pair.keys)
+            made.train(max_epochs=max_epochs, **QUIET)
+            for row, asked in (rival.asked or {name: {}}).items():
+                out = made.transfer(pair.source.copy(), to=pair.condition, seed=max(seed, 0), **asked)
+                rows.append({**about, "method": row, "seed": seed, **pair.scores(out)})
+    return rows
+
+
+def _cells(data: str | Path | AnnData, condition_key: str, labels_key: str) -> AnnData:
+    if isinstance(data, str) and data in {"kang", "kang_subset"}:
+        return load(data)
+    adata = data.copy() if isinstance(data, AnnData) else ad.read_h5ad(data)
+    for name, key in {"condition_key": condition_key, "labels_key": labels_key}.items():
+        _options.one_of(name, key, list(adata.obs))
+    adata.obs_names_make_unique()
+    sc.pp.filter_genes(adata, min_cells=3)
+    return with_counts(adata)
+
+
 def load(data: str) -> AnnData:
-    """The cells to score on."""
+    """The cells of Kang et al. to score on."""
     full = _options.one_of("data", data, ("kang", "kang_subset")) == "kang"
     adata = datasets.kang(full=full)
     keep = adata.obs["cell_type"] != RARE
@@ -114,48 +272,16 @@ def variable_genes(adata: AnnData, n_genes: int) -> np.ndarray:
     return np.asarray(normed.var_names[normed.var["highly_variable"]])
 
 
-def log_mean(adata: AnnData) -> np.ndarray:
-    """Mean of log-normalised expression by gene."""
-    return _log_mean_of(adata.X)
-
-
-def _log_mean_of(counts: Any) -> np.ndarray:
-    x = np.asarray(counts.todense() if hasattr(counts, "todense") else counts, dtype=float)
-    return np.log1p(1e4 * x / np.maximum(x.sum(1, keepdims=True), 1)).mean(0)
-
-
-def _seen(train: AnnData, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Control of the held-out type; controls and shifts of the others."""
-
-    def mean(of: str, condition: str) -> np.ndarray:
-        rows = (train.obs["cell_type"] == of) & (train.obs["condition"] == condition)
-        return log_mean(train[rows.to_numpy()])
-
-    others = [t for t in sorted(train.obs["cell_type"].unique()) if t != name]
-    controls = np.stack([mean(t, "control") for t in others])
-    shifts = np.stack([mean(t, "stimulated") for t in others]) - controls
-    return mean(name, "control"), controls, shifts
-
-
-def _scores(
-    predicted: np.ndarray,
-    sd: np.ndarray | None = None,
-    *,
-    truth: np.ndarray,
-    control: np.ndarray,
-    shift: np.ndarray,
-) -> dict[str, float]:
-    out = {
-        "skill": metrics.skill(predicted, truth, control),
-        "pearson_delta": metrics.pearson_delta(predicted, truth, control),
-        "resid_pearson_delta": metrics.resid_pearson_delta(predicted, truth, control, shift),
-        "r2_mean": metrics.r2_mean(predicted, truth),
-    }
-    return out if sd is None else {**out, "coverage_90": metrics.coverage(predicted, truth, sd)}
+def log_normalised(counts: Any) -> np.ndarray:
+    """``log1p`` of counts scaled to 10,000 per cell, dense."""
+    x = np.asarray(counts.todense() if sp.issparse(counts) else counts, dtype=float)
+    return np.log1p(1e4 * x / np.maximum(x.sum(1, keepdims=True), 1))
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean over types of each method, with the spread over seeds."""
-    columns = [c for c in frame if c not in {"type", "method", "seed"}]
-    by_seed = frame.groupby(["method", "seed"])[columns].mean().reset_index()
-    return spread(by_seed, ["method"], columns, digits=3)
+    """Mean over types of each method, with the spread over seeds; and the worst type's skill."""
+    columns = [c for c in frame if c not in {"type", "condition", "method", "seed"}]
+    by_seed = frame.groupby(["method", "seed"], sort=False)
+    out = spread(by_seed[columns].mean().reset_index(), ["method"], columns, digits=3)
+    out[("worst_skill", "mean")] = by_seed["skill"].min().groupby("method").mean().round(3)
+    return out

@@ -1,11 +1,17 @@
-"""How good is a prediction under another condition? Means of log-normalised expression in, floats out.
+"""How good is a prediction under another condition? Log-normalised expression in, floats out.
 
-``control`` and ``truth`` are of the cells whose change was predicted, ``predicted`` stands in for ``truth``.
+Of means over cells, one value for each gene: ``control`` and ``truth`` are of the cells whose change was
+predicted, ``predicted`` stands in for ``truth``. Of single cells: cells x genes.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial.distance import cdist
+from scipy.stats import false_discovery_control, norm, rankdata
+from sklearn.metrics import average_precision_score, r2_score
+
+# means ---------------------------------------------------------------------------------------
 
 
 def skill(predicted: np.ndarray, truth: np.ndarray, control: np.ndarray) -> float:
@@ -30,6 +36,11 @@ def r2_mean(predicted: np.ndarray, truth: np.ndarray) -> float:
     return _correlation(predicted, truth) ** 2
 
 
+def r2_determination(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Coefficient of determination of means over genes (CPA's); may be negative."""
+    return float(r2_score(truth, predicted))
+
+
 def coverage(predicted: np.ndarray, truth: np.ndarray, sd: np.ndarray, level: float = 0.9) -> float:
     """Share of genes whose truth lies within the central interval of ``N(predicted, sd)``.
 
@@ -40,9 +51,117 @@ def coverage(predicted: np.ndarray, truth: np.ndarray, sd: np.ndarray, level: fl
     level
         Which the share should come to.
     """
-    from scipy.stats import norm
-
     return float((np.abs(predicted - truth) <= norm.ppf(0.5 + level / 2) * sd).mean())
+
+
+# single cells --------------------------------------------------------------------------------
+
+
+def r2_variance(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Squared correlation over genes of the variances between cells."""
+    return _correlation(predicted.var(0), truth.var(0)) ** 2
+
+
+def energy_distance(
+    predicted: np.ndarray, truth: np.ndarray, *, squared: bool = True, unbiased: bool = True
+) -> float:
+    """``2 E d(p, t) - E d(p, p') - E d(t, t')`` between cells, best in some 50 principal components.
+
+    Parameters
+    ----------
+    predicted, truth
+        Cells x dimensions.
+    squared
+        Whether d is the squared Euclidean distance, or the distance (pertpy's).
+    unbiased
+        Whether a cell's pairs with itself are left out (pertpy keeps them).
+    """
+    kind = "sqeuclidean" if squared else "euclidean"
+    between = cdist(predicted, truth, kind).mean()
+    within = [cdist(x, x, kind).sum() / (len(x) * (len(x) - unbiased)) for x in (predicted, truth)]
+    return float(2 * between - sum(within))
+
+
+def mmd(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Squared maximum mean discrepancy, unbiased, over five scales around the truth's median distance."""
+    import torch
+
+    from scalloy.blocks.divergences import median_scales, mmd2
+
+    x, y = (torch.as_tensor(np.asarray(v, dtype=float)) for v in (predicted, truth))
+    return float(mmd2(x, y, median_scales(y)))
+
+
+def wilcoxon(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Standardised rank sum of each gene, corrected for ties: above 0 where ``cells`` express more."""
+    n, m = len(cells), len(others)
+    ranks = rankdata(np.concatenate([cells, others]), axis=0)
+    total = ranks[:n].sum(0)
+    variance = n * m / (n + m - 1) * (np.square(ranks).mean(0) - ((n + m + 1) / 2) ** 2)
+    return (total - n * (n + m + 1) / 2) / np.sqrt(np.maximum(variance, 1e-12))
+
+
+def de_overlap(predicted: np.ndarray, truth: np.ndarray, control: np.ndarray, k: int = 100) -> float:
+    """Share of the ``k`` most changed genes that are the same for predicted and true cells.
+
+    Changes are Wilcoxon's against the control cells, in either direction.
+    """
+    top = [set(np.argsort(-np.abs(wilcoxon(x, control)))[:k]) for x in (predicted, truth)]
+    return len(top[0] & top[1]) / k
+
+
+def de_auprc(predicted: np.ndarray, truth: np.ndarray, control: np.ndarray, fdr: float = 0.05) -> float:
+    """Area under the precision-recall curve of finding the genes that truly change.
+
+    Parameters
+    ----------
+    predicted, truth, control
+        Cells x genes.
+    fdr
+        Below which a gene truly changes.
+    """
+    p = 2 * norm.sf(np.abs(wilcoxon(truth, control)))
+    changed = false_discovery_control(p) < fdr
+    score = np.abs(wilcoxon(predicted, control))
+    return float(average_precision_score(changed, score)) if changed.any() else float("nan")
+
+
+# what can be reached ---------------------------------------------------------------------------
+
+
+def ceilings(truth: np.ndarray, control: np.ndarray, *, seed: int = 0) -> dict[str, float]:
+    """What a prediction without noise would score, since the truth is itself a mean over some cells.
+
+    The correlation of the changes in two disjoint halves, brought to all cells by Spearman and Brown, is the
+    reliability of the measured change; its square root is what the noise-free change correlates with it. Of
+    metrics on single cells: what one half scores against the other.
+
+    Parameters
+    ----------
+    truth, control
+        Cells x genes.
+    seed
+        Of the halves.
+    """
+    rng = np.random.default_rng(seed)
+    (t_1, t_2), (c_1, c_2) = (
+        np.array_split(x[rng.permutation(len(x))], 2) for x in (np.asarray(truth), np.asarray(control))
+    )
+    half = _correlation(t_1.mean(0) - c_1.mean(0), t_2.mean(0) - c_2.mean(0))
+    noise = (truth.var(0, ddof=1) / len(truth)).sum()
+    return {
+        "skill": float(1 - noise / np.square(truth.mean(0) - control.mean(0)).sum()),
+        "pearson_delta": float(np.sqrt(max(0.0, spearman_brown(half)))),
+        "r2_mean": r2_mean(t_1.mean(0), t_2.mean(0)),
+        "r2_variance": r2_variance(t_1, t_2),
+        "de_overlap": de_overlap(t_1, t_2, control),
+        "de_auprc": de_auprc(t_1, t_2, control),
+    }
+
+
+def spearman_brown(half: float) -> float:
+    """Reliability of the whole from the correlation of its halves."""
+    return 2 * half / (1 + half)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

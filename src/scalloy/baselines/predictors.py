@@ -1,0 +1,205 @@
+"""The baselines as models: made of an AnnData, trained, and asked with ``transfer(cells, to=...)``.
+
+    method                  prediction for a cell x (log-normalised) of a type that was not seen treated
+    "no change"             x
+    "treated mean"          mean of all treated cells, whatever the type
+    "pooled shift"          x + mean of all treated - mean of all control cells of the same types
+    those of SHIFTS         x + shift of its type, from controls and shifts of the others
+    "multiplicative"        expm1(x) times the geometric mean of the other types' ratios
+    "add and thin"          counts: Poisson-gamma ones are added where a gene rises, binomial thinning where
+                            it falls, so that zeros need not stay zero
+
+Means are over cells of log1p of counts scaled to 10,000; types weigh equally unless cells are pooled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scalloy.baselines.shifts import SHIFTS, closeness, tuned
+from scalloy.data import checks
+from scalloy.models import _options
+
+OTHERS = ("no change", "treated mean", "pooled shift", "multiplicative", "add and thin")
+METHODS = (*OTHERS, *SHIFTS)
+SCALE, EPSILON, SHAPE = 1e4, {"multiplicative": 0.02, "add and thin": 0.05}, 4.0
+
+
+@dataclass
+class Seen:
+    """Types seen under both conditions, types x genes: log means, and mean fractions per 10,000 counts."""
+
+    control: np.ndarray
+    treated: np.ndarray
+    fraction_control: np.ndarray
+    fraction_treated: np.ndarray
+    n_control: np.ndarray
+    n_treated: np.ndarray
+
+    @property
+    def shift(self) -> np.ndarray:
+        """Change of each type."""
+        return self.treated - self.control
+
+
+class Baseline:
+    """A simple prediction under another condition, called as a model is.
+
+    Parameters
+    ----------
+    adata
+        Raw counts of all cells that may be learned from.
+    method
+        See the head of this file.
+    condition_key, labels_key
+        Columns of ``.obs`` with conditions and cell types.
+    layer
+        Layer with the counts; ``None`` is ``.X``.
+    tune
+        Whether settings of the method are chosen by leaving out each type in turn.
+
+    Examples
+    --------
+    >>> adata = sa.datasets.kang()
+    >>> simple = sa.baselines.Baseline(adata, condition_key="condition", labels_key="cell_type")
+    >>> simple.train()
+    >>> simple.transfer(adata[adata.obs["condition"] == "control"].copy(), to="stimulated")
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        method: str = "kernel ridge",
+        *,
+        condition_key: str,
+        labels_key: str,
+        layer: str | None = None,
+        tune: bool = True,
+    ) -> None:
+        checks.check_object(adata)
+        checks.check_keys(adata, {"condition_key": condition_key, "labels_key": labels_key}, {})
+        checks.check_counts(adata, layer, allow_non_counts=False)
+        self.adata, self.method, self.tune = adata, _options.one_of("method", method, METHODS), tune
+        self.condition_key, self.labels_key, self.layer = condition_key, labels_key, layer
+        self.settings: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._means: dict[tuple[str, str], tuple[np.ndarray, np.ndarray, int]] = {}
+
+    def train(self, **_: Any) -> None:
+        """Take the means of each type under each condition; arguments of other models are ignored."""
+        obs = self.adata.obs[[self.labels_key, self.condition_key]].astype(str)
+        x = self._counts(self.adata)
+        for pair, rows in obs.groupby([self.labels_key, self.condition_key]).indices.items():
+            fractions = _normalised(x[rows])
+            self._means[pair] = (np.log1p(fractions).mean(0), fractions.mean(0), len(rows))
+
+    def transfer(self, cells: AnnData, to: str, *, seed: int = 0, **_: Any) -> AnnData:
+        """The cells as they would look under another condition.
+
+        Parameters
+        ----------
+        cells
+            Cells with the genes of ``adata``, of one or more types and conditions.
+        to
+            The condition.
+        seed
+            Of sampled counts.
+        **_
+            Further arguments of models' ``transfer`` are ignored.
+
+        Returns
+        -------
+        AnnData with expected log-normalised expression in ``.X`` and, of ``"add and thin"``, counts in
+        ``.layers["counts"]``.
+        """
+        if not self._means:
+            self.train()
+        checks.check_same_genes(self.adata.var_names, cells)
+        cells = cells[:, self.adata.var_names]
+        _options.one_of("to", to, sorted({c for _, c in self._means}))
+        obs = cells.obs[[self.labels_key, self.condition_key]].astype(str)
+        counts, rng = self._counts(cells), np.random.default_rng(seed)
+        x = np.log1p(_normalised(counts))
+        drawn = np.zeros(x.shape, dtype=np.float32) if self.method == "add and thin" else None
+        for (name, source), rows in obs.groupby([self.labels_key, self.condition_key]).indices.items():
+            seen, control, fraction = self._others(name, source, to, x[rows], counts[rows])
+            if drawn is None:
+                x[rows] = self._predicted(seen, x[rows], control)
+            else:
+                drawn[rows] = added_and_thinned(counts[rows], fraction, seen, control, rng)
+                x[rows] = np.log1p(_normalised(drawn[rows]))
+        out = AnnData(x.astype(np.float32), obs=cells.obs.copy(), var=cells.var[[]].copy())
+        out.obs[self.condition_key] = pd.Categorical([to] * out.n_obs)
+        out.uns["transfer"] = {"model": f"Baseline: {self.method}", "to": to}
+        if drawn is not None:
+            out.layers["counts"] = sp.csr_matrix(drawn)
+        return out
+
+    def _counts(self, cells: AnnData) -> np.ndarray:
+        x = cells.X if self.layer is None else cells.layers[self.layer]
+        return np.asarray(x.todense() if sp.issparse(x) else x, dtype=np.float32)
+
+    def _others(
+        self, name: str, source: str, to: str, x: np.ndarray, counts: np.ndarray
+    ) -> tuple[Seen, np.ndarray, np.ndarray]:
+        """What was seen of other types under both conditions; mean and fractions of this one as it is."""
+        types = sorted({t for t, c in self._means if c == source and (t, to) in self._means and t != name})
+        if not types:
+            msg = f"No type other than {name!r} was seen under both {source!r} and {to!r}."
+            raise ValueError(msg)
+        pairs = [[self._means[t, c] for t in types] for c in (source, to)]
+        log, fraction, n = ([np.stack([m[i] for m in means]) for means in pairs] for i in range(3))
+        return Seen(*log, *fraction, *n), x.mean(0), _normalised(counts).mean(0)
+
+    def _predicted(self, seen: Seen, x: np.ndarray, control: np.ndarray) -> np.ndarray:
+        if self.method == "no change":
+            return x
+        if self.method == "treated mean":
+            return np.tile(np.average(seen.treated, axis=0, weights=seen.n_treated), (len(x), 1))
+        if self.method == "pooled shift":
+            before = np.average(seen.control, axis=0, weights=seen.n_control)
+            return (x + np.average(seen.treated, axis=0, weights=seen.n_treated) - before).clip(0)
+        if self.method == "multiplicative":
+            e = EPSILON[self.method]
+            ratio = np.log((seen.fraction_treated + e) / (seen.fraction_control + e)).mean(0)
+            return np.log1p(np.expm1(x) * np.exp(ratio))
+        settings = tuned(self.method, seen.control, seen.shift) if self.tune else {}
+        return (x + SHIFTS[self.method][0](seen.control, seen.shift, control, **settings)).clip(0)
+
+
+def added_and_thinned(
+    counts: np.ndarray, fraction: np.ndarray, seen: Seen, control: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Counts of the cells with the mean fractions that types of similar controls suggest.
+
+    Parameters
+    ----------
+    counts
+        Cells x genes.
+    fraction
+        Their mean fractions per 10,000 counts.
+    seen, control
+        Other types, and the log mean of these cells.
+    rng
+        Of the draws.
+    """
+    e, weight = EPSILON["add and thin"], closeness(seen.control, control)
+    before, after = seen.fraction_control, seen.fraction_treated
+    added = (fraction + weight @ (after - before)).clip(0)
+    multiplied = ((fraction + e) * np.exp(weight @ np.log((after + e) / (before + e))) - e).clip(0)
+    wanted = np.sqrt(added * multiplied)
+    keep = np.where(fraction > 0, np.minimum(1, wanted / np.maximum(fraction, 1e-12)), 1.0)
+    kept = rng.binomial(counts.astype(np.int64), keep)
+    library = counts.sum(1, keepdims=True) / SCALE
+    rise = library * (wanted - fraction).clip(0) * rng.gamma(SHAPE, 1 / SHAPE, counts.shape)
+    return (kept + rng.poisson(rise)).astype(np.float32)
+
+
+def _normalised(counts: np.ndarray) -> np.ndarray:
+    """Fractions per 10,000 counts of each cell."""
+    return SCALE * counts / np.maximum(counts.sum(1, keepdims=True), 1e-12)

@@ -1,0 +1,105 @@
+"""TRVAE for users: what the penalty does to a predicted effect, the paper's model, another condition."""
+
+import numpy as np
+import pytest
+import scvi
+
+import scalloy as sa
+from scalloy.vae.trvae import TRVAE as TRVAEMath
+
+KEYS = {"condition_key": "condition", "labels_key": "cluster"}
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return sa.datasets.simulate(1200, 60, n_clusters=3, n_conditions=2, n_batches=1, effect=1.5, seed=1)
+
+
+def trained(adata, epochs=30, **more):
+    scvi.settings.seed = 0
+    cells = adata.copy()
+    sa.TRVAE.setup_anndata(cells, **KEYS)
+    model = sa.TRVAE(cells, n_hidden=32, n_latent=4, **more)
+    model.train(max_epochs=epochs, enable_progress_bar=False, early_stopping=False)
+    return model
+
+
+def effect(model):
+    """Size of the predicted change of controls, by the decoder."""
+    controls = model.adata[model.adata.obs["condition"] == "control"].copy()
+    after, before = (
+        model.transfer(controls, to=to, route="decoder").X.mean(0) for to in ("treated_1", "control")
+    )
+    return float(np.linalg.norm(after - before))
+
+
+def test_a_strong_penalty_takes_the_effect_away_only_where_the_condition_enters_first_alone(adata):
+    first = [effect(trained(adata, mmd_weight=w, inject="first")) for w in (0.0, 1e3, 1e5)]
+    assert first[0] > first[1] > first[2]
+    assert first[2] < 0.5 * first[0]
+    every = [effect(trained(adata, mmd_weight=w, inject="all")) for w in (0.0, 1e5)]
+    assert every[1] > 0.8 * every[0]
+
+
+def test_without_weight_it_is_the_conditional_vae_to_the_bit(adata, monkeypatch):
+    plain = trained(adata, 3, mmd_weight=0.0)
+    monkeypatch.setattr(TRVAEMath, "discrepancy", lambda self, h, batch: h.new_zeros(()))
+    without = trained(adata, 3, mmd_weight=50.0)
+    np.testing.assert_array_equal(plain.get_latent_representation(), without.get_latent_representation())
+
+
+def test_the_penalty_makes_the_first_layer_alike(adata):
+    last = [trained(adata, mmd_weight=w).history["penalty_mmd_validation"].iloc[-1, 0] for w in (0.0, 1e3)]
+    assert last[1] < 0.5 * last[0]
+
+
+def test_prediction_of_a_type_never_seen_treated_beats_no_change(adata):
+    held = (adata.obs["cluster"] == "cluster_0") & (adata.obs["condition"] == "treated_1")
+    model = trained(adata[~held].copy(), 60)
+    controls = adata[(adata.obs["cluster"] == "cluster_0") & (adata.obs["condition"] == "control")].copy()
+
+    def log(x):
+        return np.log1p(1e4 * x / x.sum(1, keepdims=True)).mean(0)
+
+    truth, before = log(adata[held].X.toarray()), log(controls.X.toarray())
+    out = model.transfer(
+        controls, to="treated_1"
+    )  # pooled: the decoder alone has no third type to learn from
+    assert sa.metrics.skill(out.X.mean(0), truth, before) > 0.5
+    assert (out.layers["counts"].data >= 0).all()
+    assert (out.obs["transfer_group"] == "cluster_0").all()
+
+
+def test_the_papers_model(adata):
+    cells = adata.copy()
+    sa.TRVAE.setup_anndata(cells, **KEYS)
+    model = sa.TRVAE.original(cells, n_hidden=24)
+    model.train(max_epochs=2, batch_size=512, enable_progress_bar=False)
+    assert model.module.n_latent == 40
+    assert model.module.published_kernel
+    assert model._plan_defaults["weights"]["mmd"] == pytest.approx(0.009765625)
+    assert model._plan_defaults["weights"]["z"] == pytest.approx(2.44e-11, rel=0.01)
+    assert "counts" not in model.transfer(cells, to="treated_1", route="decoder").layers
+
+
+def test_messages(adata):
+    cells = adata.copy()
+    sa.TRVAE.setup_anndata(cells, condition_key="condition")
+    with pytest.raises(ValueError, match="`mmd_within_labels` needs labels"):
+        sa.TRVAE(cells, mmd_within_labels=True)
+    with pytest.raises(ValueError, match="`mmd_weight=-1` must not be below zero"):
+        sa.TRVAE(cells, mmd_weight=-1)
+    with pytest.raises(ValueError, match="`inject='last'` is not known"):
+        sa.TRVAE(cells, inject="last")
+    model = sa.TRVAE(cells, n_hidden=8)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    with pytest.raises(ValueError, match=r"`route='transport'` is not known. Pass one of: auto, decoder"):
+        model.transfer(cells, to="treated_1", route="transport")
+    assert (
+        model.transfer(cells, to="treated_1").obs["transfer_group"] == "cells"
+    ).all()  # no labels: one group
+    sa.TRVAE.setup_anndata(cells)
+    model = sa.TRVAE(cells, n_hidden=8)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    with pytest.raises(ValueError, match=r"Call `TRVAE.setup_anndata"):
+        model.transfer(cells, to="treated_1")
