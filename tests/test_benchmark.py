@@ -25,11 +25,10 @@ def test_held_out_pairs(tmp_path):
     table = pd.read_csv(out).set_index("method")
     assert list(table.index) == ["ceiling", *names[:5], "TRVAE, pooled", "CGMDVAE", "CGMDVAE, decoder"]
     assert table.loc["no change", "skill"] == pytest.approx(0, abs=1e-6)
-    assert (table["skill"].drop(["no change", "TRVAE"]) > 0.2).all()
+    assert (table["skill"].loc[["mean shift", "kernel ridge", "TRVAE, pooled", "CGMDVAE"]] > 0.5).all()
     assert table.loc["CGMDVAE", "skill"] > table.loc["mean shift", "skill"]
     assert table["skill"].max() == table.loc["ceiling", "skill"] < 1
     assert table.loc["no change", "energy_distance"] > table.loc["CGMDVAE", "energy_distance"] > 0
-    assert table.loc["add and thin", "de_overlap"] > table.loc["mean shift", "de_overlap"]
     assert "kernel ridge" in page.read_text()
     with pytest.raises(ValueError, match="`hold_out='B'` is not known"):
         sa.benchmark.transfer("kang_subset", hold_out=["B"])

@@ -87,15 +87,13 @@ class Baseline:
         checks.check_counts(adata, layer, allow_non_counts=False)
         self.adata, self.method, self.tune = adata, _options.one_of("method", method, METHODS), tune
         self.condition_key, self.labels_key, self.layer = condition_key, labels_key, layer
-        self.settings: dict[tuple[str, ...], dict[str, Any]] = {}
         self._means: dict[tuple[str, str], tuple[np.ndarray, np.ndarray, int]] = {}
 
     def train(self, **_: Any) -> None:
         """Take the means of each type under each condition; arguments of other models are ignored."""
         obs = self.adata.obs[[self.labels_key, self.condition_key]].astype(str)
-        x = self._counts(self.adata)
         for pair, rows in obs.groupby([self.labels_key, self.condition_key]).indices.items():
-            fractions = _normalised(x[rows])
+            fractions = _normalised(self._counts(self.adata[rows]))
             self._means[pair] = (np.log1p(fractions).mean(0), fractions.mean(0), len(rows))
 
     def transfer(self, cells: AnnData, to: str, *, seed: int = 0, **_: Any) -> AnnData:

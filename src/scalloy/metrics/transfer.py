@@ -11,6 +11,8 @@ from scipy.spatial.distance import cdist
 from scipy.stats import false_discovery_control, norm, rankdata
 from sklearn.metrics import average_precision_score, r2_score
 
+NOTHING = 1e-6  # of log-normalised expression
+
 # means ---------------------------------------------------------------------------------------
 
 
@@ -165,7 +167,8 @@ def spearman_brown(half: float) -> float:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; 0 where one of the two does not vary."""
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt(np.square(a).sum() * np.square(b).sum()))
-    return float(a @ b) / size if size > 1e-12 else 0.0
+    """Pearson's; 0 where one of the two does not vary by more than single precision can tell."""
+    a, b = (np.asarray(v, dtype=float) - np.mean(v, dtype=float) for v in (a, b))
+    if min(np.abs(a).max(), np.abs(b).max()) < NOTHING:
+        return 0.0
+    return float(a @ b / np.sqrt(np.square(a).sum() * np.square(b).sum()))

@@ -2,5 +2,6 @@
 
 from scalloy.pl.history import history
 from scalloy.pl.latent import latent
+from scalloy.pl.transfer import held_out, transfer
 
-__all__ = ["history", "latent"]
+__all__ = ["held_out", "history", "latent", "transfer"]

@@ -1,0 +1,100 @@
+"""How good a prediction under another condition is: gene by gene, and type by type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from scalloy import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+
+def transfer(
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    control: np.ndarray,
+    *,
+    genes: Sequence[str] | None = None,
+    change: bool = True,
+    n_named: int = 8,
+    ax: Axes | None = None,
+) -> Axes:
+    """Predicted against true means of genes, or their changes against control, which cannot flatter.
+
+    Parameters
+    ----------
+    predicted, truth, control
+        Mean log-normalised expression, one value for each gene.
+    genes
+        Their names, of which those that change most are written.
+    change
+        Whether changes are drawn; otherwise means.
+    n_named
+        How many names.
+    ax
+        Axes to draw into.
+    """
+    predicted, truth, control = (np.asarray(v, dtype=float) for v in (predicted, truth, control))
+    ax = plt.subplots(figsize=(4.4, 4.4), layout="constrained")[1] if ax is None else ax
+    base = control if change else np.zeros_like(control)
+    x, y = truth - base, predicted - base
+    ax.scatter(x, y, s=6, linewidths=0, color="tab:blue", alpha=0.6, rasterized=True)
+    span = [min(x.min(), y.min()), max(x.max(), y.max())]
+    ax.plot(span, span, color="0.6", linewidth=0.8, zorder=0)
+    for i in np.argsort(-np.abs(truth - control))[: n_named if genes is not None else 0]:
+        assert genes is not None
+        ax.annotate(genes[i], (x[i], y[i]), xytext=(3, 3), textcoords="offset points", fontsize="x-small")
+    skill, r = metrics.skill(predicted, truth, control), metrics.pearson_delta(predicted, truth, control)
+    what = "change" if change else "mean expression"
+    ax.set(xlabel=f"true {what}", ylabel=f"predicted {what}")
+    ax.set_title(f"skill {skill:.2f}, correlation of the change {r:.2f}", fontsize="medium")
+    return ax
+
+
+def held_out(frame: pd.DataFrame, metric: str = "skill", *, ax: Axes | None = None) -> Axes:
+    """One metric of each model for each type that was held out; the ceiling as a line.
+
+    Parameters
+    ----------
+    frame
+        Of :func:`scalloy.benchmark.transfer`.
+    metric
+        A column of it.
+    ax
+        Axes to draw into.
+    """
+    if metric not in frame:
+        known = [c for c in frame if c not in {"type", "condition", "method", "seed"}]
+        msg = f"`metric={metric!r}` is not in the table. Pass one of: {', '.join(known)}."
+        raise ValueError(msg)
+    several = frame["condition"].nunique() > 1
+    pair = frame["type"] + (", " + frame["condition"] if several else "")
+    table = frame.assign(pair=pair).pivot_table(
+        index="pair", columns="method", values=metric, sort=False, aggfunc=["mean", "std"]
+    )
+    mean = table["mean"]
+    spread = table["std"].reindex_like(mean).fillna(0) if "std" in table else 0 * mean
+    top = mean.pop("ceiling") if "ceiling" in mean else None
+    ax = plt.subplots(figsize=(1.2 + 1.3 * len(mean), 3.8), layout="constrained")[1] if ax is None else ax
+    width = 0.8 / len(mean.columns)
+    colors = plt.get_cmap("tab20" if len(mean.columns) > 10 else "tab10").colors
+    places = np.arange(len(mean))
+    for i, name in enumerate(mean):
+        at = places + (i - (len(mean.columns) - 1) / 2) * width
+        ax.bar(at, mean[name], width, yerr=spread[name], color=colors[i % len(colors)], label=name)
+    if top is not None:
+        ax.hlines(top, places - 0.45, places + 0.45, colors="0.2", linewidth=1.0, label="ceiling")
+    low = float(np.nanmin(mean.to_numpy()))
+    ax.set_ylim(bottom=max(low, -0.5) if low < 0 else 0)  # what is far below no change is cut
+    ax.set_xticks(places, mean.index, rotation=20, ha="right")
+    ax.set_ylabel(metric)
+    ax.axhline(0, color="0.6", linewidth=0.8)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    return ax
