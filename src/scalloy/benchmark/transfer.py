@@ -137,7 +137,13 @@ def transfer(
         names = groups[condition_key]
         control = "control" if (names == "control").any() else names.value_counts().index[0]
     sizes = groups.groupby([labels_key, condition_key]).size()
-    types = sorted(groups[labels_key].unique()) if hold_out == "each" else list(np.atleast_1d(hold_out))
+    types = (
+        sorted(groups[labels_key].unique())
+        if hold_out == "each"
+        else [hold_out]
+        if isinstance(hold_out, str)
+        else hold_out
+    )
     for name in types:
         _options.one_of("hold_out", name, list(groups[labels_key].unique()))
     rows: list[dict[str, Any]] = []
