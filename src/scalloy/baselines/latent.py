@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scalloy.baselines.predictors import seen_under_both
 from scalloy.models.vae import BetaVAE
 from scalloy.vae.base import Batch
 
@@ -71,17 +72,16 @@ class LatentShift:
         without
             Type that is predicted.
         """
-        z = self.model.get_latent_representation()
+        return self._delta(self.model.get_latent_representation(), source, to, without)
+
+    def _delta(self, z: np.ndarray, source: str, to: str, without: str) -> np.ndarray:
         obs = self.model.adata.obs[[self.labels_key, self.condition_key]].astype(str)
         types, conditions = (obs[k].to_numpy() for k in (self.labels_key, self.condition_key))
         if not self.matched:
             treated = (conditions == to) & (types != without)
             return z[treated].mean(0) - z[conditions == source].mean(0)
-        both = set(types[conditions == to]) & set(types[conditions == source]) - {without}
-        if not both:
-            msg = f"No type other than {without!r} was seen under both {source!r} and {to!r}."
-            raise ValueError(msg)
-        of = [[z[(types == t) & (conditions == c)].mean(0) for t in sorted(both)] for c in (to, source)]
+        both = seen_under_both(set(zip(types, conditions, strict=True)), source, to, without)
+        of = [[z[(types == t) & (conditions == c)].mean(0) for t in both] for c in (to, source)]
         return np.mean(of[0], axis=0) - np.mean(of[1], axis=0)
 
     def transfer(self, cells: AnnData, to: str, *, seed: int = 0, **_: Any) -> AnnData:
@@ -103,9 +103,9 @@ class LatentShift:
         AnnData with expected log-normalised expression in ``.X``.
         """
         obs = cells.obs[[self.labels_key, self.condition_key]].astype(str)
-        z = self.model.get_latent_representation(cells)
+        learned, z = self.model.get_latent_representation(), self.model.get_latent_representation(cells)
         for (name, source), rows in obs.groupby([self.labels_key, self.condition_key]).indices.items():
-            z[rows] += self.delta(source, to, name)
+            z[rows] += self._delta(learned, source, to, name)
         parts, begin = [], 0
         with torch.no_grad():
             for tensors in self.model._read(cells, None, None, decodes=True):

@@ -14,6 +14,7 @@ Means are over cells of log1p of counts scaled to 10,000; types weigh equally un
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,7 @@ class Baseline:
         """Take the means of each type under each condition; arguments of other models are ignored."""
         obs = self.adata.obs[[self.labels_key, self.condition_key]].astype(str)
         for pair, rows in obs.groupby([self.labels_key, self.condition_key]).indices.items():
-            fractions = _normalised(self._counts(self.adata[rows]))
+            fractions = normalised(self._counts(self.adata[rows]))
             self._means[pair] = (np.log1p(fractions).mean(0), fractions.mean(0), len(rows))
 
     def transfer(self, cells: AnnData, to: str, *, seed: int = 0, **_: Any) -> AnnData:
@@ -122,7 +123,7 @@ class Baseline:
         _options.one_of("to", to, sorted({c for _, c in self._means}))
         obs = cells.obs[[self.labels_key, self.condition_key]].astype(str)
         counts, rng = self._counts(cells), np.random.default_rng(seed)
-        x = np.log1p(_normalised(counts))
+        x = np.log1p(normalised(counts))
         drawn = np.zeros(x.shape, dtype=np.float32) if self.method == "add and thin" else None
         for (name, source), rows in obs.groupby([self.labels_key, self.condition_key]).indices.items():
             seen, control, fraction = self._others(name, source, to, x[rows], counts[rows])
@@ -130,7 +131,7 @@ class Baseline:
                 x[rows] = self._predicted(seen, x[rows], control)
             else:
                 drawn[rows] = added_and_thinned(counts[rows], fraction, seen, control, rng)
-                x[rows] = np.log1p(_normalised(drawn[rows]))
+                x[rows] = np.log1p(normalised(drawn[rows]))
         out = AnnData(x.astype(np.float32), obs=cells.obs.copy(), var=cells.var[[]].copy())
         out.obs[self.condition_key] = pd.Categorical([to] * out.n_obs)
         out.uns["transfer"] = {"model": f"Baseline: {self.method}", "to": to}
@@ -146,13 +147,10 @@ class Baseline:
         self, name: str, source: str, to: str, x: np.ndarray, counts: np.ndarray
     ) -> tuple[Seen, np.ndarray, np.ndarray]:
         """What was seen of other types under both conditions; mean and fractions of this one as it is."""
-        types = sorted({t for t, c in self._means if c == source and (t, to) in self._means and t != name})
-        if not types:
-            msg = f"No type other than {name!r} was seen under both {source!r} and {to!r}."
-            raise ValueError(msg)
+        types = seen_under_both(self._means, source, to, name)
         pairs = [[self._means[t, c] for t in types] for c in (source, to)]
         log, fraction, n = ([np.stack([m[i] for m in means]) for means in pairs] for i in range(3))
-        return Seen(*log, *fraction, *n), x.mean(0), _normalised(counts).mean(0)
+        return Seen(*log, *fraction, *n), x.mean(0), normalised(counts).mean(0)
 
     def _predicted(self, seen: Seen, x: np.ndarray, control: np.ndarray) -> np.ndarray:
         if self.method == "no change":
@@ -168,6 +166,25 @@ class Baseline:
             return np.log1p(np.expm1(x) * np.exp(ratio))
         settings = tuned(self.method, seen.control, seen.shift) if self.tune else {}
         return (x + SHIFTS[self.method][0](seen.control, seen.shift, control, **settings)).clip(0)
+
+
+def seen_under_both(pairs: Iterable[tuple[str, str]], source: str, to: str, name: str) -> list[str]:
+    """Types that were seen under both conditions, other than the one that is predicted.
+
+    Parameters
+    ----------
+    pairs
+        Types and conditions that were seen.
+    source, to
+        The two conditions.
+    name
+        The type that is predicted.
+    """
+    of = {c: {t for t, condition in pairs if condition == c} for c in (source, to)}
+    if types := sorted((of[source] & of[to]) - {name}):
+        return types
+    msg = f"No type other than {name!r} was seen under both {source!r} and {to!r}."
+    raise ValueError(msg)
 
 
 def added_and_thinned(
@@ -198,6 +215,6 @@ def added_and_thinned(
     return (kept + rng.poisson(rise)).astype(np.float32)
 
 
-def _normalised(counts: np.ndarray) -> np.ndarray:
+def normalised(counts: np.ndarray) -> np.ndarray:
     """Fractions per 10,000 counts of each cell."""
     return SCALE * counts / np.maximum(counts.sum(1, keepdims=True), 1e-12)

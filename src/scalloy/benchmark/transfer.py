@@ -17,6 +17,7 @@ from anndata import AnnData
 
 from scalloy import datasets, metrics
 from scalloy.baselines import METHODS, Baseline, LatentShift
+from scalloy.baselines.predictors import normalised
 from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET
 from scalloy.models import CGMDVAE, TRVAE, _options
@@ -281,7 +282,7 @@ def variable_genes(adata: AnnData, n_genes: int) -> np.ndarray:
 def log_normalised(counts: Any) -> np.ndarray:
     """``log1p`` of counts scaled to 10,000 per cell, dense."""
     x = np.asarray(counts.todense() if sp.issparse(counts) else counts, dtype=float)
-    return np.log1p(1e4 * x / np.maximum(x.sum(1, keepdims=True), 1))
+    return np.log1p(normalised(x))
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

@@ -14,9 +14,10 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from scalloy.blocks.priors import NEVER
+
 N_PCS = 30
 MOST = 500  # cells of each label that are read
-NEVER = -1e9  # log-probability of a label without cells
 
 
 class LabelReader(nn.Module):

@@ -179,9 +179,9 @@ class CGMDVAE(VAEModule):
         self.eval()
         found, observed = [], list[Tensor]()
         for batch in cells():  # in random order
-            x = self.expression(batch) if len(batch.x) * len(observed) < MOST else None
-            if x is not None and not self.prior.n_labels:
-                observed.append(x)
+            wanted = self.plain and not self.prior.n_labels and len(batch.x) * len(observed) < MOST
+            if wanted:
+                observed.append(self.likelihood.observed(batch.x))
             found.append((self.encode(batch)["z"], batch.condition, batch.y))
         self.train(training)
         mean, variance = (torch.cat([getattr(q, k) for q, *_ in found]) for k in ("mean", "variance"))
