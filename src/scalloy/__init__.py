@@ -11,10 +11,19 @@ from typing import Any
 
 __version__ = version("scalloy")
 
-_MODELS = {"VAE": "vae", "BetaVAE": "vae", "AE": "autoencoder", "CGMDVAE": "cgmdvae", "TRVAE": "trvae"}
+_MODELS = {
+    "VAE": "vae",
+    "BetaVAE": "vae",
+    "AE": "autoencoder",
+    "GMVAE": "gmvae",
+    "CGMDVAE": "cgmdvae",
+    "TRVAE": "trvae",
+}
 _MODULES = ("baselines", "benchmark", "blocks", "data", "datasets", "metrics", "models", "pl", "train", "vae")
 
-__all__ = [*_MODELS, *_MODULES, "__version__", "load"]
+_FUNCTIONS = {"load": "models", "search": "train.search"}
+
+__all__ = [*_MODELS, *_MODULES, *_FUNCTIONS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,8 +31,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"scalloy.models.{_MODELS[name]}"), name)
     if name in _MODULES:
         return import_module(f"scalloy.{name}")
-    if name == "load":
-        return import_module("scalloy.models").load
+    if name in _FUNCTIONS:
+        return getattr(import_module(f"scalloy.{_FUNCTIONS[name]}"), name)
     msg = f"module 'scalloy' has no attribute {name!r}"
     raise AttributeError(msg)
 

@@ -242,7 +242,7 @@ def _decoded_with(
         if route == "auto":
             before = model.module.decode(replace(changed, c=batch.condition), latents)["x"]
             middle = (before.fraction + p.fraction).clamp_min(1e-12).log()
-            p = p.scaled(middle - torch.log_softmax(p.rate.logits, -1))
+            p = p.scaled(middle - p.fraction.clamp_min(1e-12).log())
         log_factor = torch.from_numpy(factors[rows].astype(np.float32))
         yield rows, p.scaled(log_factor.to(batch.log_ell.device))
 

@@ -18,7 +18,17 @@ from scalloy.models import _options
 from scalloy.vae.base import Sizes
 
 COUNTS = ["poisson", "nb", "zip", "zinb"]
-ALL = [*COUNTS, "constrained_poisson", "gaussian", "mse", "normal", "bernoulli", "bernoulli_given"]
+PIECEWISE = ["pc-poisson", "pc-nb"]
+ALL = [
+    *COUNTS,
+    *PIECEWISE,
+    "constrained_poisson",
+    "gaussian",
+    "mse",
+    "normal",
+    "bernoulli",
+    "bernoulli_given",
+]
 
 
 def make(name, n=6, g=9, *, free=False, theta_rows=1, dtype=torch.float64, seed=0):
@@ -32,9 +42,13 @@ def make(name, n=6, g=9, *, free=False, theta_rows=1, dtype=torch.float64, seed=
         leaves["log_theta"] = rand(theta_rows, g)
     if name.startswith("zi"):
         leaves["gate"] = rand(n, g)
+    if name in PIECEWISE:
+        leaves["categories"] = rand(n, g, 4)
     leaves = {k: v.requires_grad_() for k, v in leaves.items()}
     rate = dist.Rate(leaves["logits"], leaves.get("log_ell"))
     base = dist.NegativeBinomial(rate, leaves["log_theta"]) if "nb" in name else dist.Poisson(rate)
+    if name in PIECEWISE:
+        return dist.PiecewiseCategorical(base, leaves["categories"]), leaves
     return (dist.ZeroInflated(base, leaves["gate"]) if "gate" in leaves else base), leaves
 
 
@@ -47,6 +61,11 @@ def counts(n=6, g=9, seed=0, dtype=torch.float64):
 
 def scipy_log_pmf(p, x):
     base = getattr(p, "base", p)
+    if isinstance(p, dist.PiecewiseCategorical):
+        logits = p.logits.detach().numpy()
+        pi = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        own = np.take_along_axis(pi, np.minimum(x, 3).astype(int)[..., None], -1)[..., 0]
+        return np.log(own) + np.where(x >= 3, scipy_log_pmf(base, np.maximum(x - 3, 0)), 0)
     mu = base.mean.detach().numpy()
     if isinstance(base, dist.NegativeBinomial):
         theta = np.broadcast_to(base.log_theta.exp().detach().numpy(), mu.shape)
@@ -61,7 +80,7 @@ def scipy_log_pmf(p, x):
 
 @pytest.mark.parametrize("free", [False, True])
 @pytest.mark.parametrize("theta_rows", [1, 6])
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", COUNTS + PIECEWISE)
 def test_equals_scipy(name, theta_rows, free):
     p, _ = make(name, theta_rows=theta_rows, free=free)
     x = counts()
@@ -130,7 +149,7 @@ def test_kernel_equals_torch_in_single_precision(name, n, g, theta_per_cell, see
         assert (torch_ - dense).abs().max() <= 1e-5 * scale
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", COUNTS + PIECEWISE)
 def test_sums_to_one_and_moments(name):
     p, _ = make(name, n=3, g=2, seed=3)
     grid = torch.arange(4000, dtype=torch.float64)
@@ -142,7 +161,7 @@ def test_sums_to_one_and_moments(name):
     torch.testing.assert_close(p.variance.detach(), variance, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", COUNTS + PIECEWISE)
 def test_samples_have_the_moments(name):
     torch.manual_seed(0)
     p, _ = make(name, n=2, g=3, seed=5)
@@ -154,7 +173,7 @@ def test_samples_have_the_moments(name):
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", COUNTS + PIECEWISE)
 @pytest.mark.parametrize("free", [False, True])
 def test_extremes_stay_finite(name, dtype, free, sparse):
     """A cell of zeros, a million counts, a rate that vanishes or explodes where there are counts."""
@@ -169,10 +188,62 @@ def test_extremes_stay_finite(name, dtype, free, sparse):
     p = dist.NegativeBinomial(rate, theta) if "nb" in name else dist.Poisson(rate)
     if name.startswith("zi"):
         p = dist.ZeroInflated(p, torch.tensor([[-40.0, 40, 0, 5, -5]], dtype=dtype).expand(4, 5).clone())
+    if name in PIECEWISE:
+        p = dist.PiecewiseCategorical(p, torch.tensor([-40.0, 40, 0], dtype=dtype).expand(4, 5, 3).clone())
     value = p.log_prob(x.to_sparse_csr() if sparse else x)
     value.sum().backward()
     assert torch.isfinite(value).all()
     assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("theta_rows", [1, 6])
+@pytest.mark.parametrize("name", COUNTS + PIECEWISE)
+def test_several_samples_of_a_cell_read_the_same_sparse_counts(name, theta_rows):
+    """``(S, n, G)`` rates: value and gradient as from dense counts, every sample and cell in its place."""
+    x, found = counts(), []
+    for source in (x, x.to_sparse_csr()):
+        one, leaves = make(name, theta_rows=theta_rows)
+        more = torch.linspace(-1, 1, 3, dtype=x.dtype)[:, None, None]
+        rate = dist.Rate(leaves["logits"] * (1 + more), leaves["log_ell"])
+        p = dist.NegativeBinomial(rate, leaves["log_theta"]) if "nb" in name else dist.Poisson(rate)
+        if "gate" in leaves:
+            p = dist.ZeroInflated(p, leaves["gate"] + more)
+        if "categories" in leaves:
+            p = dist.PiecewiseCategorical(p, leaves["categories"] + more[..., None] * torch.arange(4))
+        value = p.log_prob(source)
+        assert value.shape == (3, 6)
+        weight = torch.arange(18, dtype=x.dtype).view(3, 6)
+        found.append((value, *torch.autograd.grad((value * weight).sum(), list(leaves.values()))))
+        torch.testing.assert_close(value[1], one.log_prob(x), rtol=1e-9, atol=0)
+    for dense, sparse in zip(*found, strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-8, atol=1e-10)
+
+
+def test_piecewise_of_a_poissons_own_probabilities_is_that_poisson():
+    """And a change of its rates is one of the Poisson's, as long as hardly any count is in the tail."""
+    log_mean = torch.tensor([[-2.0, -1.0, 0.0, 0.5]], dtype=torch.float64)
+    whole, k = dist.Poisson(dist.Rate(log_mean, None)), torch.arange(30, dtype=torch.float64)
+    log_pi = torch.stack([whole.log_pmf(v.expand(1, 4)) for v in k[:20]], -1)
+    p = dist.PiecewiseCategorical(dist.Poisson(dist.Rate(torch.full_like(log_mean, -3.0), None)), log_pi)
+    torch.testing.assert_close(p.mean, whole.mean, rtol=1e-6, atol=0)
+    factor = torch.tensor([0.5, -0.7, 0.3, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(p.scaled(factor).mean, whole.mean * factor.exp(), rtol=1e-4, atol=0)
+
+
+def test_piecewise_begins_at_the_frequencies_of_counts():
+    """Categories before training have the probabilities of NB counts, and follow the library size."""
+    made = _options.likelihood("nb", Sizes(n_vars=3), 4, k_max=4)
+    mean, theta = torch.tensor([0.1, 1.0, 20.0]), 2.0
+    ell = torch.full((10, 1), 5.0)
+    made.start_at(mean, mean + mean**2 / theta, ell)
+    p = made(torch.zeros(1, 4), ell[:1], torch.zeros(1, dtype=torch.long))
+    for x in range(4):
+        expected = st.nbinom.pmf(x, theta, theta / (theta + mean.numpy()))
+        np.testing.assert_allclose(
+            p.log_pmf(torch.full((1, 3), float(x))).exp()[0].detach(), expected, rtol=1e-3
+        )
+    deeper = made(torch.zeros(1, 4), ell[:1] + np.log(2), torch.zeros(1, dtype=torch.long))
+    assert (deeper.mean[0, 0] / p.mean[0, 0]).item() == pytest.approx(2, rel=0.15)
 
 
 def test_poisson_of_400_at_zero_costs_exactly_400_nats():
@@ -194,7 +265,8 @@ def test_nb_tends_to_poisson():
 def test_object_contract(name):
     """Hidden vector in, distribution out; dense and sparse agree; fractions have the right shape."""
     torch.manual_seed(1)
-    made = _options.likelihood(name, Sizes(n_vars=9, n_batch=2), 4)
+    plain = name.removeprefix("pc-")
+    made = _options.likelihood(plain, Sizes(n_vars=9, n_batch=2), 4, k_max=2 * (plain != name))
     x = counts(dtype=torch.float32)[1:]
     x = x / x.max() if name == "bernoulli_given" else x
     log_ell, b = x.sum(-1, keepdim=True).log(), torch.tensor([0, 1, 0, 1, 1])
@@ -207,7 +279,7 @@ def test_object_contract(name):
     assert p_x.sample().shape == (5, 9)
     features = made.features(x.to_sparse_csr())
     torch.testing.assert_close(features.to_dense(), made.features(x))
-    if name in COUNTS:
+    if name in COUNTS + PIECEWISE:
         torch.testing.assert_close(made.fraction(p_x).sum(-1), torch.ones(5))
 
 
@@ -286,5 +358,10 @@ def test_wrong_strings_name_the_right_ones():
         _options.likelihood("poisson", Sizes(3), 4, dispersion="gene-cell")
     with pytest.raises(ValueError, match="`library='none'` has no meaning for `gene_likelihood='mse'`"):
         _options.likelihood("mse", Sizes(3), 4, library="none")
+    for name, k_max in (("zinb", 3), ("bernoulli", 1), ("nb", -1)):
+        with pytest.raises(
+            ValueError, match=rf"`k_max={k_max}` with `gene_likelihood='{name}'` has no meaning"
+        ):
+            _options.likelihood(name, Sizes(3), 4, k_max=k_max)
     with pytest.raises(ValueError, match="ties the rates to the observed total"):
         _options.likelihood("constrained_poisson", Sizes(3), 4, library="learned")

@@ -26,6 +26,21 @@ MODELS = {
     ),
     "VAE_free": lambda adata, **kw: sa.VAE(adata, library="none", n_layers=2, norm="batch", **SMALL, **kw),
     "BetaVAE": lambda adata, **kw: sa.BetaVAE(adata, beta=3.0, **SMALL, **kw),
+    "VAE_pc": lambda adata, **kw: sa.VAE(adata, k_max=3, **SMALL, **kw),
+    "GMVAE": lambda adata, **kw: sa.GMVAE(adata, n_clusters=3, **SMALL, **kw),
+    "GMVAE_pc_learned": lambda adata, **kw: sa.GMVAE(
+        adata,
+        n_clusters=4,
+        weights=[0.1, 0.4, 0.2, 0.3],
+        gene_likelihood="poisson",
+        k_max=2,
+        library="learned",
+        encode_covariates=True,
+        n_decoded=4,
+        norm="batch",
+        **SMALL,
+        **kw,
+    ),
     "TRVAE": lambda adata, **kw: sa.TRVAE(adata, **SMALL, **kw),
     "CGMDVAE": lambda adata, **kw: sa.CGMDVAE(adata, **SMALL, **kw),
     "CGMDVAE_full": lambda adata, **kw: sa.CGMDVAE(
@@ -103,9 +118,20 @@ def test_marginal_likelihood(trained):
         with pytest.raises(NotImplementedError, match="AE has no prior"):
             trained.get_marginal_ll()
         return
-    one, many = (trained.get_marginal_ll(n_mc_samples=k) for k in (1, 40))
+    one, many = (trained.get_marginal_ll(indices=range(200), n_mc_samples=k) for k in (1, 40))
     assert one < many
-    assert trained.get_marginal_ll(n_mc_samples=2, return_mean=False).shape == (200,)
+    left_out = set(trained.validation_indices)
+    assert set(trained.held_out()) == left_out
+    found = []
+    for shape in ({"return_mean": False}, {}, {"return_se": True}):
+        torch.manual_seed(1)
+        found.append(trained.get_marginal_ll(n_mc_samples=3, **shape))
+    values, mean, with_error = found
+    assert values.shape == (len(left_out),)
+    assert with_error == pytest.approx((mean, values.std(ddof=1) / len(values) ** 0.5))
+    assert mean == pytest.approx(values.mean())
+    with pytest.raises(ValueError, match="at least 2 cells"):
+        trained.get_marginal_ll(indices=[3], n_mc_samples=2, return_se=True)
 
 
 def test_differential_expression(trained, cells):

@@ -13,6 +13,7 @@ from scalloy.models import _options
 from scalloy.vae.autoencoder import AE
 from scalloy.vae.base import Batch, Sizes, Terms
 from scalloy.vae.cgmdvae import CGMDVAE
+from scalloy.vae.gmvae import GMVAE
 from scalloy.vae.trvae import TRVAE
 from scalloy.vae.vae import VAE, library_prior
 
@@ -28,7 +29,19 @@ def cgmdvae(lik, n_w=0, **more):
     return CGMDVAE(SIZES, lik, prior, n_hidden=8, n_latent=3, n_w=n_w, dropout_rate=0.0, **more)
 
 
+def gmvae(lik, n_clusters=4, **more):
+    prior = MixturePrior(
+        _options.components("decoder", SIZES, n_clusters, 3, 0),
+        _options.cluster_weights("learned", n_clusters),
+        placed=n_clusters > 1,
+    )
+    return GMVAE(SIZES, lik, prior, n_hidden=8, n_latent=3, dropout_rate=0.0, **more)
+
+
 MODULES = {
+    "gmvae": gmvae,
+    "gmvae_all": lambda lik: gmvae(lik, n_decoded=4, encode_covariates=True),
+    "gmvae_one": lambda lik: gmvae(lik, n_clusters=1),
     "cgmdvae": cgmdvae,
     "cgmdvae_w": lambda lik: cgmdvae(lik, n_w=2, amortised=True),
     "trvae": lambda lik: TRVAE(SIZES, lik, n_hidden=8, n_latent=3, dropout_rate=0.0),
@@ -51,13 +64,14 @@ MODULES = {
         library_prior=library_prior(torch.randn(10) + 3, torch.arange(10) % 2, 2),
     ),
 }
-LIKELIHOODS = ["nb", "zinb", "poisson", "zip", "mse", "gaussian", "bernoulli"]
+LIKELIHOODS = ["nb", "zinb", "poisson", "zip", "pc-nb", "pc-poisson", "mse", "gaussian", "bernoulli"]
 every = pytest.mark.parametrize(("module", "likelihood"), [(m, k) for m in MODULES for k in LIKELIHOODS])
 
 
 def build(module, likelihood):
     torch.manual_seed(0)
-    return MODULES[module](_options.likelihood(likelihood, SIZES, 8))
+    name = likelihood.removeprefix("pc-")
+    return MODULES[module](_options.likelihood(name, SIZES, 8, k_max=3 * (name != likelihood)))
 
 
 def tensors(n=20, seed=0, *, sparse=True):
@@ -93,7 +107,8 @@ def test_gradient_reaches_every_parameter(module, likelihood):
     made = build(module, likelihood)
     terms = terms_with(made, Batch.of(tensors()))
     (terms.recon.mean() + sum(v.mean() for v in (*terms.kl.values(), *terms.kl_global.values()))).backward()
-    missing = [k for k, p in made.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    trained = {k: p.grad for k, p in made.named_parameters() if p.requires_grad}
+    missing = [k for k, grad in trained.items() if grad is None or not grad.abs().sum() > 0]
     assert not missing
 
 

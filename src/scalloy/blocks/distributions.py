@@ -11,9 +11,10 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Categorical, Distribution, Independent, Normal
 
-from scalloy.blocks.fused import count_log_prob
+from scalloy.blocks.fused import Nonzeros, count_log_prob, take
+from scalloy.blocks.sparse import stacked
 
 LOG_MEAN_MAX = 16.0  # e^16 is nine million counts of one gene in one cell
 
@@ -102,7 +103,7 @@ class CountDistribution(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability per cell of dense ``(..., G)`` or sparse CSR counts."""
-        if value.layout == torch.sparse_csr and self.rate.logits.dim() == 2:
+        if value.layout == torch.sparse_csr and self.rate.logits.dim() >= 2:
             return self._log_prob_sparse(value)
         dense = value.to_dense() if value.layout == torch.sparse_csr else value
         return self.log_pmf(dense.to(self.rate.logits.dtype)).sum(-1)
@@ -131,6 +132,10 @@ class Poisson(CountDistribution):
 
     def scaled(self, log_factor: Tensor) -> Poisson:
         return Poisson(Rate(self.rate.logits + log_factor, self.rate.log_ell))
+
+    def entries(self, nz: Nonzeros) -> Poisson:
+        """The distribution of these entries alone."""
+        return Poisson(Rate(take(self.rate.log_mean, nz.flat), None))
 
     def _log_prob_sparse(self, value: Tensor) -> Tensor:
         return count_log_prob(value, self.rate.logits, log_ell=self.rate.log_ell)
@@ -162,6 +167,13 @@ class NegativeBinomial(CountDistribution):
 
     def scaled(self, log_factor: Tensor) -> NegativeBinomial:
         return NegativeBinomial(Rate(self.rate.logits + log_factor, self.rate.log_ell), self.log_theta)
+
+    def entries(self, nz: Nonzeros) -> NegativeBinomial:
+        """The distribution of these entries alone."""
+        theta = self.log_theta
+        if len(theta) > 1:
+            theta = theta.expand(self.rate.logits.shape).reshape(-1, theta.shape[-1])
+        return NegativeBinomial(Rate(take(self.rate.log_mean, nz.flat), None), nz.pick(theta))
 
     def _log_prob_sparse(self, value: Tensor) -> Tensor:
         return count_log_prob(value, self.rate.logits, log_ell=self.rate.log_ell, log_theta=self.log_theta)
@@ -211,3 +223,69 @@ class ZeroInflated(CountDistribution):
         counts = self.base.sample(sample_shape)
         with torch.no_grad():
             return counts * torch.bernoulli(torch.sigmoid(-self.gate).expand_as(counts))
+
+
+class PiecewiseCategorical(CountDistribution):
+    r"""Counts below :math:`K` as categories; the others are :math:`K` and counts of another distribution.
+
+    :math:`\log p(x) = \log \pi_x` for :math:`x < K`, else :math:`\log \pi_K + \log f(x - K)`. ``logits`` is
+    ``(..., G, K + 1)``.
+    """
+
+    def __init__(self, base: Poisson | NegativeBinomial, logits: Tensor) -> None:
+        self.base, self.logits = base, full(logits)
+        self.k_max = logits.shape[-1] - 1
+        super().__init__(base.rate)
+
+    @cached_property
+    def log_pi(self) -> Tensor:
+        """Logarithm of the probabilities of the categories, ``(..., G, K + 1)``."""
+        return torch.log_softmax(self.logits, -1)
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        pi, base = self.log_pi.exp(), self.base
+        k = torch.arange(self.k_max, dtype=pi.dtype, device=pi.device)
+        tail = base.mean + self.k_max
+        first = pi[..., :-1] @ k + pi[..., -1] * tail
+        second = pi[..., :-1] @ k.square() + pi[..., -1] * (base.variance + tail.square())
+        return first, second
+
+    @cached_property
+    def mean(self) -> Tensor:
+        return self._moments()[0]
+
+    @property
+    def variance(self) -> Tensor:
+        first, second = self._moments()
+        return second - first.square()
+
+    @property
+    def fraction(self) -> Tensor:
+        return self.mean / self.mean.sum(-1, keepdim=True).clamp_min(1e-12)
+
+    def log_pmf(self, value: Tensor) -> Tensor:
+        category = value.clamp_max(self.k_max).long().expand(self.rate.logits.shape)
+        head = self.log_pi.gather(-1, category.unsqueeze(-1)).squeeze(-1)
+        tail = self.base.log_pmf((value - self.k_max).clamp_min(0))
+        return head + torch.where(value >= self.k_max, tail, torch.zeros_like(tail))
+
+    def scaled(self, log_factor: Tensor) -> PiecewiseCategorical:
+        """Category ``k`` counts ``factor^k`` times as much: exact where the counts are Poisson and few."""
+        k = torch.arange(self.k_max + 1, dtype=self.logits.dtype, device=self.logits.device)
+        return PiecewiseCategorical(self.base.scaled(log_factor), self.logits + log_factor.unsqueeze(-1) * k)
+
+    def _log_prob_sparse(self, value: Tensor) -> Tensor:
+        """Everything as if it were zero, and at the non-zeros what that lacks."""
+        shape = self.rate.logits.shape
+        nz = Nonzeros.of(stacked(value, shape[:-2].numel()), self.rate.logits.dtype)
+        log_pi, category = self.log_pi.flatten(0, -3), nz.x.clamp_max(self.k_max).long()
+        rows = log_pi.flatten(0, 1).index_select(0, nz.flat)
+        tail = self.base.entries(nz).log_pmf((nz.x - self.k_max).clamp_min(0))
+        more = rows.gather(-1, category.unsqueeze(-1))[:, 0] - rows[:, 0]
+        more = more + torch.where(nz.x >= self.k_max, tail, torch.zeros_like(tail))
+        return log_pi[..., 0].sum(-1).index_add(0, nz.row, more).view(shape[:-1])
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        with torch.no_grad():
+            category = Categorical(logits=self.logits).sample(torch.Size(sample_shape)).to(self.logits.dtype)
+            return category + (category == self.k_max) * self.base.sample(sample_shape)

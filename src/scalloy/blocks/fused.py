@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scalloy.blocks import kernels
+from scalloy.blocks.sparse import stacked
 
 
 class Nonzeros(NamedTuple):
@@ -71,7 +72,8 @@ def count_log_prob(
     counts
         Sparse CSR tensor, cells x genes.
     logits
-        Dense ``(n, G)``: softmax logits of the mean, or its logarithm when ``log_ell`` is ``None``.
+        Dense ``(..., n, G)``: softmax logits of the mean, or its logarithm when ``log_ell`` is ``None``. With
+        several samples of each cell all else broadcasts.
     log_ell
         Logarithm of the library size, ``(n, 1)``.
     log_theta
@@ -79,7 +81,17 @@ def count_log_prob(
     gate
         Logit of the probability of an extra zero, ``(n, G)``. ``None`` is no zero inflation.
     """
-    return _CountLogProb.apply(counts, logits, log_ell, log_theta, gate)
+    shape = logits.shape
+    if len(shape) > 2:
+        counts, logits = stacked(counts, shape[:-2].numel()), logits.flatten(0, -2)
+        log_ell, gate = _flat(log_ell, shape), _flat(gate, shape)
+        log_theta = log_theta if log_theta is None or len(log_theta) == 1 else _flat(log_theta, shape)
+    return _CountLogProb.apply(counts, logits, log_ell, log_theta, gate).view(shape[:-1])
+
+
+def _flat(value: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """Rows for all samples of all cells."""
+    return None if value is None else value.expand(*shape[:-1], value.shape[-1]).flatten(0, -2)
 
 
 class _CountLogProb(torch.autograd.Function):

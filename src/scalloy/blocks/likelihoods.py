@@ -4,6 +4,7 @@ r"""Likelihoods as objects: the decoder's hidden vector in, the distribution of 
     ``Poisson``         x ~ Poisson(mu)
     ``NB``              x ~ NB(mu, theta)             theta per gene, per gene and batch, or per entry
     ``ZeroInflated``    x = 0 with probability pi_0 = sigmoid(C h), else as the likelihood within
+    ``Piecewise``       x < K with probability pi_x = softmax(D h), else K and a draw of the likelihood within
     ``Gaussian``        t(x) ~ N(A h, sigma^2)        t: log-normalised, or the data as given
     ``Bernoulli``       [x > 0] ~ Bernoulli(sigmoid(A h)), or values within [0, 1] as given
 
@@ -140,6 +141,43 @@ class ZeroInflated(Likelihood):
         self.base.start_at(mean, variance, log_ell)
         with torch.no_grad():
             self.gate.bias.fill_(-3.0)  # few extra zeros until the data ask for them
+
+
+class Piecewise(Likelihood):
+    """Counts below ``k_max`` as categories of their own, the others shifted by it: scVAE's PC-Poisson, PC-NB.
+
+    Differs from scVAE in that a cell's library size moves the categories too, where rates are tied to it (a
+    slope for each gene and category, which begins at the Poisson's): or depth would have to be in the code.
+    """
+
+    def __init__(self, base: Poisson | NB, k_max: int) -> None:
+        nn.Module.__init__(self)
+        self.base, self.k_max = base, k_max
+        n_vars = base.head.out_features
+        self.categories = nn.Linear(base.head.in_features, n_vars * (k_max + 1))
+        self.slope = nn.Parameter(torch.arange(k_max + 1.0).repeat(n_vars, 1)) if base.library else None
+        self.middle: Tensor
+        self.register_buffer("middle", torch.zeros(()))
+
+    def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.PiecewiseCategorical:
+        logits = self.categories(h).unflatten(-1, (-1, self.k_max + 1))
+        if self.slope is not None:
+            logits = logits + (log_ell - self.middle).unsqueeze(-1) * self.slope
+        return dist.PiecewiseCategorical(self.base(h, log_ell, b), logits)
+
+    def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
+        """Categories as likely as under a negative binomial of the moments of the gene."""
+        self.base.start_at(mean, variance, log_ell)
+        with torch.no_grad():
+            self.middle.copy_(log_ell.mean())
+            mean = mean.double() + 1e-9
+            excess = (variance.double() - mean).clamp_min(1e-3 * mean.square())
+            log_theta = (mean.square() / excess).clamp(1e-2, 1e2).log()
+            p = dist.NegativeBinomial(dist.Rate(mean.log(), None), log_theta)
+            below = torch.stack([p.log_pmf(torch.full_like(mean, k)).exp() for k in range(self.k_max)], -1)
+            rest = (1 - below.sum(-1, keepdim=True)).clamp_min(1e-8)
+            bias = torch.cat([below.clamp_min(1e-8), rest], -1).log()
+            self.categories.bias.copy_(bias.flatten())
 
 
 class Gaussian(Likelihood):

@@ -38,12 +38,22 @@ class GaussianMixture(Distribution):
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
-    has_rsample = False
+    has_rsample = False  # a gradient reaches the components, and not the choice among them
 
     def __init__(self, log_pi: Tensor, loc: Tensor, scale: Tensor) -> None:
         self.log_pi, self.loc, self.scale = log_pi, loc, scale
         n = max(len(log_pi), len(loc))
         super().__init__(torch.Size([n]), loc.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return (torch.softmax(self.log_pi, -1).unsqueeze(-1) * self.loc).sum(-2)
+
+    @property
+    def variance(self) -> Tensor:
+        """Within the components and between them."""
+        second = self.scale.square() + (self.loc - self.mean.unsqueeze(-2)).square()
+        return (torch.softmax(self.log_pi, -1).unsqueeze(-1) * second).sum(-2)
 
     def distance(self, z: Tensor) -> Tensor:
         """Squared distance from each component in its own scales, ``(..., n, K)``."""
@@ -58,8 +68,9 @@ class GaussianMixture(Distribution):
         return torch.logsumexp(self.log_pi + self.component_log_prob(value), -1)
 
     def kl_from(self, q_z: Distribution) -> Tensor:
-        """``KL(q(z) || N_k)`` of a diagonal Gaussian from each component, ``(n, K)``."""
-        loc, scale = q_z.mean.unsqueeze(-2), q_z.stddev.unsqueeze(-2)
+        """``KL(q(z) || N_k)`` from each component, ``(n, K)``: of one Gaussian, or of each in its order."""
+        several = isinstance(q_z, GaussianMixture)
+        loc, scale = (q_z.loc, q_z.scale) if several else (v.unsqueeze(-2) for v in (q_z.mean, q_z.stddev))
         return kl_divergence(Normal(loc, scale), Normal(self.loc, self.scale)).sum(-1)
 
     def of_component(self, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,10 +80,11 @@ class GaussianMixture(Distribution):
         loc, scale = (t.gather(-2, index).squeeze(-2) for t in whole)
         return loc, scale
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         n = self.batch_shape[0]
         k = Categorical(logits=self.log_pi.expand(n, -1)).sample(torch.Size(sample_shape))
-        return torch.normal(*self.of_component(k))
+        loc, scale = self.of_component(k)
+        return loc + scale * torch.randn_like(loc)
 
 
 class Components(nn.Module):
@@ -156,6 +168,10 @@ class Weights(nn.Module):
     def start_at(self, sizes: Tensor) -> None:
         """Begin at the expected numbers of cells, conditions x components."""
 
+    def arranged(self, r: Tensor) -> Tensor:
+        """The groups ``(n, K)`` in the order in which they become components."""
+        return r
+
 
 class Fixed(Weights):
     """Weights that stay as given, ``(K,)``."""
@@ -167,6 +183,14 @@ class Fixed(Weights):
 
     def forward(self, c: Tensor) -> Tensor:
         return self.log_pi
+
+    def arranged(self, r: Tensor) -> Tensor:
+        """The largest group takes the largest weight, and so on."""
+        place = torch.empty(r.shape[1], dtype=torch.long, device=r.device)
+        place[self.log_pi[0].argsort(descending=True, stable=True)] = r.sum(0).argsort(
+            descending=True, stable=True
+        )
+        return r[:, place]
 
 
 class Empirical(Weights):

@@ -108,6 +108,7 @@ class MixturePrior(nn.Module):
     ) -> None:
         """Begin where the cells with posteriors ``N(mean, variance)`` are; see :func:`partition`."""
         r = partition(mean, self.label_of, y, self.n_labels, self.n_clusters, observed)
+        r = r if self.n_labels else self.weights.arranged(r)
         self.components.start_at(mean, variance, r)
         self.weights.start_at(nn.functional.one_hot(c, self.n_conditions).to(r.dtype).T @ r)
         self.placed.fill_(1.0)

@@ -31,6 +31,17 @@ def map_values(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), function(x.values()), size=x.shape)
 
 
+def stacked(x: Tensor, times: int) -> Tensor:
+    """The cells of a sparse CSR tensor several times, one copy below the other."""
+    if times == 1:
+        return x
+    crow, n = x.crow_indices(), x.values().shape[0]
+    begins = n * torch.arange(times, dtype=crow.dtype, device=crow.device)
+    crow = torch.cat([crow[:1], (crow[1:] + begins.unsqueeze(-1)).flatten()])
+    size = (times * x.shape[0], x.shape[1])
+    return torch.sparse_csr_tensor(crow, x.col_indices().repeat(times), x.values().repeat(times), size=size)
+
+
 def cell_totals(x: Tensor) -> Tensor:
     """Counts per cell, ``(n,)``."""
     if x.layout != torch.sparse_csr:

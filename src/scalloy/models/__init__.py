@@ -11,10 +11,11 @@ from scalloy.models._base import ScalloyModel
 from scalloy.models._files import ABOUT
 from scalloy.models.autoencoder import AE
 from scalloy.models.cgmdvae import CGMDVAE
+from scalloy.models.gmvae import GMVAE
 from scalloy.models.trvae import TRVAE
 from scalloy.models.vae import VAE, BetaVAE
 
-MODELS: dict[str, type[ScalloyModel]] = {m.__name__: m for m in (AE, CGMDVAE, TRVAE, BetaVAE, VAE)}
+MODELS: dict[str, type[ScalloyModel]] = {m.__name__: m for m in (AE, CGMDVAE, GMVAE, TRVAE, BetaVAE, VAE)}
 
 
 def load(dir_path: str | Path, adata: AnnData | None = None) -> ScalloyModel:
@@ -38,4 +39,4 @@ def load(dir_path: str | Path, adata: AnnData | None = None) -> ScalloyModel:
     return MODELS[name].load(dir_path, adata)
 
 
-__all__ = ["AE", "CGMDVAE", "MODELS", "TRVAE", "VAE", "BetaVAE", "load"]
+__all__ = ["AE", "CGMDVAE", "GMVAE", "MODELS", "TRVAE", "VAE", "BetaVAE", "load"]

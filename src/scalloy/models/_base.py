@@ -177,11 +177,9 @@ class ScalloyModel(Getters, UnsupervisedTrainingMixin, BaseModelClass):
             **covariates,
         )
 
-    def _likelihood(
-        self, name: str, n_hidden: int, *, dispersion: str = "gene", library: str = "observed"
-    ) -> Likelihood:
+    def _likelihood(self, name: str, n_hidden: int, *, library: str = "observed", **given: Any) -> Likelihood:
         """Likelihood by name, beginning at the moments of the data."""
-        made = _options.likelihood(name, self._sizes(), n_hidden, dispersion=dispersion, library=library)
+        made = _options.likelihood(name, self._sizes(), n_hidden, library=library, **given)
         state = self.registry["field_registries"].get(REGISTRY_KEYS.SIZE_FACTOR_KEY, {})
         if name == "constrained_poisson" and state.get("data_registry"):
             msg = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -75,6 +75,7 @@ def likelihood(
     *,
     dispersion: str = "gene",
     library: str = "observed",
+    k_max: int = 0,
 ) -> Likelihood:
     """Likelihood by its name, for a decoder with ``n_hidden`` units at its end."""
     one_of("dispersion", dispersion, DISPERSIONS)
@@ -107,7 +108,15 @@ def likelihood(
     if dispersion != "gene" and name not in {"nb", "zinb"}:
         msg = f"`dispersion={dispersion!r}` has no meaning for `gene_likelihood={name!r}`; leave it out."
         raise ValueError(msg)
-    return makers[name]()
+    if k_max == 0:
+        return makers[name]()
+    if k_max < 0 or name not in {"nb", "poisson"}:
+        msg = (
+            f"`k_max={k_max}` with `gene_likelihood={name!r}` has no meaning: counts from 0 to below `k_max` "
+            "become categories of 'nb' or 'poisson'. Pass one of these, and 0 or more."
+        )
+        raise ValueError(msg)
+    return lik.Piecewise(makers[name](), k_max)
 
 
 def clusters(n_clusters: int | None, n_labels: int, *, merges: bool) -> tuple[int | None, int]:
@@ -139,3 +148,16 @@ def weights(name: str, sizes: Sizes, n_clusters: int, alpha: float) -> mix.Weigh
         "local": lambda: mix.Local(n_clusters, alpha=alpha),
     }
     return makers[one_of("weights", name, makers)]()
+
+
+def cluster_weights(given: str | Sequence[float], n_clusters: int) -> mix.Weights:
+    """Weights of a mixture without a prior of theirs: learned, uniform, or these numbers."""
+    if isinstance(given, str):
+        learned = one_of("weights", given, ("learned", "uniform")) == "learned"
+        return mix.Empirical(n_clusters) if learned else mix.Fixed(torch.ones(n_clusters))
+    if len(given) != n_clusters or min(given) <= 0:
+        msg = (
+            f"`weights` must be {n_clusters} numbers above zero, one for each cluster; given: {list(given)}."
+        )
+        raise ValueError(msg)
+    return mix.Fixed(torch.tensor(given))

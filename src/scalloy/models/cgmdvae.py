@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import LabelsWithUnlabeledObsField
@@ -16,6 +17,7 @@ from scalloy.blocks.priors import MixturePrior
 from scalloy.models import _options
 from scalloy.models._base import without
 from scalloy.models._conditions import ConditionModel
+from scalloy.models._labels import LabelModel
 from scalloy.models._mixture import MixtureModel
 from scalloy.models._options import GeneLikelihood
 from scalloy.vae.cgmdvae import CGMDVAE as CGMDVAEMath
@@ -23,7 +25,7 @@ from scalloy.vae.cgmdvae import CGMDVAE as CGMDVAEMath
 THESIS, THESIS_LIKELIHOOD = Domain(5.0, (-9.0, 1.0)), "mse"
 
 
-class CGMDVAE(MixtureModel, ConditionModel):
+class CGMDVAE(LabelModel, MixtureModel, ConditionModel):
     """Conditional Gaussian-mixture Dirichlet VAE: populations without labels, with some, or with all.
 
     Parameters
@@ -202,6 +204,11 @@ allow_non_counts
             "as_published": True,
         }
         return cls(adata, n_clusters=n_clusters, n_latent=n_latent, **{**thesis, **kwargs})
+
+    def _groups_of_unlabelled(self, cells: AnnData | None) -> np.ndarray:
+        """The predicted label; without labels the cluster."""
+        found = self.predict_labels(cells) if self.labels else self.get_clusters(cells)
+        return found.astype(str).to_numpy()
 
     @classmethod
     def load_query_data(cls, adata: AnnData, reference_model: CGMDVAE | str | Path) -> CGMDVAE:

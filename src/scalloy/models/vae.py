@@ -36,6 +36,8 @@ class VAE(ScalloyModel):
         ``"normal"``, ``"bernoulli_given"`` (the data as given); ``"bernoulli"`` (detected or not).
     dispersion
         Inverse dispersion per ``"gene"``, ``"gene-batch"`` or ``"gene-cell"`` (NB and ZINB).
+    k_max
+        Counts below it are categories of their own (piecewise categorical, with Poisson and NB); 0 is none.
     library
         Library size: ``"observed"`` (or as given by ``size_factor_key``), ``"learned"``, or ``"none"``
         for rates that are free of it.
@@ -64,6 +66,7 @@ class VAE(ScalloyModel):
         dropout_rate: float = 0.1,
         gene_likelihood: GeneLikelihood = "nb",
         dispersion: str = "gene",
+        k_max: int = 0,
         library: Library = "observed",
         encode_covariates: bool = False,
         norm: str = "layer",
@@ -73,7 +76,7 @@ class VAE(ScalloyModel):
         super().__init__(adata, registry)
         self.module = VAEMath(
             self._sizes(),
-            self._likelihood(gene_likelihood, n_hidden, dispersion=dispersion, library=library),
+            self._likelihood(gene_likelihood, n_hidden, dispersion=dispersion, k_max=k_max, library=library),
             n_hidden=n_hidden,
             n_latent=n_latent,
             n_layers=n_layers,

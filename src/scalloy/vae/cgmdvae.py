@@ -40,10 +40,10 @@ from scalloy.blocks.distributions import gaussian, standard_normal
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixtures import GaussianMixture
 from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Stack
-from scalloy.blocks.partition import MOST
 from scalloy.blocks.priors import NEVER, MixturePrior
 from scalloy.blocks.readers import Readers
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
+from scalloy.vae.placing import nothing_removed, place_once
 
 
 class CGMDVAE(VAEModule):
@@ -93,7 +93,7 @@ class CGMDVAE(VAEModule):
         super().__init__()
         self.likelihood, self.prior = likelihood, prior
         self.n_latent, self.ridge, self.place_at = n_latent, ridge, place_at
-        self.plain = sizes.removed == (1,) and sizes.n_conditions == 1 and not sizes.n_cont
+        self.plain = nothing_removed(sizes)
         known: dict[str, Any] = {"n_cats": (*sizes.removed, sizes.n_conditions), "n_cont": sizes.n_cont}
         width: dict[str, Any] = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm, **known}
 
@@ -170,25 +170,9 @@ class CGMDVAE(VAEModule):
         found = [self.log_assignment(self.prior(c, d.get("w")), d["z"], c).exp() for d in draws]
         return torch.stack(found).mean(0)
 
-    @torch.no_grad()
     def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
         """Place the components, once, where the cells are."""
-        if self.prior.placed or end <= self.place_at:
-            return False
-        training = self.training
-        self.eval()
-        found, observed = [], list[Tensor]()
-        for batch in cells():  # in random order
-            wanted = self.plain and not self.prior.n_labels and len(batch.x) * len(observed) < MOST
-            if wanted:
-                observed.append(self.likelihood.observed(batch.x))
-            found.append((self.encode(batch)["z"], batch.condition, batch.y))
-        self.train(training)
-        mean, variance = (torch.cat([getattr(q, k) for q, *_ in found]) for k in ("mean", "variance"))
-        y = None if self.prior.n_labels == 0 else torch.cat([y for *_, y in found])
-        c, x = torch.cat([c for _, c, _ in found]), torch.cat(observed) if observed else None
-        self.prior.place(mean, variance, c, y, x)
-        return True
+        return place_once(self, end, cells)
 
     @torch.no_grad()
     def label_probabilities(self, batch: Batch, n_samples: int) -> tuple[Tensor, Tensor]:

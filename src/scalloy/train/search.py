@@ -1,0 +1,393 @@
+"""Which model fits these cells? Many are trained side by side on Ray Tune, and judged on cells none has seen.
+
+A trial is one model with its settings and a seed. All share one split: 80 % of the cells to train, 10 % to
+validate (early stopping, best weights, and by asynchronous successive halving, Li et al., MLSys 2020, which
+trials go on), 10 % to judge by the importance-weighted marginal likelihood. What a trial has reached is on
+disk a second later, so that a search that was killed goes on: finished trials are kept, and those that were
+running begin again with the same seed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from lightning.pytorch.callbacks import Callback
+
+from scalloy.data.splits import split
+from scalloy.train.plan import TermsPlan
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scalloy.models._base import ScalloyModel
+
+JUDGE, EARLY = "marginal_ll", "elbo_validation"
+LIKELIHOODS = {"gene_likelihood": ["poisson", "nb", "zip", "zinb"]}
+FIGURES = (JUDGE, "se", EARLY, "epochs", "seconds")
+PLAN = set(inspect.signature(TermsPlan).parameters) - {"module"}
+TRAIN = {"max_epochs", "batch_size", "early_stopping", "n_samples_per_label"}
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found.
+
+    Attributes
+    ----------
+    table
+        One row per trial, best first: its settings, ``status`` (``"finished"``, ``"stopped early"``, or
+        ``"failed"``), ``marginal_ll`` in nats per cell with its standard error over cells, the negated ELBO
+        ``elbo_validation``, ``epochs``, ``seconds``, ``folder`` of the model, ``error``.
+    trials
+        Settings of each trial, by the column ``trial`` of the table.
+    """
+
+    table: pd.DataFrame
+    trials: tuple[dict[str, Any], ...]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """Settings of the best trial."""
+        return dict(self.trials[self.table.iloc[0]["trial"]])
+
+    def summary(self) -> pd.DataFrame:
+        """Mean and spread over seeds of each setting that finished, best first."""
+        done = self.table[self.table["status"] == "finished"]
+        names = dict.fromkeys(k for t in self.trials for k in t if k != "seed")
+        by = done.groupby(list(names), sort=False, dropna=False)
+        columns = [JUDGE, "se", EARLY, "epochs", "seconds"]
+        out = by[columns].mean()
+        out.insert(1, "sd", by[JUDGE].std())
+        out.insert(2, "seeds", by.size())
+        return out.sort_values(JUDGE, ascending=False)
+
+    def load(self, rank: int = 0, adata: AnnData | None = None) -> ScalloyModel:
+        """The model in this row of the table.
+
+        Parameters
+        ----------
+        rank
+            0 is the best.
+        adata
+            Cells to attach.
+        """
+        from scalloy.models import load
+
+        folder = self.table.iloc[rank]["folder"]
+        if not isinstance(folder, str):
+            status = self.table.iloc[rank]["status"]
+            msg = f"Trial {rank} is {status} and kept no model. Pass a smaller `rank`."
+            raise ValueError(msg)
+        return load(folder, adata)
+
+
+def search(
+    adata: AnnData,
+    model: str | Sequence[str] = "VAE",
+    space: Mapping[str, Any] | None = None,
+    *,
+    n_trials: int | None = None,
+    seeds: Sequence[int] = (0,),
+    max_epochs: int | None = None,
+    n_mc_samples: int = 100,
+    stop_early: bool = True,
+    folder: str | Path = "scalloy_search",
+    resume: bool = False,
+    address: str | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
+    progress: bool = True,
+    **setup: Any,
+) -> Search:
+    """Train models with many settings, and tell which explains best cells that none of them has seen.
+
+    Parameters
+    ----------
+    adata
+        Raw counts.
+    model
+        Name of a class, such as ``"VAE"`` or ``"GMVAE"``, or several.
+    space
+        Values of each argument: of the model, of its ``train`` (``"max_epochs"``, ``"batch_size"``) or of its
+        plan (``"lr"``, ``"kl_warmup"``). An argument that a model lacks is left out for it. ``None`` compares
+        likelihoods. With ``n_trials`` a value may be a sampler of Ray Tune too, such as
+        ``ray.tune.loguniform(1e-3, 1e-2)``.
+    n_trials
+        Draw so many settings at random; ``None`` takes all combinations.
+    seeds
+        Each setting is trained once with each.
+    max_epochs
+        Of each trial, at most; ``None`` is the model's default.
+    n_mc_samples
+        Of the marginal likelihood.
+    stop_early
+        Whether to end trials that have fallen behind after a third of the epochs.
+    folder
+        Where trials and their models are kept.
+    resume
+        Go on with the search in ``folder``, given the same arguments.
+    address
+        Of a running Ray cluster (``"auto"`` or ``"ray://host:10001"``), with ``folder`` on a disk that it
+        shares; ``None`` is this machine.
+    cpus, gpus
+        Per trial: as many run at once as the machine or the cluster has.
+    progress
+        Whether to show a bar.
+    **setup
+        For ``setup_anndata``, such as ``batch_key``.
+
+    Examples
+    --------
+    >>> found = sa.search(adata, ["VAE", "GMVAE"], {"gene_likelihood": ["nb", "zinb"], "n_latent": [10, 20]})
+    >>> found.table
+    >>> model = found.load(adata=adata)
+    """
+    tune = _tune()
+    settings = _settings(model, dict(space or LIKELIHOODS), n_trials, seeds)
+    folder = Path(folder).resolve()
+    known = folder.is_dir() and any(folder.iterdir())
+    if known and not resume:
+        msg = f"`folder={str(folder)!r}` is in use. Pass `resume=True` to go on there, or another folder."
+        raise FileExistsError(msg)
+    for name in dict.fromkeys(t["model"] for t in settings):
+        _class(name).setup_anndata(adata.copy(), **setup)  # what is wrong with the cells is said before
+    epochs = max_epochs or _default_epochs(adata.n_obs)
+    trial = tune.with_parameters(
+        _trial, adata=adata, setup=setup, epochs=epochs, n_mc_samples=n_mc_samples, settings=settings
+    )
+    trial = tune.with_resources(trial, {"cpu": cpus, "gpu": gpus})
+    with _ray(address):
+        if known:
+            tuner = tune.Tuner.restore(str(folder), trial, resume_unfinished=True, restart_errored=True)
+            if tuner.get_results().num_terminated == len(settings) and not tuner.get_results().num_errors:
+                return _collected(tuner.get_results(), settings)
+        else:
+            tuner = tune.Tuner(
+                trial,
+                param_space={"trial": tune.grid_search(list(range(len(settings))))},
+                tune_config=tune.TuneConfig(
+                    scheduler=_scheduler(epochs) if stop_early else None,
+                    reuse_actors=True,
+                    trial_name_creator=lambda t: f"trial_{t.config['trial']}",
+                    trial_dirname_creator=lambda t: f"trial_{t.config['trial']}",
+                ),
+                run_config=tune.RunConfig(
+                    name=folder.name,
+                    storage_path=str(folder.parent),
+                    verbose=0,
+                    callbacks=[_bar(tune)(len(settings))] if progress else [],
+                ),
+            )
+        return _collected(tuner.fit(), settings)
+
+
+def _tune() -> Any:
+    """Ray Tune, or what to install."""
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # seconds between states on disk
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0")
+    try:
+        from ray import tune
+    except ImportError as error:
+        msg = "`sa.search` runs on Ray Tune: pip install 'scalloy[search]'."
+        raise ImportError(msg) from error
+    return tune
+
+
+def _settings(
+    model: str | Sequence[str], space: dict[str, Any], n_trials: int | None, seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Every trial: the class, its arguments, the seed. Each is there once."""
+    from scalloy.models import MODELS, _options
+
+    judged = {
+        k: v for k, v in MODELS.items() if k != "AE"
+    }  # which has no prior, and so no likelihood of cells
+    models = [model] if isinstance(model, str) else list(model)
+    takes = {_options.one_of("model", m, judged): _arguments(judged[m]) | TRAIN | PLAN for m in models}
+    for name in space:
+        _options.one_of("space", name, sorted(set().union(*takes.values())))
+    space = {k: list(v) if isinstance(v, (list, tuple, range, np.ndarray)) else v for k, v in space.items()}
+    if n_trials is None:
+        if odd := [k for k, v in space.items() if not isinstance(v, list)]:
+            msg = f"`space` has no list of values for {', '.join(odd)}. Pass lists, or `n_trials` to draw."
+            raise ValueError(msg)
+        rows = itertools.product(models, *space.values())
+        drawn = [dict(zip(("model", *space), row, strict=True)) for row in rows]
+    else:
+        _options.positive(n_trials=n_trials)
+        rng = np.random.RandomState(0)  # Ray's samplers take these
+
+        def one(values: Any) -> Any:
+            return (
+                values[rng.randint(len(values))]
+                if isinstance(values, list)
+                else values.sample(random_state=rng)
+            )
+
+        drawn = [{"model": one(models), **{k: one(v) for k, v in space.items()}} for _ in range(n_trials)]
+    trials = [
+        {"model": d["model"], **{k: d[k] for k in space if k in takes[d["model"]]}, "seed": int(seed)}
+        for d in drawn
+        for seed in seeds
+    ]
+    return [t for i, t in enumerate(trials) if t not in trials[:i]]
+
+
+def _arguments(cls: type) -> set[str]:
+    """Of the constructor, and of those that it passes on."""
+    owners = [c for c in cls.__mro__ if "__init__" in vars(c) and c.__module__.startswith("scalloy")]
+    names = {k for c in owners for k in inspect.signature(c.__init__).parameters}  # type: ignore[misc]
+    return names - {"self", "adata", "registry", "kwargs"}
+
+
+def _class(name: str) -> type[ScalloyModel]:
+    from scalloy.models import MODELS
+
+    return MODELS[name]
+
+
+def _default_epochs(n_obs: int) -> int:
+    from scalloy.models._base import default_batch_size, default_epochs
+
+    return default_epochs(n_obs, default_batch_size(n_obs))
+
+
+def _trial(
+    config: dict[str, int],
+    *,
+    adata: AnnData,
+    setup: dict[str, Any],
+    epochs: int,
+    n_mc_samples: int,
+    settings: list[dict[str, Any]],
+) -> None:
+    """One model, within a process of Ray's."""
+    import tempfile
+    import time
+
+    import scvi
+    from ray import tune
+
+    given, begin = dict(settings[config["trial"]]), time.perf_counter()
+    cls, scvi.settings.seed = _class(given.pop("model")), given.pop("seed")
+    plan, train = ({k: given.pop(k) for k in list(given) if k in names} for names in (PLAN, TRAIN))
+    cells = adata.copy()  # what Ray shares is read-only
+    cls.setup_anndata(cells, **setup)
+    model = cls(cells, **given)
+    parts = split(cells.n_obs, 0.8, 0.1)
+    model.train(
+        **{"max_epochs": epochs, **train},
+        plan_kwargs=plan,
+        datasplitter_kwargs={"external_indexing": list(parts)},
+        callbacks=[_Reports()],
+        enable_progress_bar=False,
+    )
+    mean, se = model.get_marginal_ll(indices=parts[2], n_mc_samples=n_mc_samples, return_se=True)
+    validation = model.history[EARLY].iloc[:, 0].astype(float)
+    figures = {JUDGE: mean, "se": se, EARLY: validation.min(), "epochs": len(validation)}
+    figures["seconds"] = time.perf_counter() - begin
+    with tempfile.TemporaryDirectory() as kept:
+        model.save(kept, overwrite=True)
+        checkpoint = tune.Checkpoint.from_directory(kept)
+        tune.report({**figures, "epoch": len(validation) + 1}, checkpoint=checkpoint)
+
+
+class _Reports(Callback):
+    """Tells Ray after each epoch where the trial stands."""
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        from ray import tune
+
+        if EARLY in trainer.callback_metrics and not trainer.sanity_checking:
+            value = float(trainer.callback_metrics[EARLY])
+            tune.report(
+                {"epoch": trainer.current_epoch + 1, EARLY: value, "epochs": trainer.current_epoch + 1}
+            )
+
+
+def _scheduler(epochs: int) -> Any:
+    from ray.tune.schedulers import ASHAScheduler
+
+    grace = epochs // 3 + 1  # once, when mixtures have been placed: thrice as late there is nothing to save
+    return ASHAScheduler(
+        time_attr="epoch", metric=EARLY, mode="min", max_t=10 * epochs, grace_period=grace, reduction_factor=3
+    )
+
+
+def _bar(tune: Any) -> type:
+    """A bar of trials for Ray's callbacks, which are pickled."""
+
+    class Bar(tune.Callback):
+        def __init__(self, total: int) -> None:
+            self.total, self.bar = total, None
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {"total": self.total, "bar": None}
+
+        def setup(self, **_: Any) -> None:
+            from tqdm.auto import tqdm
+
+            self.bar, self.best = tqdm(total=self.total, desc="trials"), -np.inf
+
+        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
+            self.best = max(self.best, trial.last_result.get(JUDGE, -np.inf))
+            self.bar.set_postfix(best=round(self.best, 2))
+            self.bar.update()
+
+        def on_experiment_end(self, trials: list, **_: Any) -> None:
+            self.bar.close()
+
+    return Bar
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[None]:
+    """Ray as it runs already, or for as long as this takes."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    ray.init(address=address, **quiet, **({"include_dashboard": False} if address is None else {}))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _collected(results: Any, settings: list[dict[str, Any]]) -> Search:
+    """The table from what Ray kept of each trial."""
+    rows = []
+    for i in range(len(results)):
+        result = results[i]
+        found = result.metrics or {}
+        status = "finished" if JUDGE in found else "stopped early"
+        folder = result.checkpoint.path if result.checkpoint is not None else None
+        rows.append(
+            {
+                "trial": result.config["trial"],
+                **settings[result.config["trial"]],
+                "status": "failed" if result.error else status,
+                **{k: found.get(k, np.nan) for k in FIGURES},
+                "folder": folder,
+                "error": str(result.error).strip().splitlines()[-1] if result.error else "",
+            }
+        )
+    if all(row["status"] == "failed" for row in rows):
+        msg = f"All {len(rows)} trials failed, the first with: {rows[0]['error']}"
+        raise RuntimeError(msg)
+    names = list(dict.fromkeys(k for s in settings for k in s))
+    columns = ["trial", *names, "status", *FIGURES, "folder", "error"]
+    table = pd.DataFrame(rows, columns=columns).sort_values([JUDGE, EARLY], ascending=[False, True])
+    return Search(table.reset_index(drop=True), tuple(settings))

@@ -1,0 +1,185 @@
+"""GMVAE: a VAE whose code is drawn from a mixture of Gaussians, one for each cluster of cells.
+
+    model                                inference
+    y     ~ Cat(pi)                      q(y | x)    = Cat
+    z | y ~ N(m_y, s_y)                  q(z | x, y) = N
+    ell   ~ LogN(m_b, s_b)               q(ell | x)  = LogN     (only where the library size is learned)
+    x | z ~ likelihood(ell, b)
+
+    -ELBO = E[-log p(x | z, ell, b)]                                             recon
+          + sum_k q(k | x) KL(q(z | x, k) || p(z | k))                           z
+          + sum_k q(k | x) (log q(k | x) - log pi_k)                             y
+          + KL(q(ell | x) || LogN(m_b, s_b))                                     ell
+
+Groenbech et al., "scVAE: variational auto-encoders for single-cell gene expression data", Bioinformatics
+2020, who have two networks for q and decode each cell once for each component. Differs from them:
+
+- One trunk reads the cell. From it come a Gaussian ``q_0`` and, by linear maps that begin at zero, what each
+  component changes in it. So q begins at the best one that a single Gaussian allows,
+  ``q(y = k | x) ~ pi_k exp(-KL(q_0 || p(z | k)))``, and learns how to depart from it.
+- ``y`` is summed out exactly where that is cheap, in both KLs. Of the sum over decoded codes,
+  ``sum_k q(k | x) R_k``, the largest terms are computed and one of the others is drawn in proportion to
+  q(k | x) and stands for all of them (Liu et al., "Rao-Blackwellized stochastic gradients for discrete
+  distributions", ICML 2019). Value and gradient are unbiased, and the cost does not grow with K.
+- Against collapse: :mod:`scalloy.vae.placing`.
+
+With one component ``p(z)`` stays ``N(0, I)`` and q is ``q_0``: the VAE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, kl_divergence
+
+from scalloy.blocks.distributions import bounded
+from scalloy.blocks.likelihoods import Likelihood
+from scalloy.blocks.mixtures import GaussianMixture
+from scalloy.blocks.networks import Encoder, GaussianHead, Stack
+from scalloy.blocks.priors import MixturePrior
+from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
+from scalloy.vae.placing import nothing_removed, place_once
+from scalloy.vae.vae import LibraryPrior
+
+
+class ComponentsHead(nn.Module):
+    """``q_0`` from a hidden vector, and what each component changes: location, scale, and its choice."""
+
+    def __init__(self, n_hidden: int, n_latent: int, n_clusters: int) -> None:
+        super().__init__()
+        self.shared = GaussianHead(n_hidden, n_latent)
+        self.changes = nn.Linear(n_hidden, 2 * n_clusters * n_latent)
+        self.choice = nn.Linear(n_hidden, n_clusters)
+        self.shape = (2, n_clusters, n_latent)
+        for layer in (self.changes, self.choice):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, h: Tensor) -> tuple[Distribution, Tensor, Tensor, Tensor]:
+        loc, log_scale = self.changes(h).unflatten(-1, self.shape).unbind(-3)
+        return self.shared(h), loc, bounded(log_scale, lower=-5.0, upper=5.0), self.choice(h)
+
+
+class GMVAE(VAEModule):
+    """See the head of this file.
+
+    Parameters
+    ----------
+    sizes, likelihood, encode_covariates, library_prior
+        As of :class:`scalloy.vae.vae.VAE`.
+    prior
+        Of ``z``.
+    n_decoded
+        Codes of a cell that are decoded in a step of training: all but one for the most probable components,
+        the last for one of the others. As many as there are components: all.
+    place_at
+        Share of training after which the components are placed; before, the prior of ``z`` is ``N(0, I)``.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        likelihood: Likelihood,
+        prior: MixturePrior,
+        *,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        norm: str = "layer",
+        encode_covariates: bool = False,
+        library_prior: LibraryPrior | None = None,
+        n_decoded: int = 2,
+        place_at: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.likelihood, self.prior, self.library_prior = likelihood, prior, library_prior
+        self.n_latent, self.encode_covariates, self.place_at = n_latent, encode_covariates, place_at
+        self.plain, self.n_clusters = nothing_removed(sizes), len(prior.used)
+        self.n_decoded = min(n_decoded, self.n_clusters)
+        width: dict[str, Any] = {"n_hidden": n_hidden, "norm": norm}
+        known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
+        encoder = {**width, "dropout_rate": dropout_rate, **(known if encode_covariates else {})}
+        head = ComponentsHead(n_hidden, n_latent, self.n_clusters)
+        self.enc_z = Encoder(sizes.n_vars, head, n_layers=n_layers, **encoder)
+        if library_prior is not None:
+            self.enc_ell = Encoder(sizes.n_vars, GaussianHead(n_hidden, 1), n_layers=1, **encoder)
+        self.dec_x = Stack(n_latent, n_layers=n_layers, **width, **known)
+        if self.n_clusters == 1:  # N(0, I) and q_0, whatever these are
+            for unused in (prior, head.changes, head.choice):
+                unused.requires_grad_(False)
+
+    def encode(self, batch: Batch) -> Distributions:
+        x = self.likelihood.features(batch.x)
+        known = (batch.removed, batch.cont) if self.encode_covariates else ()
+        q_0, loc, log_scale, choice = self.enc_z(x, *known)
+        on, p_z = self.prior.placed, self.prior(batch.condition)
+        log_q = torch.log_softmax(p_z.log_pi - p_z.kl_from(q_0) + on * choice, -1)
+        loc = q_0.mean.unsqueeze(-2) + on * loc
+        scale = q_0.stddev.unsqueeze(-2) * (on * log_scale).exp()
+        q: Distributions = {"z": GaussianMixture(log_q, loc, scale)}
+        if self.library_prior is not None:
+            q["ell"] = self.enc_ell(x, *known)
+        return q
+
+    def decode(self, batch: Batch, latents: Latents) -> Distributions:
+        z, log_ell = latents["z"], latents.get("ell", batch.log_ell)
+        h = self.dec_x(z, batch.removed, batch.cont)
+        p: Distributions = {
+            "z": self.prior(batch.condition),
+            "x": self.likelihood(h, log_ell, batch.b),
+        }
+        if self.library_prior is not None:
+            p["ell"] = self.library_prior(batch.b)
+        return p
+
+    def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
+        """From one code per cell, ``y`` drawn too: a gradient of ``recon`` does not reach q(y | x) here."""
+        return Terms(-self.likelihood.log_prob(p["x"], batch.x), self.divergences(batch, q, p))
+
+    def divergences(self, batch: Batch, q: Distributions, p: Distributions) -> dict[str, Tensor]:
+        """The terms that are exact."""
+        log_q = q["z"].log_pi
+        kl = {"z": (log_q.exp() * p["z"].kl_from(q["z"])).sum(-1)}
+        kl["y"] = self.prior.cost(log_q.exp(), log_q, batch.condition)
+        if self.library_prior is not None:
+            kl["ell"] = kl_divergence(q["ell"], p["ell"])
+        return kl
+
+    def objective(self, batch: Batch) -> Terms:
+        """From several codes per cell, which share their noise."""
+        q = self.encode(batch)
+        k, weight = self.chosen(q["z"].log_pi)
+        loc, scale = q["z"].of_component(k)
+        latents = {name: v.rsample() for name, v in q.items() if name != "z"}
+        p = self.decode(batch, {**latents, "z": loc + scale * torch.randn_like(loc[0])})
+        each = -self.likelihood.log_prob(p["x"], batch.x)
+        level = each[0].detach()  # weights add up to one: what is common to all moves no gradient of theirs
+        return Terms(level + (weight * (each - level)).sum(0), self.divergences(batch, q, p))
+
+    def chosen(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Components whose codes are decoded and their weights, each ``(decoded, n)``."""
+        if not self.prior.placed:  # all are the same
+            return torch.zeros_like(log_q[None, :, 0], dtype=torch.long), torch.ones_like(log_q[None, :, 0])
+        n_sure = self.n_decoded - (self.n_decoded < self.n_clusters)
+        sure = log_q.topk(n_sure, -1).indices
+        weight = log_q.gather(-1, sure).exp()
+        if n_sure == self.n_decoded:
+            return sure.T, weight.T
+        rest = log_q.detach().scatter(-1, sure, -torch.inf)
+        drawn = Categorical(logits=rest).sample().unsqueeze(-1)
+        log_drawn = log_q.gather(-1, drawn)
+        stands_for = rest.logsumexp(-1, keepdim=True).exp() * (log_drawn - log_drawn.detach()).exp()
+        return torch.cat([sure, drawn], -1).T, torch.cat([weight, stands_for], -1).T
+
+    def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
+        """Place the components, once, where the cells are; a single one stays ``N(0, I)``."""
+        return self.n_clusters > 1 and place_once(self, end, cells)
+
+    @torch.no_grad()
+    def assignment(self, batch: Batch) -> Tensor:
+        """``q(y | x)``."""
+        return self.encode(batch)["z"].log_pi.exp()
