@@ -148,6 +148,32 @@ def fit(
 
 
 @benchmark.command()
+def likelihoods(
+    data: Annotated[list[str] | None, typer.Option(help="Names of sets; see the documentation.")] = None,
+    likelihood: Annotated[list[str] | None, typer.Option(help="Names, not all.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="VAE, GMVAE.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many.")] = 3,
+    genes: Annotated[int, typer.Option(help="Most variable genes that are kept.")] = 2000,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
+    out: Out = None,
+) -> None:
+    """Poisson, NB, ZIP, ZINB and more x VAE and GMVAE: evidence of held-out cells."""
+    from scalloy.benchmark.likelihoods import likelihoods as run
+    from scalloy.benchmark.likelihoods import summary
+
+    frame = run(
+        data or ("kang", "pbmc3k", "zeisel_cortex"),
+        likelihood or None,
+        models=model or ("VAE", "GMVAE"),
+        seeds=range(seeds),
+        n_genes=genes,
+        max_epochs=epochs,
+    )
+    show(frame, out)
+    typer.echo(summary(frame).to_string())
+
+
+@benchmark.command()
 def transfer(
     data: Annotated[str, typer.Argument(help="kang, kang_subset (embedded), or an h5ad file.")] = "kang",
     model: Annotated[list[str] | None, typer.Option(help="Names of models, not all.")] = None,

@@ -196,25 +196,28 @@ def test_extremes_stay_finite(name, dtype, free, sparse):
     assert torch.isfinite(logits.grad).all()
 
 
-@pytest.mark.parametrize("theta_rows", [1, 6])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("theta_rows", [1, 6, "each"])
 @pytest.mark.parametrize("name", COUNTS + PIECEWISE)
-def test_several_samples_of_a_cell_read_the_same_sparse_counts(name, theta_rows):
+def test_several_samples_of_a_cell_read_the_same_sparse_counts(name, theta_rows, samples):
     """``(S, n, G)`` rates: value and gradient as from dense counts, every sample and cell in its place."""
+    each, theta_rows = theta_rows == "each", 6 if theta_rows == "each" else theta_rows
     x, found = counts(), []
     for source in (x, x.to_sparse_csr()):
         one, leaves = make(name, theta_rows=theta_rows)
-        more = torch.linspace(-1, 1, 3, dtype=x.dtype)[:, None, None]
+        more = torch.linspace(0, 1, samples, dtype=x.dtype)[:, None, None]
         rate = dist.Rate(leaves["logits"] * (1 + more), leaves["log_ell"])
-        p = dist.NegativeBinomial(rate, leaves["log_theta"]) if "nb" in name else dist.Poisson(rate)
+        log_theta = leaves["log_theta"] + more * each if each and "nb" in name else leaves.get("log_theta")
+        p = dist.NegativeBinomial(rate, log_theta) if "nb" in name else dist.Poisson(rate)
         if "gate" in leaves:
             p = dist.ZeroInflated(p, leaves["gate"] + more)
         if "categories" in leaves:
             p = dist.PiecewiseCategorical(p, leaves["categories"] + more[..., None] * torch.arange(4))
         value = p.log_prob(source)
-        assert value.shape == (3, 6)
-        weight = torch.arange(18, dtype=x.dtype).view(3, 6)
+        assert value.shape == (samples, 6)
+        weight = torch.arange(6.0 * samples, dtype=x.dtype).view(samples, 6)
         found.append((value, *torch.autograd.grad((value * weight).sum(), list(leaves.values()))))
-        torch.testing.assert_close(value[1], one.log_prob(x), rtol=1e-9, atol=0)
+        torch.testing.assert_close(value[0], one.log_prob(x), rtol=1e-9, atol=0)
     for dense, sparse in zip(*found, strict=True):
         torch.testing.assert_close(sparse, dense, rtol=1e-8, atol=1e-10)
 

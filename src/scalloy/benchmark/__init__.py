@@ -2,7 +2,8 @@
 
 from scalloy.benchmark.clustering import clustering
 from scalloy.benchmark.fit import fit
+from scalloy.benchmark.likelihoods import likelihoods
 from scalloy.benchmark.speed import speed
 from scalloy.benchmark.transfer import transfer
 
-__all__ = ["clustering", "fit", "speed", "transfer"]
+__all__ = ["clustering", "fit", "likelihoods", "speed", "transfer"]

@@ -18,7 +18,8 @@ from sklearn.mixture import GaussianMixture
 from scalloy import metrics
 from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET, load
-from scalloy.models import CGMDVAE
+from scalloy.models import CGMDVAE, GMVAE
+from scalloy.models._mixture import MixtureModel
 
 SETS = ("pbmc4k_dcc", "mouse_bladder_2746", "zeisel_cortex", "pbmc3k", "paul15")
 
@@ -48,7 +49,7 @@ def clustering(
     max_epochs
         Of ours, instead of the default.
     **model
-        Arguments of the model.
+        Arguments of CGMDVAE.
     """
     rows: list[dict[str, Any]] = []
     for name in data:
@@ -65,6 +66,7 @@ def clustering(
                 "Leiden on PCs, k given": leiden(pcs, seed, k),
                 "CGMDVAE, k given": ours(adata, seed, max_epochs, n_clusters=k, **model),
                 "CGMDVAE, k found": ours(adata, seed, max_epochs, n_clusters=None, **model),
+                "GMVAE, k given": ours(adata, seed, max_epochs, cls=GMVAE, n_clusters=k),
             }
             if scvi_epochs != 0:
                 z = scvi_latent(adata, seed, scvi_epochs)
@@ -75,11 +77,13 @@ def clustering(
     return pd.DataFrame(rows)
 
 
-def ours(adata: AnnData, seed: int, max_epochs: int | None, **model: Any) -> np.ndarray:
-    """Clusters of CGMDVAE."""
+def ours(
+    adata: AnnData, seed: int, max_epochs: int | None, cls: type[MixtureModel] = CGMDVAE, **model: Any
+) -> np.ndarray:
+    """Clusters of a model of ours."""
     scvi.settings.seed = seed
-    CGMDVAE.setup_anndata(adata)
-    made = CGMDVAE(adata, **model)
+    cls.setup_anndata(adata)
+    made = cls(adata, **model)
     made.train(max_epochs=max_epochs, **QUIET)
     return made.get_clusters().astype(str).to_numpy()
 

@@ -171,7 +171,7 @@ class NegativeBinomial(CountDistribution):
     def entries(self, nz: Nonzeros) -> NegativeBinomial:
         """The distribution of these entries alone."""
         theta = self.log_theta
-        if len(theta) > 1:
+        if theta.shape != (1, theta.shape[-1]):
             theta = theta.expand(self.rate.logits.shape).reshape(-1, theta.shape[-1])
         return NegativeBinomial(Rate(take(self.rate.log_mean, nz.flat), None), nz.pick(theta))
 

@@ -85,7 +85,8 @@ def count_log_prob(
     if len(shape) > 2:
         counts, logits = stacked(counts, shape[:-2].numel()), logits.flatten(0, -2)
         log_ell, gate = _flat(log_ell, shape), _flat(gate, shape)
-        log_theta = log_theta if log_theta is None or len(log_theta) == 1 else _flat(log_theta, shape)
+        shared = log_theta is None or log_theta.shape == (1, shape[-1])
+        log_theta = log_theta if shared else _flat(log_theta, shape)
     return _CountLogProb.apply(counts, logits, log_ell, log_theta, gate).view(shape[:-1])
 
 
