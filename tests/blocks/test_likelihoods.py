@@ -43,7 +43,7 @@ def make(name, n=6, g=9, *, free=False, theta_rows=1, dtype=torch.float64, seed=
     if name.startswith("zi"):
         leaves["gate"] = rand(n, g)
     if name in PIECEWISE:
-        leaves["categories"] = rand(n, g, 4)
+        leaves["categories"] = rand(n, 4, g)
     leaves = {k: v.requires_grad_() for k, v in leaves.items()}
     rate = dist.Rate(leaves["logits"], leaves.get("log_ell"))
     base = dist.NegativeBinomial(rate, leaves["log_theta"]) if "nb" in name else dist.Poisson(rate)
@@ -63,8 +63,8 @@ def scipy_log_pmf(p, x):
     base = getattr(p, "base", p)
     if isinstance(p, dist.PiecewiseCategorical):
         logits = p.logits.detach().numpy()
-        pi = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        own = np.take_along_axis(pi, np.minimum(x, 3).astype(int)[..., None], -1)[..., 0]
+        pi = np.exp(logits) / np.exp(logits).sum(-2, keepdims=True)
+        own = np.take_along_axis(pi, np.minimum(x, 3).astype(int)[..., None, :], -2)[..., 0, :]
         return np.log(own) + np.where(x >= 3, scipy_log_pmf(base, np.maximum(x - 3, 0)), 0)
     mu = base.mean.detach().numpy()
     if isinstance(base, dist.NegativeBinomial):
@@ -189,7 +189,9 @@ def test_extremes_stay_finite(name, dtype, free, sparse):
     if name.startswith("zi"):
         p = dist.ZeroInflated(p, torch.tensor([[-40.0, 40, 0, 5, -5]], dtype=dtype).expand(4, 5).clone())
     if name in PIECEWISE:
-        p = dist.PiecewiseCategorical(p, torch.tensor([-40.0, 40, 0], dtype=dtype).expand(4, 5, 3).clone())
+        p = dist.PiecewiseCategorical(
+            p, torch.tensor([[-40.0], [40], [0]], dtype=dtype).expand(4, 3, 5).clone()
+        )
     value = p.log_prob(x.to_sparse_csr() if sparse else x)
     value.sum().backward()
     assert torch.isfinite(value).all()
@@ -212,7 +214,9 @@ def test_several_samples_of_a_cell_read_the_same_sparse_counts(name, theta_rows,
         if "gate" in leaves:
             p = dist.ZeroInflated(p, leaves["gate"] + more)
         if "categories" in leaves:
-            p = dist.PiecewiseCategorical(p, leaves["categories"] + more[..., None] * torch.arange(4))
+            p = dist.PiecewiseCategorical(
+                p, leaves["categories"] + more[..., None] * torch.arange(4)[:, None]
+            )
         value = p.log_prob(source)
         assert value.shape == (samples, 6)
         weight = torch.arange(6.0 * samples, dtype=x.dtype).view(samples, 6)
@@ -226,7 +230,7 @@ def test_piecewise_of_a_poissons_own_probabilities_is_that_poisson():
     """And a change of its rates is one of the Poisson's, as long as hardly any count is in the tail."""
     log_mean = torch.tensor([[-2.0, -1.0, 0.0, 0.5]], dtype=torch.float64)
     whole, k = dist.Poisson(dist.Rate(log_mean, None)), torch.arange(30, dtype=torch.float64)
-    log_pi = torch.stack([whole.log_pmf(v.expand(1, 4)) for v in k[:20]], -1)
+    log_pi = torch.stack([whole.log_pmf(v.expand(1, 4)) for v in k[:20]], -2)
     p = dist.PiecewiseCategorical(dist.Poisson(dist.Rate(torch.full_like(log_mean, -3.0), None)), log_pi)
     torch.testing.assert_close(p.mean, whole.mean, rtol=1e-6, atol=0)
     factor = torch.tensor([0.5, -0.7, 0.3, 0.2], dtype=torch.float64)

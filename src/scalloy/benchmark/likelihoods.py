@@ -45,9 +45,9 @@ def likelihoods(
     """Marginal log-likelihood of 10 % of the cells, in nats per cell, with its standard error over cells.
 
     80 % of the cells train and 10 % validate, the same for all at a seed. ``gain`` is the paired difference
-    to the NB with the same model, with its standard error. In ``"poisson, free"`` and ``"nb, free"`` rates (and
-    dispersions) of a cell are not tied to its library size, as in scVAE; ``pc-`` is its piecewise categorical
-    with three categories.
+    to the NB with the same model, with its standard error. In ``"poisson, free"`` and ``"nb, free"`` the
+    rates of a cell (and its dispersions) are not tied to its library size, as in scVAE; ``pc-`` is its
+    piecewise categorical with three categories.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
-from scalloy.blocks.fused import Nonzeros, count_log_prob, take
+from scalloy.blocks.fused import Nonzeros, category_log_prob, count_log_prob, take
 from scalloy.blocks.sparse import stacked
 
 LOG_MEAN_MAX = 16.0  # e^16 is nine million counts of one gene in one cell
@@ -229,25 +229,25 @@ class PiecewiseCategorical(CountDistribution):
     r"""Counts below :math:`K` as categories; the others are :math:`K` and counts of another distribution.
 
     :math:`\log p(x) = \log \pi_x` for :math:`x < K`, else :math:`\log \pi_K + \log f(x - K)`. ``logits`` is
-    ``(..., G, K + 1)``.
+    ``(..., K + 1, G)``.
     """
 
     def __init__(self, base: Poisson | NegativeBinomial, logits: Tensor) -> None:
         self.base, self.logits = base, full(logits)
-        self.k_max = logits.shape[-1] - 1
+        self.k_max = logits.shape[-2] - 1
         super().__init__(base.rate)
 
     @cached_property
     def log_pi(self) -> Tensor:
-        """Logarithm of the probabilities of the categories, ``(..., G, K + 1)``."""
-        return torch.log_softmax(self.logits, -1)
+        """Logarithm of the probabilities of the categories."""
+        return torch.log_softmax(self.logits, -2)
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        pi, base = self.log_pi.exp(), self.base
-        k = torch.arange(self.k_max, dtype=pi.dtype, device=pi.device)
-        tail = base.mean + self.k_max
-        first = pi[..., :-1] @ k + pi[..., -1] * tail
-        second = pi[..., :-1] @ k.square() + pi[..., -1] * (base.variance + tail.square())
+        below, above, tail = *self.log_pi.exp().tensor_split([self.k_max], -2), self.base.mean + self.k_max
+        k = torch.arange(self.k_max, dtype=tail.dtype, device=tail.device).unsqueeze(-1)
+        above = above.squeeze(-2)
+        first = (below * k).sum(-2) + above * tail
+        second = (below * k.square()).sum(-2) + above * (self.base.variance + tail.square())
         return first, second
 
     @cached_property
@@ -265,27 +265,25 @@ class PiecewiseCategorical(CountDistribution):
 
     def log_pmf(self, value: Tensor) -> Tensor:
         category = value.clamp_max(self.k_max).long().expand(self.rate.logits.shape)
-        head = self.log_pi.gather(-1, category.unsqueeze(-1)).squeeze(-1)
-        tail = self.base.log_pmf((value - self.k_max).clamp_min(0))
-        return head + torch.where(value >= self.k_max, tail, torch.zeros_like(tail))
+        head = self.log_pi.gather(-2, category.unsqueeze(-2)).squeeze(-2)
+        return head + self._log_tail(self.base, value)
+
+    def _log_tail(self, base: Poisson | NegativeBinomial, value: Tensor) -> Tensor:
+        tail = base.log_pmf((value - self.k_max).clamp_min(0))
+        return torch.where(value >= self.k_max, tail, torch.zeros_like(tail))
 
     def scaled(self, log_factor: Tensor) -> PiecewiseCategorical:
         """Category ``k`` counts ``factor^k`` times as much: exact where the counts are Poisson and few."""
-        k = torch.arange(self.k_max + 1, dtype=self.logits.dtype, device=self.logits.device)
-        return PiecewiseCategorical(self.base.scaled(log_factor), self.logits + log_factor.unsqueeze(-1) * k)
+        k = torch.arange(self.k_max + 1, dtype=self.logits.dtype, device=self.logits.device).unsqueeze(-1)
+        return PiecewiseCategorical(self.base.scaled(log_factor), self.logits + log_factor.unsqueeze(-2) * k)
 
     def _log_prob_sparse(self, value: Tensor) -> Tensor:
-        """Everything as if it were zero, and at the non-zeros what that lacks."""
         shape = self.rate.logits.shape
         nz = Nonzeros.of(stacked(value, shape[:-2].numel()), self.rate.logits.dtype)
-        log_pi, category = self.log_pi.flatten(0, -3), nz.x.clamp_max(self.k_max).long()
-        rows = log_pi.flatten(0, 1).index_select(0, nz.flat)
-        tail = self.base.entries(nz).log_pmf((nz.x - self.k_max).clamp_min(0))
-        more = rows.gather(-1, category.unsqueeze(-1))[:, 0] - rows[:, 0]
-        more = more + torch.where(nz.x >= self.k_max, tail, torch.zeros_like(tail))
-        return log_pi[..., 0].sum(-1).index_add(0, nz.row, more).view(shape[:-1])
+        categories = category_log_prob(nz._replace(x=nz.x.clamp_max(self.k_max)), self.logits.flatten(0, -3))
+        return categories.index_add(0, nz.row, self._log_tail(self.base.entries(nz), nz.x)).view(shape[:-1])
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         with torch.no_grad():
-            category = Categorical(logits=self.logits).sample(torch.Size(sample_shape)).to(self.logits.dtype)
+            category = Categorical(logits=self.logits.transpose(-1, -2)).sample(torch.Size(sample_shape))
             return category + (category == self.k_max) * self.base.sample(sample_shape)

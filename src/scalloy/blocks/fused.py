@@ -127,6 +127,36 @@ class _CountLogProb(torch.autograd.Function):
         )
 
 
+def category_log_prob(nz: Nonzeros, logits: Tensor) -> Tensor:
+    """Sum over genes of the log-probability of categories: the first one where no count is, else ``nz.x``.
+
+    ``logits`` is ``(n, K, G)``; categories come before genes so that all loops run along genes.
+    """
+    return _CategoryLogProb.apply(logits, nz.row, nz.col, nz.x.long())
+
+
+class _CategoryLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, row: Tensor, col: Tensor, category: Tensor) -> Tensor:  # type: ignore[override]
+        k, n_genes = logits.shape[1:]
+        first = row * (k * n_genes) + col
+        own = first + category * n_genes
+        log_sum = torch.logsumexp(logits, 1)
+        value = (logits[:, 0] - log_sum).sum(-1)
+        ctx.save_for_backward(logits, log_sum, first, own)
+        return value.index_add(0, row, take(logits, own) - take(logits, first))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        logits, log_sum, first, own = ctx.saved_tensors
+        slope = (logits - log_sum.unsqueeze(1)).exp_().neg_()
+        slope[:, 0] += 1
+        one = slope.new_ones(()).expand(len(own))
+        slope.view(-1).index_add_(0, first, one, alpha=-1).index_add_(0, own, one)
+        return slope.mul_(grad[:, None, None]), None, None, None
+
+
 def in_torch(
     counts: Tensor,
     logits: Tensor,

@@ -155,12 +155,14 @@ class Piecewise(Likelihood):
         self.base, self.k_max = base, k_max
         n_vars = base.head.out_features
         self.categories = nn.Linear(base.head.in_features, n_vars * (k_max + 1))
-        self.slope = nn.Parameter(torch.arange(k_max + 1.0).repeat(n_vars, 1)) if base.library else None
+        self.slope = None
+        if base.library:
+            self.slope = nn.Parameter(torch.arange(k_max + 1.0).unsqueeze(-1).repeat(1, n_vars))
         self.middle: Tensor
         self.register_buffer("middle", torch.zeros(()))
 
     def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.PiecewiseCategorical:
-        logits = self.categories(h).unflatten(-1, (-1, self.k_max + 1))
+        logits = self.categories(h).unflatten(-1, (self.k_max + 1, -1))
         if self.slope is not None:
             logits = logits + (log_ell - self.middle).unsqueeze(-1) * self.slope
         return dist.PiecewiseCategorical(self.base(h, log_ell, b), logits)
@@ -174,9 +176,9 @@ class Piecewise(Likelihood):
             excess = (variance.double() - mean).clamp_min(1e-3 * mean.square())
             log_theta = (mean.square() / excess).clamp(1e-2, 1e2).log()
             p = dist.NegativeBinomial(dist.Rate(mean.log(), None), log_theta)
-            below = torch.stack([p.log_pmf(torch.full_like(mean, k)).exp() for k in range(self.k_max)], -1)
-            rest = (1 - below.sum(-1, keepdim=True)).clamp_min(1e-8)
-            bias = torch.cat([below.clamp_min(1e-8), rest], -1).log()
+            below = torch.stack([p.log_pmf(torch.full_like(mean, k)).exp() for k in range(self.k_max)])
+            rest = (1 - below.sum(0, keepdim=True)).clamp_min(1e-8)
+            bias = torch.cat([below.clamp_min(1e-8), rest]).log()
             self.categories.bias.copy_(bias.flatten())
 
 
