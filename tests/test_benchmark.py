@@ -138,3 +138,29 @@ def test_digits_and_style_are_told_as_in_the_thesis(monkeypatch, tmp_path):
     frame = published.style(seeds=[0], n_genes=200, max_epochs=15, folder=tmp_path).set_index("prior of w")
     assert frame.loc["condition", "told from mean of w"] > 0.9 > frame.loc["standard", "told from mean of w"]
     assert {p.name for p in tmp_path.iterdir()} == {"style_standard.png", "style_condition.png"}
+
+
+def test_likelihoods_are_compared_on_the_same_held_out_cells(tmp_path):
+    out = tmp_path / "likelihoods.csv"
+    args = ["--data", "kang_subset", "--genes", "150", "--seeds", "2", "--epochs", "6", "--out", str(out)]
+    chosen = [a for name in ("poisson", "nb", "pc-nb") for a in ("--likelihood", name)]
+    done = CliRunner().invoke(cli.app, ["benchmark", "likelihoods", *args, *chosen])
+    assert done.exit_code == 0, done.output
+    import pandas as pd
+
+    table = pd.read_csv(out)
+    assert len(table) == 2 * 2 * 3
+    assert table["finite"].all()
+    by = table.set_index(["model", "seed", "likelihood"])
+    for model in ("VAE", "GMVAE"):
+        for seed in (0, 1):
+            own = by.loc[model, seed]
+            assert own.loc["nb", "gain"] == 0
+            for name in ("poisson", "pc-nb"):
+                gain = own.loc[name, "marginal_ll"] - own.loc["nb", "marginal_ll"]
+                assert own.loc[name, "gain"] == pytest.approx(gain, abs=1e-6)
+                assert 0 < own.loc[name, "gain_se"] < own.loc[name, "se"]
+    assert (table["marginal_ll"] > table["elbo"]).all()
+    assert table.loc[table["model"] == "GMVAE", "ari"].notna().all()
+    with pytest.raises(ValueError, match="`likelihood='lomax'` is not known"):
+        sa.benchmark.likelihoods(likelihood=["lomax"])

@@ -28,7 +28,7 @@ PerCell = Callable[[Tensors], torch.Tensor]
 
 
 class Getters:
-    """Latent representation, expression, evidence, samples, differential expression."""
+    """Latent representation, expression, samples, differential expression."""
 
     module: VAEModule
     adata: AnnData
@@ -263,86 +263,6 @@ class Getters:
     ) -> np.ndarray:
         read = self._read(adata, indices, batch_size, decodes=True)
         return torch.cat([function(tensors).cpu() for tensors in read]).numpy()
-
-    def get_elbo(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-    ) -> float | np.ndarray:
-        """Evidence lower bound in nats, one sample of the latents; higher is better."""
-
-        def elbo(tensors: Tensors) -> torch.Tensor:
-            t = self.module.objective(Batch.of(tensors))
-            return -(t.recon + sum(t.kl.values()))
-
-        values = self._per_cell(adata, indices, batch_size, elbo)
-        return float(values.mean(dtype=np.float64)) if return_mean else values
-
-    def get_reconstruction_error(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-    ) -> dict[str, float | np.ndarray]:
-        """``-log p(x | latents)`` in nats, one sample of the latents; lower is better."""
-
-        def recon(tensors: Tensors) -> torch.Tensor:
-            return self.module.objective(Batch.of(tensors)).recon
-
-        values = self._per_cell(adata, indices, batch_size, recon)
-        return {"reconstruction_loss": float(values.mean(dtype=np.float64)) if return_mean else values}
-
-    def get_marginal_ll(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        n_mc_samples: int = 1000,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-        return_se: bool = False,
-    ) -> float | tuple[float, float] | np.ndarray:
-        """Importance-weighted estimate of ``log p(x)`` in nats; with more samples it rises to it.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As in :meth:`get_latent_representation`; neither given, the cells that training left out
-            (:meth:`held_out`).
-        n_mc_samples
-            Samples of the latents per cell; the cost grows in proportion.
-        return_mean
-            Whether to average over cells.
-        return_se
-            Whether to return the standard error of that average besides, over cells and samples.
-        """
-        _options.positive(n_mc_samples=n_mc_samples)
-        rows: Any = self.held_out() if adata is None and indices is None else indices
-
-        def marginal(tensors: Tensors) -> torch.Tensor:
-            return self.module.marginal_ll(tensors, n_mc_samples=n_mc_samples)
-
-        values = self._per_cell(adata, rows, batch_size, marginal).astype(np.float64)
-        if not return_mean:
-            return values
-        if not return_se:
-            return float(values.mean())
-        if len(values) < 2:
-            msg = f"`return_se=True` needs at least 2 cells, and there is {len(values)}."
-            raise ValueError(msg)
-        return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-
-    def held_out(self) -> np.ndarray | None:
-        """Rows of the model's cells that training left out: its test set, or else its validation set.
-
-        ``None``, all cells, where nothing was left out. The best weights are those of the lowest loss on the
-        validation set, so that for a comparison of models a test set is better: ``train(train_size=0.8,
-        validation_size=0.1)``.
-        """
-        sets = (getattr(self, name, None) for name in ("test_indices", "validation_indices"))
-        return next((np.asarray(rows) for rows in sets if rows is not None and len(rows)), None)
 
     @torch.inference_mode()
     def posterior_predictive_sample(

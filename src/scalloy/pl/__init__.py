@@ -1,7 +1,8 @@
 """Pictures: one per function; axes in, axes out, nothing is shown or saved."""
 
-from scalloy.pl.history import history
+from scalloy.pl.history import history, terms
 from scalloy.pl.latent import latent
+from scalloy.pl.likelihoods import counts, likelihoods
 from scalloy.pl.transfer import held_out, transfer
 
-__all__ = ["held_out", "history", "latent", "transfer"]
+__all__ = ["counts", "held_out", "history", "latent", "likelihoods", "terms", "transfer"]

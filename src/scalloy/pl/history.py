@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,3 +39,25 @@ def history(model: ScalloyModel, term: str = "elbo", *, ax: Axes | None = None) 
     ax.set(xlabel="epoch", ylabel=f"{NAMES.get(term, term)} (nats per cell)")
     ax.legend(frameon=False)
     return ax
+
+
+def terms(model: ScalloyModel) -> np.ndarray:
+    """The ELBO and each of its terms by epoch, an axes for each.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    """
+    kept = [k.removesuffix("_train") for k in model.history if k.endswith("_train")]
+    known = [k for k in kept if k.startswith(("kl_", "penalty_")) and k != "kl_local"]
+    names = ["elbo", "reconstruction_loss", *known]
+    n_columns = min(3, len(names))
+    n_rows = -(-len(names) // n_columns)
+    size = (3.4 * n_columns, 2.6 * n_rows)
+    axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)[1].ravel()
+    for name, ax in zip(names, axes, strict=False):
+        history(model, name, ax=ax)
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
+    return axes[: len(names)]

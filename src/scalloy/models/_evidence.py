@@ -1,0 +1,141 @@
+"""How well a trained model explains cells: evidence, its terms, and the counts of each gene.
+
+A mixin of :class:`scalloy.models._base.ScalloyModel`, which reads cells as in :mod:`scalloy.models._getters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scalloy.blocks.sparse import dense
+from scalloy.models import _options
+from scalloy.models._getters import Tensors
+from scalloy.vae.base import Batch, VAEModule
+
+
+class Evidence:
+    """ELBO, reconstruction, marginal likelihood, statistics of genes."""
+
+    module: VAEModule
+    get_var_names: Callable[[], Any]
+    _read: Callable[..., Any]
+    _per_cell: Callable[..., np.ndarray]
+
+    def get_elbo(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+    ) -> float | np.ndarray:
+        """Evidence lower bound in nats, one sample of the latents; higher is better."""
+
+        def elbo(tensors: Tensors) -> torch.Tensor:
+            t = self.module.objective(Batch.of(tensors))
+            return -(t.recon + sum(t.kl.values()))
+
+        values = self._per_cell(adata, indices, batch_size, elbo)
+        return float(values.mean(dtype=np.float64)) if return_mean else values
+
+    def get_reconstruction_error(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+    ) -> dict[str, float | np.ndarray]:
+        """``-log p(x | latents)`` in nats, one sample of the latents; lower is better."""
+
+        def recon(tensors: Tensors) -> torch.Tensor:
+            return self.module.objective(Batch.of(tensors)).recon
+
+        values = self._per_cell(adata, indices, batch_size, recon)
+        return {"reconstruction_loss": float(values.mean(dtype=np.float64)) if return_mean else values}
+
+    def get_marginal_ll(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        n_mc_samples: int = 1000,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        return_se: bool = False,
+    ) -> float | tuple[float, float] | np.ndarray:
+        """Importance-weighted estimate of ``log p(x)`` in nats; with more samples it rises to it.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`; neither given, the cells that training left out
+            (:meth:`held_out`).
+        n_mc_samples
+            Samples of the latents per cell; the cost grows in proportion.
+        return_mean
+            Whether to average over cells.
+        return_se
+            Whether to return the standard error of that average besides, over cells and samples.
+        """
+        _options.positive(n_mc_samples=n_mc_samples)
+        rows: Any = self.held_out() if adata is None and indices is None else indices
+
+        def marginal(tensors: Tensors) -> torch.Tensor:
+            return self.module.marginal_ll(tensors, n_mc_samples=n_mc_samples)
+
+        values = self._per_cell(adata, rows, batch_size, marginal).astype(np.float64)
+        if not return_mean:
+            return values
+        if not return_se:
+            return float(values.mean())
+        if len(values) < 2:
+            msg = f"`return_se=True` needs at least 2 cells, and there is {len(values)}."
+            raise ValueError(msg)
+        return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+    def held_out(self) -> np.ndarray | None:
+        """Rows of the model's cells that training left out: its test set, or else its validation set.
+
+        ``None``, all cells, where nothing was left out. The best weights are those of the lowest loss on the
+        validation set, so that for a comparison of models a test set is better: ``train(train_size=0.8,
+        validation_size=0.1)``.
+        """
+        sets = (getattr(self, name, None) for name in ("test_indices", "validation_indices"))
+        return next((np.asarray(rows) for rows in sets if rows is not None and len(rows)), None)
+
+    @torch.inference_mode()
+    def get_gene_statistics(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame:
+        """Mean, variance and share of zeros of the counts of each gene, observed and expected by the model.
+
+        Expected over the same cells, each with one sample of its latents: the variance is that within cells,
+        as the likelihood has it, and that between their means.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        """
+        if not self.module.likelihood.draws_counts:
+            msg = f"{type(self.module.likelihood).__name__} is no likelihood of counts: train with 'nb', say."
+            raise ValueError(msg)
+        sums, n = [], 0
+        for tensors in self._read(adata, indices, batch_size, decodes=True):
+            batch = Batch.of(tensors)
+            p_x = self.module.decode(batch, self.module.draw(self.module.encode(batch)))["x"]
+            x, mean, zeros = dense(batch.x), p_x.mean, p_x.log_pmf(torch.zeros_like(p_x.mean)).exp()
+            parts = (x, x.square(), (x == 0).to(x), mean, p_x.variance + mean.square(), zeros)
+            sums.append(torch.stack([v.double().sum(0) for v in parts]).cpu())
+            n += len(x)
+        first, second, zero = (torch.stack(sums).sum(0) / n).view(2, 3, -1).transpose(0, 1).numpy()
+        values = np.concatenate([first, second - first**2, zero]).T
+        names = [f"{of}_{by}" for of in ("mean", "variance", "zeros") for by in ("observed", "expected")]
+        return pd.DataFrame(values, index=np.asarray(self.get_var_names()), columns=names)
