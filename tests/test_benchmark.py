@@ -143,11 +143,14 @@ def test_digits_and_style_are_told_as_in_the_thesis(monkeypatch, tmp_path):
 def test_likelihoods_are_compared_on_the_same_held_out_cells(tmp_path):
     out = tmp_path / "likelihoods.csv"
     args = ["--data", "kang_subset", "--genes", "150", "--seeds", "2", "--epochs", "6", "--out", str(out)]
+    args += ["--pictures", str(tmp_path)]
     chosen = [a for name in ("poisson", "nb", "pc-nb") for a in ("--likelihood", name)]
     done = CliRunner().invoke(cli.app, ["benchmark", "likelihoods", *args, *chosen])
     assert done.exit_code == 0, done.output
     import pandas as pd
 
+    assert (tmp_path / "evidence_kang_subset.png").stat().st_size > 5000
+    assert (tmp_path / "counts_kang_subset.png").stat().st_size > 5000
     table = pd.read_csv(out)
     assert len(table) == 2 * 2 * 3
     assert table["finite"].all()
@@ -164,3 +167,10 @@ def test_likelihoods_are_compared_on_the_same_held_out_cells(tmp_path):
     assert table.loc[table["model"] == "GMVAE", "ari"].notna().all()
     with pytest.raises(ValueError, match="`likelihood='lomax'` is not known"):
         sa.benchmark.likelihoods(likelihood=["lomax"])
+
+
+def test_cost_of_components():
+    frame = sa.benchmark.cost("kang_subset", n_clusters=(1, 12), decode_all_up_to=12, n_genes=300, max_epochs=3, repeats=1)
+    by = frame.set_index(["n_clusters", "decoded"])["ratio"]
+    assert list(by.index) == [(1, 2), (12, 2), (12, "all")]
+    assert 0.5 < by[12, 2] < by[12, "all"]

@@ -156,10 +156,11 @@ def likelihoods(
     genes: Annotated[int, typer.Option(help="Most variable genes that are kept.")] = 2000,
     epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
     out: Out = None,
+    folder: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures.")] = None,
 ) -> None:
     """Poisson, NB, ZIP, ZINB and more x VAE and GMVAE: evidence of held-out cells."""
     from scalloy.benchmark.likelihoods import likelihoods as run
-    from scalloy.benchmark.likelihoods import summary
+    from scalloy.benchmark.likelihoods import pictures, summary
 
     frame = run(
         data or ("kang", "pbmc3k", "zeisel_cortex"),
@@ -171,6 +172,23 @@ def likelihoods(
     )
     show(frame, out)
     typer.echo(summary(frame).to_string())
+    if folder is not None:
+        for path in pictures(folder, frame, n_genes=genes, max_epochs=epochs):
+            typer.echo(f"saved {path}")
+
+
+@benchmark.command()
+def cost(
+    data: Annotated[str, typer.Option(help="Name of a set; see the documentation.")] = "pbmc4k_dcc",
+    clusters: Annotated[list[int] | None, typer.Option(help="Numbers of components.")] = None,
+    epochs: Annotated[int, typer.Option(help="Of each measurement.")] = 6,
+    repeats: Annotated[int, typer.Option(help="How many.")] = 3,
+    out: Out = None,
+) -> None:
+    """Time of an epoch of GMVAE by its number of components, as a ratio to VAE's."""
+    from scalloy.benchmark.cost import cost as run
+
+    show(run(data, n_clusters=clusters or (1, 10, 50), max_epochs=epochs, repeats=repeats), out)
 
 
 @benchmark.command()

@@ -1,9 +1,10 @@
 """Protocols that put our models and their rivals into one table: ``scalloy benchmark NAME``."""
 
 from scalloy.benchmark.clustering import clustering
+from scalloy.benchmark.cost import cost
 from scalloy.benchmark.fit import fit
 from scalloy.benchmark.likelihoods import likelihoods
 from scalloy.benchmark.speed import speed
 from scalloy.benchmark.transfer import transfer
 
-__all__ = ["clustering", "fit", "likelihoods", "speed", "transfer"]
+__all__ = ["clustering", "cost", "fit", "likelihoods", "speed", "transfer"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import scvi
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from scalloy import pl
 from scalloy.benchmark.evidence import keeps_seed, three_parts
 from scalloy.benchmark.fit import QUIET, load
 from scalloy.models import GMVAE, VAE, _options
@@ -118,6 +120,53 @@ def _one(
     if mixture and types is not None:
         row |= {"ari": adjusted_rand_score(types, made.get_clusters()), "alive": made.n_alive()}
     return row, values
+
+
+@keeps_seed()
+def pictures(
+    folder: Path,
+    frame: pd.DataFrame,
+    *,
+    likelihood: Sequence[str] = ("poisson", "nb", "zinb"),
+    n_genes: int = 2000,
+    max_epochs: int | None = None,
+) -> list[Path]:
+    """For each data set of a table: its evidence, and the zeros and variances of genes that a VAE expects.
+
+    Parameters
+    ----------
+    folder
+        Where ``evidence_<data>.png`` and ``counts_<data>.png`` are written.
+    frame
+        Of :func:`likelihoods`.
+    likelihood
+        Those whose counts are drawn.
+    n_genes, max_epochs
+        As in :func:`likelihoods`.
+    """
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, table in frame.groupby("data", sort=False):
+        evidence = pl.likelihoods(table).figure
+        adata = load(str(name), n_genes)
+        counts, axes = plt.subplots(
+            2, len(likelihood), figsize=(4 * len(likelihood), 6.4), layout="constrained"
+        )
+        for column, kind in zip(axes.T, likelihood, strict=True):
+            scvi.settings.seed = 0
+            VAE.setup_anndata(adata)
+            made = VAE(adata, **{"gene_likelihood": kind, **LIKELIHOODS[kind]})
+            made.train(max_epochs=max_epochs, **QUIET)
+            statistics = made.get_gene_statistics()
+            for ax, of in zip(column, ("zeros", "variance"), strict=True):
+                pl.counts(statistics, of, ax=ax, title=kind)
+        for figure, of in ((evidence, "evidence"), (counts, "counts")):
+            written.append(folder / f"{of}_{name}.png")
+            figure.savefig(written[-1], dpi=100)
+            plt.close(figure)
+    return written
 
 
 def _error(values: np.ndarray) -> float:

@@ -35,7 +35,7 @@ def likelihoods(
         Of :func:`scalloy.benchmark.likelihoods` for one data set, or ``sa.search(...).table``; rows that
         agree in ``by`` are seeds, and averaged.
     by
-        Columns that name a row of the picture; of several the last one is the colour.
+        Columns that name a row of the picture; the last one of several is the colour.
     value
         ``"gain"`` over the NB of the same model, whose interval is that of paired differences, or
         ``"marginal_ll"``.
@@ -44,26 +44,27 @@ def likelihoods(
     """
     one_of("value", value, [c for c in ("gain", "marginal_ll") if c in table])
     error = {"gain": "gain_se", "marginal_ll": "se"}[value]
-    names, (*rows, colour) = list(by), by
-    means = table.dropna(subset=[value]).groupby(names, sort=False, dropna=False)[[value, error]].mean()
+    rows, colour = (by[:-1], by[-1]) if len(by) > 1 else (by, None)
+    means = table.dropna(subset=[value]).groupby(list(by), sort=False, dropna=False)[[value, error]].mean()
     means = means.reset_index()
-    label = means[rows or [colour]].astype(str).agg(", ".join, axis=1)
+    label = means[list(rows)].astype(str).agg(", ".join, axis=1)
     order = means[value].groupby(label).max().sort_values().index
     place = {k: i for i, k in enumerate(order)}
     size = (5.2, 1 + 0.32 * len(order))
     ax = plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
-    groups = list(dict.fromkeys(means[colour].astype(str)))
-    for i, group in enumerate(groups):
-        own = means[colour].astype(str) == group
-        y = label[own].map(place) - 0.15 * (i - (len(groups) - 1) / 2)
-        settings = {"fmt": "o", "markersize": 4, "color": f"C{i}", "label": group}
+    group = means[colour].astype(str) if colour else label.map(lambda _: "")
+    names = list(dict.fromkeys(group))
+    for i, name in enumerate(names):
+        own = group == name
+        y = label[own].map(place) - 0.15 * (i - (len(names) - 1) / 2)
+        settings = {"fmt": "o", "markersize": 4, "color": f"C{i}", "label": name}
         ax.errorbar(means.loc[own, value], y, xerr=1.96 * means.loc[own, error], **settings)
     if value == "gain":
         ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(order)), order)
     said = {"gain": "gain over NB", "marginal_ll": "marginal log-likelihood"}[value]
     ax.set_xlabel(f"{said} (nats per held-out cell)")
-    if rows:
+    if colour:
         ax.legend(frameon=False, fontsize="small")
     return ax
 
