@@ -170,7 +170,9 @@ def test_likelihoods_are_compared_on_the_same_held_out_cells(tmp_path):
 
 
 def test_cost_of_components():
-    frame = sa.benchmark.cost("kang_subset", n_clusters=(1, 12), decode_all_up_to=12, n_genes=300, max_epochs=3, repeats=1)
+    frame = sa.benchmark.cost(
+        "kang_subset", n_clusters=(1, 12), decode_all_up_to=12, n_genes=300, max_epochs=3, repeats=1
+    )
     by = frame.set_index(["n_clusters", "decoded"])["ratio"]
     assert list(by.index) == [(1, 2), (12, 2), (12, "all")]
     assert 0.5 < by[12, 2] < by[12, "all"]

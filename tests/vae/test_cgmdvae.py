@@ -160,6 +160,19 @@ def test_gradient_reaches_every_parameter(conditioning, n_w, amortised):
     assert not missing
 
 
+def test_nothing_draws_the_priors_of_w_together():
+    """Its posterior follows the prior of its condition, at the same cost."""
+    module, batch = build(n_w=2, w_prior=True), cells()
+    before, q = terms(module, batch).kl["w"], module.encode(batch)["w"]
+    with torch.no_grad():
+        module.prior_w[1, :2] += 5.0
+    after, moved = terms(module, batch).kl["w"], module.encode(batch)["w"]
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    step = 5.0 * (batch.c == 1).float().unsqueeze(-1).expand(-1, 2)
+    torch.testing.assert_close(moved.mean - q.mean, step, rtol=1e-4, atol=1e-5)
+    assert (module.prior_w[0, :2] - module.prior_w[1, :2]).abs().max() > 1
+
+
 def test_placing_happens_once_and_where_the_cells_are():
     module, batch = build(placed=False), cells()
     module.begin_epoch(0.1, lambda: [batch])

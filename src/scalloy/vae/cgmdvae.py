@@ -107,10 +107,10 @@ class CGMDVAE(VAEModule):
             cats = (sizes.n_conditions,)
             self.enc_y = Stack(n_latent, n_hidden=n_hidden, n_layers=1, norm=norm, n_cats=cats)
             self.head_y = nn.Linear(n_hidden, len(prior.used))
-        self.prior_w = nn.Embedding(sizes.n_conditions, 2 * n_w) if w_prior and n_w else None
-        if self.prior_w is not None:
-            nn.init.normal_(self.prior_w.weight[:, :n_w])  # apart, or nothing would ever part them
-            nn.init.zeros_(self.prior_w.weight[:, n_w:])
+        self.prior_w = None
+        if w_prior and n_w:  # apart, or nothing would ever part them
+            loc, log_scale = 3 * torch.randn(sizes.n_conditions, n_w), torch.zeros(sizes.n_conditions, n_w)
+            self.prior_w = nn.Parameter(torch.cat([loc, log_scale], -1))
         self.dec_x = Stack(n_latent, **width)
         n_labels = prior.n_labels
         self.readers = Readers(n_latent, sizes.n_vars, n_labels) if n_labels else None
@@ -119,8 +119,15 @@ class CGMDVAE(VAEModule):
         x, known = self.likelihood.features(batch.x), (*batch.removed, batch.condition)
         q: Distributions = {"z": self.enc_z(x, known, batch.cont)}
         if self.enc_w is not None:
-            q["w"] = self.enc_w(x, known, batch.cont)
+            q["w"] = self.relative(self.enc_w(x, known, batch.cont), batch.condition)
         return q
+
+    def relative(self, q_w: Any, c: Tensor) -> Any:
+        """Posterior of ``w`` in units of its prior, so that neither draws the other to where it began."""
+        if self.prior_w is None:
+            return q_w
+        loc, log_scale = self.prior_w[c].chunk(2, -1)
+        return gaussian(loc + log_scale.exp() * q_w.mean, log_scale.exp() * q_w.stddev)
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
         h = self.dec_x(latents["z"], (*batch.removed, batch.condition), batch.cont)
@@ -133,7 +140,7 @@ class CGMDVAE(VAEModule):
         """Prior of ``w``."""
         if self.prior_w is None:
             return standard_normal(w)
-        loc, log_scale = self.prior_w(c).chunk(2, -1)
+        loc, log_scale = self.prior_w[c].chunk(2, -1)
         return gaussian(loc, log_scale.exp())
 
     def log_assignment(self, p_z: GaussianMixture, z: Tensor, c: Tensor) -> Tensor:
