@@ -43,3 +43,36 @@ def test_bars_by_type():
     assert [t.get_text() for t in ax.get_xticklabels()] == ["B", "T"]
     with pytest.raises(ValueError, match=r"`metric='r3'` is not in the table. Pass one of: skill"):
         sa.pl.held_out(frame, "r3")
+
+
+def test_predicted_cells_lie_where_the_treated_ones_do():
+    """And those that are no prediction stay with the controls."""
+    adata = sa.datasets.simulate(600, 60, n_clusters=1, n_batches=1, effect=2.0, seed=0)
+    treated = adata.obs["condition"] == "treated_1"
+    half = np.arange(adata.n_obs) % 2 == 0
+    control, truth = adata[(~treated).to_numpy()].copy(), adata[(treated & half).to_numpy()].copy()
+    other = adata[(treated & ~half).to_numpy()].copy()
+    other.layers["counts"] = other.X
+    near = {}
+    for name, predicted in {"right": other, "no change": control.copy()}.items():
+        if name == "no change":
+            predicted.layers["counts"] = predicted.X
+        ax = sa.pl.joint(control, truth, predicted)
+        xy = np.asarray(ax.collections[0].get_offsets())
+        colours = ax.collections[0].get_facecolors()[:, :3]
+        legend = {t.get_text(): h.get_facecolor()[0, :3] for t, h in zip(*legend_of(ax), strict=True)}
+        of = {k: xy[np.isclose(colours, c).all(1)] for k, c in legend.items()}
+        assert {k: len(v) for k, v in of.items()} == {
+            "control": control.n_obs,
+            "treated": truth.n_obs,
+            "predicted": predicted.n_obs,
+        }
+        centres = {k: v.mean(0) for k, v in of.items()}
+        distance = {k: np.linalg.norm(centres["predicted"] - centres[k]) for k in ("control", "treated")}
+        near[name] = min(distance, key=distance.get)
+    assert near == {"right": "treated", "no change": "control"}
+
+
+def legend_of(ax):
+    legend = ax.get_legend()
+    return legend.get_texts(), legend.legend_handles

@@ -232,13 +232,14 @@ def clustering(
     scvi_epochs: Annotated[int, typer.Option(help="Of SCVI as a rival; 0 leaves it out.")] = 0,
     genes: Annotated[int, typer.Option(help="Most variable genes that are kept.")] = 2000,
     epochs: Annotated[int | None, typer.Option(help="Of ours, instead of the default.")] = None,
+    original: Annotated[bool, typer.Option(help="CGMDVAE.original too.")] = False,
     out: Out = None,
 ) -> None:
     """Clusters without labels, beside k-means, GMM and Leiden on principal components, and SCVI."""
     from scalloy.benchmark.clustering import SETS, summary
     from scalloy.benchmark.clustering import clustering as run
 
-    settings = {"scvi_epochs": scvi_epochs, "n_genes": genes, "max_epochs": epochs}
+    settings = {"scvi_epochs": scvi_epochs, "n_genes": genes, "max_epochs": epochs, "original": original}
     frame = run(data or SETS, seeds=range(seeds), **settings)
     show(frame, out)
     typer.echo(summary(frame).to_string())

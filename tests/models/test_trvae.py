@@ -103,3 +103,53 @@ def test_messages(adata):
     model.train(max_epochs=1, enable_progress_bar=False)
     with pytest.raises(ValueError, match=r"Call `TRVAE.setup_anndata"):
         model.transfer(cells, to="treated_1")
+
+
+def test_scgens_call_is_a_transfer_and_says_when_it_has_seen_the_answer(adata):
+    unseen = adata[~((adata.obs["cluster"] == "cluster_2") & (adata.obs["condition"] == "treated_1"))].copy()
+    model = trained(unseen)
+    out, change = model.predict("control", "treated_1", celltype_to_predict="cluster_2", seed=3)
+    controls = (model.adata.obs["cluster"] == "cluster_2") & (model.adata.obs["condition"] == "control")
+    cells = model.adata[controls.to_numpy()].copy()
+    again = model.transfer(cells, to="treated_1", seed=3)
+    np.testing.assert_array_equal(out.X, again.X)
+    assert list(out.obs_names) == list(cells.obs_names)
+    counts = cells.X.toarray()
+    observed = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4).mean(0)
+    np.testing.assert_allclose(change, out.X.mean(0) - observed, rtol=1e-4, atol=1e-5)
+    same, _ = model.predict("control", "treated_1", adata_to_predict=cells, seed=3)
+    np.testing.assert_array_equal(out.X, same.X)
+    with pytest.warns(UserWarning, match="trained on .* cells of 'cluster_0' under 'treated_1'"):
+        model.predict("control", "treated_1", celltype_to_predict="cluster_0")
+    with pytest.raises(ValueError, match="No cell of 'cluster_2' is under 'treated_1'"):
+        model.predict("treated_1", "control", celltype_to_predict="cluster_2")
+    with pytest.raises(ValueError, match="`stim_key='treated'` is not known"):
+        model.predict("control", "treated", celltype_to_predict="cluster_2")
+    with pytest.raises(ValueError, match="Pass one of"):
+        model.predict("control", "treated_1")
+
+
+def test_files_for_cell_eval(adata, tmp_path):
+    import anndata as ad
+
+    controls = adata[adata.obs["condition"] == "control"].copy()
+    baseline = sa.baselines.Baseline(adata, "add and thin", **KEYS)
+    predicted = baseline.transfer(controls, to="treated_1")
+    shuffled = adata[:, ::-1].copy()
+    keys = {"condition_key": "condition", "control": "control"}
+    pred, real = sa.benchmark.to_cell_eval(predicted, shuffled, **keys, folder=tmp_path)
+    assert list(pred.var_names) == list(real.var_names) == list(predicted.var_names)
+    assert set(pred.obs["condition"]) == set(real.obs["condition"]) == {"control", "treated_1"}
+    assert pred.obs_names.is_unique
+    ours = (cells[(cells.obs["condition"] == "control").to_numpy()].X for cells in (pred, real))
+    np.testing.assert_array_equal(*ours)
+    counts = np.asarray(predicted.layers["counts"].todense())
+    treated = pred[(pred.obs["condition"] == "treated_1").to_numpy()].X
+    np.testing.assert_allclose(treated, np.log1p(counts / counts.sum(1, keepdims=True) * 1e4), rtol=1e-4)
+    truth = adata[real.obs_names, real.var_names].X.toarray()
+    np.testing.assert_allclose(real.X, np.log1p(truth / truth.sum(1, keepdims=True) * 1e4), rtol=1e-4)
+    assert ad.read_h5ad(tmp_path / "predicted.h5ad").shape == pred.shape
+    with pytest.raises(ValueError, match="has no cells under treated_1"):
+        sa.benchmark.to_cell_eval(predicted, controls, **keys)
+    with pytest.raises(ValueError, match="lacks 10 genes of `predicted`"):
+        sa.benchmark.to_cell_eval(predicted, adata[:, 10:].copy(), **keys)

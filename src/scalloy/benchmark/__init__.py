@@ -1,5 +1,6 @@
 """Protocols that put our models and their rivals into one table: ``scalloy benchmark NAME``."""
 
+from scalloy.benchmark.cell_eval import to_cell_eval
 from scalloy.benchmark.clustering import clustering
 from scalloy.benchmark.cost import cost
 from scalloy.benchmark.fit import fit
@@ -7,4 +8,4 @@ from scalloy.benchmark.likelihoods import likelihoods
 from scalloy.benchmark.speed import speed
 from scalloy.benchmark.transfer import transfer
 
-__all__ = ["clustering", "cost", "fit", "likelihoods", "speed", "transfer"]
+__all__ = ["clustering", "cost", "fit", "likelihoods", "speed", "to_cell_eval", "transfer"]

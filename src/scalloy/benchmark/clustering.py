@@ -32,6 +32,7 @@ def clustering(
     scvi_epochs: int | None = 0,
     n_genes: int = 2000,
     max_epochs: int | None = None,
+    original: bool = False,
     **model: Any,
 ) -> pd.DataFrame:
     """ARI, NMI, macro-F1 and accuracy after one-to-one matching, and the types above 2 % that were found.
@@ -48,6 +49,8 @@ def clustering(
         Most variable genes that are kept.
     max_epochs
         Of ours, instead of the default.
+    original
+        Whether the thesis' formulation, ``CGMDVAE.original``, is there too (its networks are large).
     **model
         Arguments of CGMDVAE.
     """
@@ -66,8 +69,10 @@ def clustering(
                 "Leiden on PCs, k given": leiden(pcs, seed, k),
                 "CGMDVAE, k given": ours(adata, seed, max_epochs, n_clusters=k, **model),
                 "CGMDVAE, k found": ours(adata, seed, max_epochs, n_clusters=None, **model),
-                "GMVAE, k given": ours(adata, seed, max_epochs, cls=GMVAE, n_clusters=k),
+                "GMVAE, k given": ours(adata, seed, max_epochs, GMVAE, n_clusters=k),
             }
+            if original:
+                found["CGMDVAE.original"] = ours(adata, seed, max_epochs, CGMDVAE.original, n_clusters=k)
             if scvi_epochs != 0:
                 z = scvi_latent(adata, seed, scvi_epochs)
                 found["SCVI + k-means"] = KMeans(k, n_init=10, random_state=seed).fit_predict(z)
@@ -78,12 +83,16 @@ def clustering(
 
 
 def ours(
-    adata: AnnData, seed: int, max_epochs: int | None, cls: type[MixtureModel] = CGMDVAE, **model: Any
+    adata: AnnData,
+    seed: int,
+    max_epochs: int | None,
+    make: Callable[..., MixtureModel] = CGMDVAE,
+    **model: Any,
 ) -> np.ndarray:
     """Clusters of a model of ours."""
     scvi.settings.seed = seed
-    cls.setup_anndata(adata)
-    made = cls(adata, **model)
+    (GMVAE if make is GMVAE else CGMDVAE).setup_anndata(adata)
+    made = make(adata, **model)
     made.train(max_epochs=max_epochs, **QUIET)
     return made.get_clusters().astype(str).to_numpy()
 

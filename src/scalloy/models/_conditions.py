@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 from scvi.data.fields import CategoricalObsField
 
 from scalloy import _keys
+from scalloy.baselines.predictors import normalised
+from scalloy.data import checks
+from scalloy.models import _options
 from scalloy.models._base import ScalloyModel, without
 from scalloy.vae.base import Sizes
 
@@ -126,3 +132,61 @@ allow_non_counts
             raise ValueError(msg)
         settings = {"n_samples": n_samples, "library_size": library_size, "seed": seed}
         return transfer(self, cells, to, route=route, **settings)
+
+    def predict(
+        self,
+        ctrl_key: str,
+        stim_key: str,
+        celltype_to_predict: str | None = None,
+        adata_to_predict: AnnData | None = None,
+        **kwargs: Any,
+    ) -> tuple[AnnData, pd.Series]:
+        """scGen's call of :meth:`transfer`: a cell type, or cells, from one condition to another.
+
+        Parameters
+        ----------
+        ctrl_key, stim_key
+            The two conditions.
+        celltype_to_predict
+            Label of cells of the model, of which those under ``ctrl_key`` are taken.
+        adata_to_predict
+            Cells under ``ctrl_key`` instead.
+        **kwargs
+            Of :meth:`transfer`.
+
+        Returns
+        -------
+        What :meth:`transfer` returns, and by gene the change of mean log-normalised expression.
+        """
+        for name, given in {"ctrl_key": ctrl_key, "stim_key": stim_key}.items():
+            _options.one_of(name, str(given), self.conditions)
+        if (celltype_to_predict is None) == (adata_to_predict is None):
+            msg = "Pass one of `celltype_to_predict` and `adata_to_predict`."
+            raise ValueError(msg)
+        cells = adata_to_predict
+        if cells is None:
+            cells = self._of_type(str(celltype_to_predict), str(ctrl_key), str(stim_key))
+        out = self.transfer(cells, to=str(stim_key), **kwargs)
+        counts = checks.check_layer(cells, self.registry["setup_args"].get("layer"))
+        before = np.log1p(normalised(counts.toarray() if sp.issparse(counts) else np.asarray(counts)))
+        change = np.asarray(out.X).mean(0) - before.mean(0)
+        return out, pd.Series(change, index=out.var_names, name="change")
+
+    def _of_type(self, name: str, control: str, treated: str) -> AnnData:
+        """Cells of the model of one label under one condition."""
+        key, obs = self.registry["setup_args"].get("labels_key"), self.adata.obs
+        if key is None:
+            msg = "`celltype_to_predict` needs labels: call `setup_anndata(adata, labels_key=...)`."
+            raise ValueError(msg)
+        _options.one_of("celltype_to_predict", name, self.labels)
+        of, under = obs[key].astype(str) == name, obs[self.condition_key].astype(str)
+        if n := int((of & (under == treated)).sum()):
+            warnings.warn(
+                f"The model was trained on {n} cells of {name!r} under {treated!r}, and has seen the answer. "
+                "Leave them out of training to see how well it predicts.",
+                stacklevel=3,
+            )
+        if not (of & (under == control)).any():
+            msg = f"No cell of {name!r} is under {control!r}. Pass `adata_to_predict`, or another `ctrl_key`."
+            raise ValueError(msg)
+        return self.adata[(of & (under == control)).to_numpy()].copy()

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from scalloy import metrics
+from scalloy.pl.latent import latent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
     from matplotlib.axes import Axes
 
 
@@ -98,3 +101,52 @@ def held_out(frame: pd.DataFrame, metric: str = "skill", *, ax: Axes | None = No
     ax.axhline(0, color="0.6", linewidth=0.8)
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     return ax
+
+
+def joint(
+    control: AnnData,
+    treated: AnnData,
+    predicted: AnnData,
+    *,
+    n_pcs: int = 30,
+    seed: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Control, treated and predicted cells in one UMAP, of principal components of the real ones.
+
+    Parameters
+    ----------
+    control, treated
+        Raw counts.
+    predicted
+        Of ``model.transfer(...)``: sampled counts where there are some, otherwise ``.X``.
+    n_pcs
+        Principal components.
+    seed
+        Of the UMAP.
+    ax
+        Axes to draw into.
+    """
+    import anndata as ad
+    import scanpy as sc
+
+    sampled = "counts" in predicted.layers
+    parts = {"control": control, "treated": treated, "predicted": predicted}
+    cells = []
+    for name, part in parts.items():
+        x = part.layers["counts"] if name == "predicted" and sampled else part.X
+        one = ad.AnnData(
+            sp.csr_matrix(x), obs=pd.DataFrame({"cells": name}, index=part.obs_names), var=part.var[[]]
+        )
+        if name != "predicted" or sampled:
+            sc.pp.normalize_total(one, target_sum=1e4)
+            sc.pp.log1p(one)
+        cells.append(one[:, control.var_names].copy())
+    both = ad.concat(cells, index_unique="-")
+    real = ad.concat(cells[:2], index_unique="-").X.toarray()
+    axes = np.linalg.svd(real - real.mean(0), full_matrices=False)[2][:n_pcs]
+    both.obsm["X_pca"] = (both.X.toarray() - real.mean(0)) @ axes.T
+    sc.pp.neighbors(both, use_rep="X_pca", random_state=seed)
+    sc.tl.umap(both, random_state=seed)
+    both.obs["cells"] = pd.Categorical(both.obs["cells"], categories=list(parts))
+    return latent(both, "cells", ax=ax)
