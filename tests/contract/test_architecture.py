@@ -104,3 +104,9 @@ def test_import_is_quick():
     code = "import sys, scalloy; print(sorted({'torch', 'scanpy', 'scvi'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["baselines", "benchmark", "metrics", "train.search", "vae.base"])
+def test_any_module_may_be_imported_first(name):
+    done = subprocess.run([sys.executable, "-c", f"import scalloy.{name}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

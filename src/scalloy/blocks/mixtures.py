@@ -71,18 +71,21 @@ class GaussianMixture(Distribution):
         """``KL(q(z) || N_k)`` from each component, ``(n, K)``: of one Gaussian, or of each in its order."""
         several = isinstance(q_z, GaussianMixture)
         loc, scale = (q_z.loc, q_z.scale) if several else (v.unsqueeze(-2) for v in (q_z.mean, q_z.stddev))
-        return kl_divergence(Normal(loc, scale), Normal(self.loc, self.scale)).sum(-1)
+        pair = (Normal(*of, validate_args=False) for of in ((loc, scale), (self.loc, self.scale)))
+        return kl_divergence(*pair).sum(-1)
 
     def of_component(self, k: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale of the component ``k`` of each cell, ``(..., n)`` to ``(..., n, L)``."""
-        index = k[..., None, None].expand(*k.shape, 1, self.loc.shape[-1])
-        whole = (t.expand(*k.shape, *t.shape[1:]) for t in (self.loc, self.scale))
-        loc, scale = (t.gather(-2, index).squeeze(-2) for t in whole)
+        n = k.shape[-1]
+        rows = k.reshape(-1, n).T.unsqueeze(-1).expand(-1, -1, self.loc.shape[-1])
+        whole = (t.expand(n, -1, -1).gather(1, rows) for t in (self.loc, self.scale))
+        loc, scale = (t.transpose(0, 1).reshape(*k.shape, -1) for t in whole)
         return loc, scale
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         n = self.batch_shape[0]
-        k = Categorical(logits=self.log_pi.expand(n, -1)).sample(torch.Size(sample_shape))
+        drawn = Categorical(logits=self.log_pi.expand(n, -1), validate_args=False)
+        k = drawn.sample(torch.Size(sample_shape))
         loc, scale = self.of_component(k)
         return loc + scale * torch.randn_like(loc)
 

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 from scvi.data.fields import CategoricalObsField
 
 from scalloy import _keys
-from scalloy.baselines.predictors import normalised
+from scalloy.blocks.sparse import log_normalise
 from scalloy.data import checks
 from scalloy.models import _options
 from scalloy.models._base import ScalloyModel, without
@@ -168,7 +169,8 @@ allow_non_counts
             cells = self._of_type(str(celltype_to_predict), str(ctrl_key), str(stim_key))
         out = self.transfer(cells, to=str(stim_key), **kwargs)
         counts = checks.check_layer(cells, self.registry["setup_args"].get("layer"))
-        before = np.log1p(normalised(counts.toarray() if sp.issparse(counts) else np.asarray(counts)))
+        observed = counts.toarray() if sp.issparse(counts) else np.asarray(counts)
+        before = log_normalise(torch.as_tensor(observed, dtype=torch.float32)).numpy()
         change = np.asarray(out.X).mean(0) - before.mean(0)
         return out, pd.Series(change, index=out.var_names, name="change")
 

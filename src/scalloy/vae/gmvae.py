@@ -170,7 +170,7 @@ class GMVAE(VAEModule):
         if n_sure == self.n_decoded:
             return sure.T, weight.T
         rest = log_q.detach().scatter(-1, sure, -torch.inf)
-        drawn = Categorical(logits=rest).sample().unsqueeze(-1)
+        drawn = Categorical(logits=rest, validate_args=False).sample().unsqueeze(-1)
         log_drawn = log_q.gather(-1, drawn)
         stands_for = rest.logsumexp(-1, keepdim=True).exp() * (log_drawn - log_drawn.detach()).exp()
         return torch.cat([sure, drawn], -1).T, torch.cat([weight, stands_for], -1).T
