@@ -144,31 +144,34 @@ class ZeroInflated(Likelihood):
 
 
 class Piecewise(Likelihood):
-    """Counts below ``k_max`` as categories of their own, the others shifted by it: scVAE's PC-Poisson, PC-NB.
+    """Counts below ``k_max`` as categories, the others shifted by it: scVAE's PC-Poisson and PC-NB.
 
-    Differs from scVAE in that a cell's library size moves the categories too, where rates are tied to it (a
-    slope for each gene and category, which begins at the Poisson's): or depth would have to be in the code.
+    Differs from scVAE in that with ``library`` a cell's library size moves the categories and the rates of
+    what exceeds them, by slopes for each gene: or depth would have to be in the code. ``base`` has rates of
+    its own (``library=False``), for what exceeds ``k_max`` does not add up to anything.
     """
 
-    def __init__(self, base: Poisson | NB, k_max: int) -> None:
+    def __init__(self, base: Poisson | NB, k_max: int, *, library: bool = True) -> None:
         nn.Module.__init__(self)
         self.base, self.k_max = base, k_max
         n_vars = base.head.out_features
         self.categories = nn.Linear(base.head.in_features, n_vars * (k_max + 1))
-        self.slope = None
-        if base.library:
+        self.slope = self.tail_slope = None
+        if library:  # category k begins at the slope of a Poisson's
             self.slope = nn.Parameter(torch.arange(k_max + 1.0).unsqueeze(-1).repeat(1, n_vars))
+            self.tail_slope = nn.Parameter(torch.zeros(n_vars))
         self.middle: Tensor
         self.register_buffer("middle", torch.zeros(()))
 
     def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.PiecewiseCategorical:
-        logits = self.categories(h).unflatten(-1, (self.k_max + 1, -1))
+        logits, tail = self.categories(h).unflatten(-1, (self.k_max + 1, -1)), self.base(h, log_ell, b)
         if self.slope is not None:
-            logits = logits + (log_ell - self.middle).unsqueeze(-1) * self.slope
-        return dist.PiecewiseCategorical(self.base(h, log_ell, b), logits)
+            depth = log_ell - self.middle
+            logits, tail = logits + depth.unsqueeze(-1) * self.slope, tail.scaled(depth * self.tail_slope)
+        return dist.PiecewiseCategorical(tail, logits)
 
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
-        """Categories as likely as under a negative binomial of the moments of the gene."""
+        """Categories as likely, and what exceeds them as large, as for NB counts of the gene's moments."""
         self.base.start_at(mean, variance, log_ell)
         with torch.no_grad():
             self.middle.copy_(log_ell.mean())
@@ -176,10 +179,13 @@ class Piecewise(Likelihood):
             excess = (variance.double() - mean).clamp_min(1e-3 * mean.square())
             log_theta = (mean.square() / excess).clamp(1e-2, 1e2).log()
             p = dist.NegativeBinomial(dist.Rate(mean.log(), None), log_theta)
-            below = torch.stack([p.log_pmf(torch.full_like(mean, k)).exp() for k in range(self.k_max)])
-            rest = (1 - below.sum(0, keepdim=True)).clamp_min(1e-8)
-            bias = torch.cat([below.clamp_min(1e-8), rest]).log()
+            k = torch.arange(self.k_max, dtype=mean.dtype, device=mean.device).unsqueeze(-1)
+            below = torch.stack([p.log_pmf(v.expand_as(mean)).exp() for v in k])
+            rest = (1 - below.sum(0)).clamp_min(1e-8)
+            bias = torch.cat([below.clamp_min(1e-8), rest.unsqueeze(0)]).log()
             self.categories.bias.copy_(bias.flatten())
+            beyond = (mean - (k * below).sum(0)) / rest - self.k_max
+            self.base.head.bias.copy_(beyond.clamp_min(0.05).log())
 
 
 class Gaussian(Likelihood):

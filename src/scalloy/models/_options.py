@@ -116,7 +116,8 @@ def likelihood(
             "become categories of 'nb' or 'poisson'. Pass one of these, and 0 or more."
         )
         raise ValueError(msg)
-    return lik.Piecewise(makers[name](), k_max)
+    nb["library"] = tied["library"] = False
+    return lik.Piecewise(makers[name](), k_max, library=library != "none")
 
 
 def clusters(n_clusters: int | None, n_labels: int, *, merges: bool) -> tuple[int | None, int]:
