@@ -249,6 +249,7 @@ def test_piecewise_begins_at_the_frequencies_of_counts():
         np.testing.assert_allclose(
             p.log_pmf(torch.full((1, 3), float(x))).exp()[0].detach(), expected, rtol=1e-3
         )
+    np.testing.assert_allclose(p.mean[0].detach(), mean, rtol=0.02)
     deeper = made(torch.zeros(1, 4), ell[:1] + np.log(2), torch.zeros(1, dtype=torch.long))
     assert (deeper.mean[0, 0] / p.mean[0, 0]).item() == pytest.approx(2, rel=0.15)
 
