@@ -95,10 +95,11 @@ def test_clusters_beside_rivals():
         "k-means on PCs",
         "CGMDVAE, k given",
         "CGMDVAE, k found",
+        "GMVAE, k given",
         "SCVI + k-means",
     }
     assert frame.set_index("method").loc["CGMDVAE, k given", "clusters"] <= 8
-    assert summary(frame)["mean_rank"].between(1, 8).all()
+    assert summary(frame)["mean_rank"].between(1, len(frame)).all()
     assert callable(clustering)
 
 

@@ -98,6 +98,14 @@ def test_a_killed_search_goes_on(cells, tmp_path):
         assert (folder / name / "result.json").read_text() == text  # not trained twice
     with pytest.raises(FileExistsError, match="Pass `resume=True`"):
         sa.search(cells, "GMVAE", SPACE, folder=folder, **SMALL)
+    for other in ({"space": {**SPACE, "n_latent": [2]}}, {"batch_key": None}):
+        with pytest.raises(ValueError, match="holds another search"):
+            sa.search(
+                cells,
+                "GMVAE",
+                **{"space": SPACE, "batch_key": "batch", "folder": folder, **other, **LONG},
+                resume=True,
+            )
     whole = sa.search(
         cells, "GMVAE", SPACE, folder=tmp_path / "whole", stop_early=False, batch_key="batch", **LONG
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 JUDGE, EARLY = "marginal_ll", "elbo_validation"
 LIKELIHOODS = {"gene_likelihood": ["poisson", "nb", "zip", "zinb"]}
+UNJUDGED = "AE"  # has no prior, and so no likelihood of cells
+ABOUT = "search.json"
 FIGURES = (JUDGE, "se", EARLY, "epochs", "seconds")
 PLAN = set(inspect.signature(TermsPlan).parameters) - {"module"}
 TRAIN = {"max_epochs", "batch_size", "early_stopping", "n_samples_per_label"}
@@ -153,14 +156,17 @@ def search(
     """
     tune = _tune()
     settings = _settings(model, dict(space or LIKELIHOODS), n_trials, seeds)
-    folder = Path(folder).resolve()
-    known = folder.is_dir() and any(folder.iterdir())
-    if known and not resume:
-        msg = f"`folder={str(folder)!r}` is in use. Pass `resume=True` to go on there, or another folder."
-        raise FileExistsError(msg)
     for name in dict.fromkeys(t["model"] for t in settings):
         _class(name).setup_anndata(adata.copy(), **setup)  # what is wrong with the cells is said before
-    epochs = max_epochs or _default_epochs(adata.n_obs)
+    epochs, folder = max_epochs or _default_epochs(adata.n_obs), Path(folder).resolve()
+    about = {
+        "trials": settings,
+        "setup": setup,
+        "epochs": epochs,
+        "n_mc_samples": n_mc_samples,
+        "cells": adata.shape,
+    }
+    known = _begun(folder, about, resume) and tune.Tuner.can_restore(str(folder))
     trial = tune.with_parameters(
         _trial, adata=adata, setup=setup, epochs=epochs, n_mc_samples=n_mc_samples, settings=settings
     )
@@ -193,8 +199,6 @@ def search(
 def _tune() -> Any:
     """Ray Tune, or what to install."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # seconds between states on disk
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0")
     try:
         from ray import tune
     except ImportError as error:
@@ -203,15 +207,34 @@ def _tune() -> Any:
     return tune
 
 
+def _begun(folder: Path, about: dict[str, Any], resume: bool) -> bool:
+    """Whether the folder holds this very search; if there is none yet, write what it is."""
+    text, file = json.dumps(about, default=_plain, indent=1), folder / ABOUT
+    if not folder.is_dir() or not any(folder.iterdir()):
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return False
+    if not resume:
+        msg = f"`folder={str(folder)!r}` is in use. Pass `resume=True` to go on there, or another folder."
+        raise FileExistsError(msg)
+    if not file.is_file() or file.read_text() != text:
+        msg = f"`folder={str(folder)!r}` holds another search: see its {ABOUT}. Pass the same arguments."
+        raise ValueError(msg)
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """Of numpy."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
 def _settings(
     model: str | Sequence[str], space: dict[str, Any], n_trials: int | None, seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Every trial: the class, its arguments, the seed. Each is there once."""
     from scalloy.models import MODELS, _options
 
-    judged = {
-        k: v for k, v in MODELS.items() if k != "AE"
-    }  # which has no prior, and so no likelihood of cells
+    judged = {k: v for k, v in MODELS.items() if k != UNJUDGED}
     models = [model] if isinstance(model, str) else list(model)
     takes = {_options.one_of("model", m, judged): _arguments(judged[m]) | TRAIN | PLAN for m in models}
     for name in space:
@@ -228,11 +251,9 @@ def _settings(
         rng = np.random.RandomState(0)  # Ray's samplers take these
 
         def one(values: Any) -> Any:
-            return (
-                values[rng.randint(len(values))]
-                if isinstance(values, list)
-                else values.sample(random_state=rng)
-            )
+            if not isinstance(values, list):
+                return values.sample(random_state=rng)
+            return values[rng.randint(len(values))]
 
         drawn = [{"model": one(models), **{k: one(v) for k, v in space.items()}} for _ in range(n_trials)]
     trials = [
