@@ -12,26 +12,23 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from lightning.pytorch.callbacks import Callback
 
 from scalloy.data.splits import split
 from scalloy.train.plan import TermsPlan
+from scalloy.train.trials import EARLY, JUDGE, Reports, bar, ray_tune, running, scheduler
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from scalloy.models._base import ScalloyModel
 
-JUDGE, EARLY = "marginal_ll", "elbo_validation"
 LIKELIHOODS = {"gene_likelihood": ["poisson", "nb", "zip", "zinb"]}
 UNJUDGED = "AE"  # has no prior, and so no likelihood of cells
 ABOUT = "search.json"
@@ -154,7 +151,7 @@ def search(
     >>> found.table
     >>> model = found.load(adata=adata)
     """
-    tune = _tune()
+    tune = ray_tune()
     settings = _settings(model, dict(space or LIKELIHOODS), n_trials, seeds)
     for name in dict.fromkeys(t["model"] for t in settings):
         _class(name).setup_anndata(adata.copy(), **setup)  # what is wrong with the cells is said before
@@ -171,7 +168,7 @@ def search(
         _trial, adata=adata, setup=setup, epochs=epochs, n_mc_samples=n_mc_samples, settings=settings
     )
     trial = tune.with_resources(trial, {"cpu": cpus, "gpu": gpus})
-    with _ray(address):
+    with running(address):
         if known:
             tuner = tune.Tuner.restore(str(folder), trial, resume_unfinished=True, restart_errored=True)
             if tuner.get_results().num_terminated == len(settings) and not tuner.get_results().num_errors:
@@ -181,7 +178,7 @@ def search(
                 trial,
                 param_space={"trial": tune.grid_search(list(range(len(settings))))},
                 tune_config=tune.TuneConfig(
-                    scheduler=_scheduler(epochs) if stop_early else None,
+                    scheduler=scheduler(epochs) if stop_early else None,
                     reuse_actors=True,
                     trial_name_creator=lambda t: f"trial_{t.config['trial']}",
                     trial_dirname_creator=lambda t: f"trial_{t.config['trial']}",
@@ -190,21 +187,10 @@ def search(
                     name=folder.name,
                     storage_path=str(folder.parent),
                     verbose=0,
-                    callbacks=[_bar(tune)(len(settings))] if progress else [],
+                    callbacks=[bar(tune)(len(settings))] if progress else [],
                 ),
             )
         return _collected(tuner.fit(), settings)
-
-
-def _tune() -> Any:
-    """Ray Tune, or what to install."""
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # seconds between states on disk
-    try:
-        from ray import tune
-    except ImportError as error:
-        msg = "`sa.search` runs on Ray Tune: pip install 'scalloy[search]'."
-        raise ImportError(msg) from error
-    return tune
 
 
 def _begun(folder: Path, about: dict[str, Any], resume: bool) -> bool:
@@ -310,7 +296,7 @@ def _trial(
         **{"max_epochs": epochs, **train},
         plan_kwargs=plan,
         datasplitter_kwargs={"external_indexing": list(parts)},
-        callbacks=[_Reports()],
+        callbacks=[Reports()],
         enable_progress_bar=False,
     )
     mean, se = model.get_marginal_ll(indices=parts[2], n_mc_samples=n_mc_samples, return_se=True)
@@ -321,70 +307,6 @@ def _trial(
         model.save(kept, overwrite=True)
         checkpoint = tune.Checkpoint.from_directory(kept)
         tune.report({**figures, "epoch": len(validation) + 1}, checkpoint=checkpoint)
-
-
-class _Reports(Callback):
-    """Tells Ray after each epoch where the trial stands."""
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        from ray import tune
-
-        if EARLY in trainer.callback_metrics and not trainer.sanity_checking:
-            value = float(trainer.callback_metrics[EARLY])
-            tune.report(
-                {"epoch": trainer.current_epoch + 1, EARLY: value, "epochs": trainer.current_epoch + 1}
-            )
-
-
-def _scheduler(epochs: int) -> Any:
-    from ray.tune.schedulers import ASHAScheduler
-
-    grace = epochs // 3 + 1  # once, when mixtures have been placed: thrice as late there is nothing to save
-    return ASHAScheduler(
-        time_attr="epoch", metric=EARLY, mode="min", max_t=10 * epochs, grace_period=grace, reduction_factor=3
-    )
-
-
-def _bar(tune: Any) -> type:
-    """A bar of trials for Ray's callbacks, which are pickled."""
-
-    class Bar(tune.Callback):
-        def __init__(self, total: int) -> None:
-            self.total, self.bar = total, None
-
-        def __getstate__(self) -> dict[str, Any]:
-            return {"total": self.total, "bar": None}
-
-        def setup(self, **_: Any) -> None:
-            from tqdm.auto import tqdm
-
-            self.bar, self.best = tqdm(total=self.total, desc="trials"), -np.inf
-
-        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
-            self.best = max(self.best, trial.last_result.get(JUDGE, -np.inf))
-            self.bar.set_postfix(best=round(self.best, 2))
-            self.bar.update()
-
-        def on_experiment_end(self, trials: list, **_: Any) -> None:
-            self.bar.close()
-
-    return Bar
-
-
-@contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """Ray as it runs already, or for as long as this takes."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    ray.init(address=address, **quiet, **({"include_dashboard": False} if address is None else {}))
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _collected(results: Any, settings: list[dict[str, Any]]) -> Search:

@@ -1,0 +1,88 @@
+"""What a search needs of Ray: to start it, to hear of epochs, to end bad trials, to show how far it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+JUDGE, EARLY = "marginal_ll", "elbo_validation"
+
+
+def ray_tune() -> Any:
+    """Ray Tune, or what to install."""
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # seconds between states on disk
+    try:
+        from ray import tune
+    except ImportError as error:
+        msg = "`sa.search` runs on Ray Tune: pip install 'scalloy[search]'."
+        raise ImportError(msg) from error
+    return tune
+
+
+class Reports(Callback):
+    """Tells Ray after each epoch where the trial stands."""
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        from ray import tune
+
+        if EARLY in trainer.callback_metrics and not trainer.sanity_checking:
+            value = float(trainer.callback_metrics[EARLY])
+            tune.report(
+                {"epoch": trainer.current_epoch + 1, EARLY: value, "epochs": trainer.current_epoch + 1}
+            )
+
+
+def scheduler(epochs: int) -> Any:
+    from ray.tune.schedulers import ASHAScheduler
+
+    grace = epochs // 3 + 1  # once, when mixtures have been placed: thrice as late there is nothing to save
+    return ASHAScheduler(
+        time_attr="epoch", metric=EARLY, mode="min", max_t=10 * epochs, grace_period=grace, reduction_factor=3
+    )
+
+
+def bar(tune: Any) -> type:
+    """A bar of trials for Ray's callbacks, which are pickled."""
+
+    class Bar(tune.Callback):
+        def __init__(self, total: int) -> None:
+            self.total, self.bar = total, None
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {"total": self.total, "bar": None}
+
+        def setup(self, **_: Any) -> None:
+            from tqdm.auto import tqdm
+
+            self.bar, self.best = tqdm(total=self.total, desc="trials"), -np.inf
+
+        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
+            self.best = max(self.best, trial.last_result.get(JUDGE, -np.inf))
+            self.bar.set_postfix(best=round(self.best, 2))
+            self.bar.update()
+
+        def on_experiment_end(self, trials: list, **_: Any) -> None:
+            self.bar.close()
+
+    return Bar
+
+
+@contextmanager
+def running(address: str | None) -> Iterator[None]:
+    """Ray as it runs already, or for as long as this takes."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    ray.init(address=address, **quiet, **({"include_dashboard": False} if address is None else {}))
+    try:
+        yield
+    finally:
+        ray.shutdown()
