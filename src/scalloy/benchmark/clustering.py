@@ -72,7 +72,7 @@ def clustering(
                 "GMVAE, k given": ours(adata, seed, max_epochs, GMVAE, n_clusters=k),
             }
             if original:
-                found["CGMDVAE.original"] = ours(adata, seed, max_epochs, CGMDVAE.original, n_clusters=k)
+                found["CGMDVAE.original"] = ours(adata, seed, max_epochs, make=CGMDVAE.original, n_clusters=k)
             if scvi_epochs != 0:
                 z = scvi_latent(adata, seed, scvi_epochs)
                 found["SCVI + k-means"] = KMeans(k, n_init=10, random_state=seed).fit_predict(z)
@@ -86,13 +86,14 @@ def ours(
     adata: AnnData,
     seed: int,
     max_epochs: int | None,
-    make: Callable[..., MixtureModel] = CGMDVAE,
+    cls: type[MixtureModel] = CGMDVAE,
+    make: Callable[..., MixtureModel] | None = None,
     **model: Any,
 ) -> np.ndarray:
-    """Clusters of a model of ours."""
+    """Clusters of a model of ours, made by its class or otherwise."""
     scvi.settings.seed = seed
-    (GMVAE if make is GMVAE else CGMDVAE).setup_anndata(adata)
-    made = make(adata, **model)
+    cls.setup_anndata(adata)
+    made = (make or cls)(adata, **model)
     made.train(max_epochs=max_epochs, **QUIET)
     return made.get_clusters().astype(str).to_numpy()
 

@@ -120,10 +120,15 @@ class NB(Poisson):
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
         super().start_at(mean, variance, log_ell)
         with torch.no_grad():
-            excess = (variance - mean).clamp_min(1e-3 * mean.square() + 1e-9)
-            log_theta = (mean.square() / excess).clamp(1e-2, 1e2).log()
+            log_theta = log_inverse_dispersion(mean, variance)
             target = self.theta_head.bias if self.dispersion == "gene-cell" else self.log_theta
             target.copy_(log_theta.expand_as(target))
+
+
+def log_inverse_dispersion(mean: Tensor, variance: Tensor) -> Tensor:
+    """``log theta`` of each gene by its moments, within reason."""
+    excess = (variance - mean).clamp_min(1e-3 * mean.square() + 1e-9)
+    return (mean.square() / excess).clamp(1e-2, 1e2).log()
 
 
 class ZeroInflated(Likelihood):
@@ -176,8 +181,7 @@ class Piecewise(Likelihood):
         with torch.no_grad():
             self.middle.copy_(log_ell.mean())
             mean = mean.double() + 1e-9
-            excess = (variance.double() - mean).clamp_min(1e-3 * mean.square())
-            log_theta = (mean.square() / excess).clamp(1e-2, 1e2).log()
+            log_theta = log_inverse_dispersion(mean, variance.double())
             p = dist.NegativeBinomial(dist.Rate(mean.log(), None), log_theta)
             k = torch.arange(self.k_max, dtype=mean.dtype, device=mean.device).unsqueeze(-1)
             below = torch.stack([p.log_pmf(v.expand_as(mean)).exp() for v in k])

@@ -12,6 +12,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +66,7 @@ class Search:
         done = self.table[self.table["status"] == "finished"]
         names = dict.fromkeys(k for t in self.trials for k in t if k != "seed")
         by = done.groupby(list(names), sort=False, dropna=False)
-        columns = [JUDGE, "se", EARLY, "epochs", "seconds"]
-        out = by[columns].mean()
+        out = by[list(FIGURES)].mean()
         out.insert(1, "sd", by[JUDGE].std())
         out.insert(2, "seeds", by.size())
         return out.sort_values(JUDGE, ascending=False)
@@ -171,8 +172,9 @@ def search(
     with running(address):
         if known:
             tuner = tune.Tuner.restore(str(folder), trial, resume_unfinished=True, restart_errored=True)
-            if tuner.get_results().num_terminated == len(settings) and not tuner.get_results().num_errors:
-                return _collected(tuner.get_results(), settings)
+            found = tuner.get_results()
+            if found.num_terminated == len(settings) and not found.num_errors:
+                return _collected(found, settings)
         else:
             tuner = tune.Tuner(
                 trial,
@@ -279,9 +281,6 @@ def _trial(
     settings: list[dict[str, Any]],
 ) -> None:
     """One model, within a process of Ray's."""
-    import tempfile
-    import time
-
     import scvi
     from ray import tune
 

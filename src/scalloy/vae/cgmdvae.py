@@ -124,10 +124,8 @@ class CGMDVAE(VAEModule):
 
     def relative(self, q_w: Any, c: Tensor) -> Any:
         """Posterior of ``w`` in units of its prior, so that neither draws the other to where it began."""
-        if self.prior_w is None:
-            return q_w
-        loc, log_scale = self.prior_w[c].chunk(2, -1)
-        return gaussian(loc + log_scale.exp() * q_w.mean, log_scale.exp() * q_w.stddev)
+        p_w = self.style(c, q_w.mean)
+        return gaussian(p_w.mean + p_w.stddev * q_w.mean, p_w.stddev * q_w.stddev)
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
         h = self.dec_x(latents["z"], (*batch.removed, batch.condition), batch.cont)
