@@ -18,8 +18,21 @@ _MODELS = {
     "GMVAE": "gmvae",
     "CGMDVAE": "cgmdvae",
     "TRVAE": "trvae",
+    "BetaVSC": "vsc",
 }
-_MODULES = ("baselines", "benchmark", "blocks", "data", "datasets", "metrics", "models", "pl", "train", "vae")
+_MODULES = (
+    "baselines",
+    "benchmark",
+    "blocks",
+    "compare",
+    "data",
+    "datasets",
+    "metrics",
+    "models",
+    "pl",
+    "train",
+    "vae",
+)
 
 _FUNCTIONS = {"load": "models", "search": "train.search"}
 

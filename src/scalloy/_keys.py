@@ -10,6 +10,9 @@ where       key                                    what
 ``.obs``    ``<model>_label``,                     most probable label, its probability among the labels,
             ``<model>_label_probability``,         and the score of being none of them, likewise, with
             ``<model>_unknown``                    labels
+``.obsm``   ``<model>_active``                     probability of each latent of being on (a DataFrame), by
+                                                   :meth:`annotate` of :class:`scalloy.BetaVSC`
+``.obs``    ``<model>_sparsity``                   share of the latents that are off, likewise
 ``.uns``    ``<model>``                            settings and versions of the model, by :meth:`annotate`
 ``.obs``    ``_scvi_batch``, ``_scvi_labels``,     codes of the registered columns, by scvi-tools in
             ``_scvi_condition``                    ``setup_anndata``
@@ -64,6 +67,16 @@ def label_probability(model: str) -> str:
 def unknown(model: str) -> str:
     """Key of the score of being of no known type in ``.obs``."""
     return f"{model}_unknown"
+
+
+def active(model: str) -> str:
+    """Key of the probabilities of latents of being on in ``.obsm``."""
+    return f"{model}_active"
+
+
+def sparsity(model: str) -> str:
+    """Key of the share of latents that are off in ``.obs``."""
+    return f"{model}_sparsity"
 
 
 def settings(model: str) -> str:

@@ -223,6 +223,60 @@ def simulate(
     return adata
 
 
+def programs(
+    n_obs: int = 3000,
+    n_vars: int = 500,
+    *,
+    n_programs: int = 8,
+    active: float = 0.2,
+    signed: bool = False,
+    theta: float = 4.0,
+    library: float = 2000.0,
+    seed: int = 0,
+) -> AnnData:
+    r"""Negative binomial counts of cells that use a few programs of genes each: truly sparse factors.
+
+    The mean is :math:`\ell_n\,\mathrm{softmax}_g(` gene + activities x effects :math:`)`; a program acts on
+    a tenth of the genes.
+
+    Parameters
+    ----------
+    n_obs, n_vars
+        Cells and genes.
+    n_programs
+        Number of programs.
+    active
+        Share of them that is on in a cell.
+    signed
+        Whether activities are standard normal where they are not zero, and effects of either sign; otherwise
+        they are above zero (Gamma with mean 1 and variance 1/4), as of programs that are switched on.
+    theta, library
+        As in :func:`simulate`.
+    seed
+        Of everything.
+
+    Returns
+    -------
+    AnnData with the activities in ``obsm["programs"]`` and the effects in ``varm["programs"]``.
+    """
+    rng = np.random.default_rng(seed)
+    on = rng.random((n_obs, n_programs)) < active
+    activity = on * (rng.normal(size=on.shape) if signed else rng.gamma(4.0, 0.25, on.shape))
+    effect = rng.normal(0, 1.0, (n_programs, n_vars)) * (rng.random((n_programs, n_vars)) < 0.1)
+    effect = effect if signed else 1.5 * np.abs(effect)
+    eta = rng.normal(0, 1.2, n_vars) + activity @ effect
+    eta = np.exp(eta - eta.max(axis=1, keepdims=True))
+    mean = library * rng.lognormal(0, 0.3, (n_obs, 1)) * eta / eta.sum(axis=1, keepdims=True)
+    counts = rng.poisson(rng.gamma(theta, mean / theta)).astype(np.float32)
+    counts[counts.sum(axis=1) == 0, 0] = 1
+    obs = pd.DataFrame(index=[f"cell_{i}" for i in range(n_obs)])
+    adata = AnnData(
+        sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"gene_{i}" for i in range(n_vars)])
+    )
+    adata.obsm["programs"], adata.varm["programs"] = activity, effect.T
+    return adata
+
+
 def poisson_genes(n_obs: int = 2000, *, n_vars: int = 10, seed: int = 0) -> AnnData:
     """Independent Poisson genes with rates 1, 2, ..., ``n_vars`` (``var["rate"]``), the scVAE review's check.
 

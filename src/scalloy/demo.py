@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from scalloy import metrics
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -92,21 +92,12 @@ def table(model: VAE, adata: AnnData, minutes: float) -> Any:
     for column in ("", "VAE latent", f"PCA, {pca.shape[1]} components"):
         out.add_column(column, justify="left" if not column else "right")
     for name, key in (("cell type", "cell_type"), ("condition", "condition"), ("donor", "batch")):
-        scores = [neighbours_agree(z, adata.obs[key].to_numpy()) for z in (latent, pca)]
+        scores = [metrics.knn_accuracy(z, adata.obs[key].to_numpy()) for z in (latent, pca)]
         out.add_row(f"{name} by 15 neighbours (5-fold accuracy)", *[f"{s:.3f}" for s in scores])
     out.add_row("held-out ELBO (nats per cell)", f"{model.get_elbo(indices=held):.1f}", "")
     recon = model.get_reconstruction_error(indices=held)["reconstruction_loss"]
     out.add_row("held-out reconstruction (nats per cell)", f"{recon:.1f}", "")
     return out
-
-
-def neighbours_agree(z: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy of the vote of 15 neighbours, five-fold."""
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-    from sklearn.neighbors import KNeighborsClassifier
-
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    return float(cross_val_score(KNeighborsClassifier(15), z, labels, cv=folds).mean())
 
 
 def pictures(model: VAE, adata: AnnData, folder: Path) -> list[Path]:

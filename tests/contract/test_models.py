@@ -41,6 +41,10 @@ MODELS = {
         **SMALL,
         **kw,
     ),
+    "BetaVSC": lambda adata, **kw: sa.BetaVSC(adata, **SMALL, **kw),
+    "BetaVSC_pseudo": lambda adata, **kw: sa.BetaVSC(
+        adata, prior="pseudo", n_pseudo=5, decoder="mlp", slab_warmup=0.5, beta=2.0, **SMALL, **kw
+    ),
     "TRVAE": lambda adata, **kw: sa.TRVAE(adata, **SMALL, **kw),
     "CGMDVAE": lambda adata, **kw: sa.CGMDVAE(adata, **SMALL, **kw),
     "CGMDVAE_full": lambda adata, **kw: sa.CGMDVAE(
@@ -50,8 +54,8 @@ MODELS = {
 every = pytest.mark.parametrize("name", MODELS)
 
 
-def mixture_keys(key):
-    named = (_keys.cluster, _keys.cluster_probability, _keys.probabilities)
+def model_keys(key):
+    named = (_keys.cluster, _keys.cluster_probability, _keys.probabilities, _keys.active, _keys.sparsity)
     return {f(key) for f in (*named, _keys.label, _keys.label_probability, _keys.unknown)}
 
 
@@ -153,7 +157,7 @@ def test_annotate_writes_documented_keys_only(trained, cells, quick):
     assert cells.uns[key]["settings"]["n_latent"] == 4
     for attribute in ("obs", "obsm", "uns", "layers", "var"):
         new = set(getattr(cells, attribute)) - set(getattr(before, attribute))
-        assert new <= {_keys.latent(key), _keys.settings(key), *mixture_keys(key)}
+        assert new <= {_keys.latent(key), _keys.settings(key), *model_keys(key)}
     assert (cells.X != before.X).nnz == 0
     sc.pp.neighbors(cells, use_rep=_keys.latent(key))
     assert "connectivities" in cells.obsp

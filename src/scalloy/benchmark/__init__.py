@@ -4,8 +4,9 @@ from scalloy.benchmark.cell_eval import to_cell_eval
 from scalloy.benchmark.clustering import clustering
 from scalloy.benchmark.cost import cost
 from scalloy.benchmark.fit import fit
+from scalloy.benchmark.latent import latent
 from scalloy.benchmark.likelihoods import likelihoods
 from scalloy.benchmark.speed import speed
 from scalloy.benchmark.transfer import transfer
 
-__all__ = ["clustering", "cost", "fit", "likelihoods", "speed", "to_cell_eval", "transfer"]
+__all__ = ["clustering", "cost", "fit", "latent", "likelihoods", "speed", "to_cell_eval", "transfer"]

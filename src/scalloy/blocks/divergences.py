@@ -82,8 +82,40 @@ def _sum(x: Tensor, y: Tensor, a: Tensor) -> Tensor:
 
 
 def _block(x: Tensor, y: Tensor, a: Tensor) -> Tensor:
+    return kernel(x, y, a).sum()
+
+
+def kernel(x: Tensor, y: Tensor, scales: Tensor) -> Tensor:
+    """``k`` of all pairs, ``(len(x), len(y))``."""
     squared = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
     total = torch.zeros_like(squared)
-    for scale in a:
+    for scale in scales:
         total = total + torch.exp(-squared / (2 * scale))
-    return total.sum() / len(a)
+    return total / len(scales)
+
+
+class RandomFeatures:
+    """Features ``f(x)`` whose scalar products are ``k`` on average, and ``f(x) f(x) = k(x, x)`` exactly.
+
+    Rahimi & Recht, "Random features for large-scale kernel machines", NeurIPS 2007.
+
+    Parameters
+    ----------
+    n_dims
+        Of the samples.
+    scales
+        As in :func:`mmd2`; each has its part of the features.
+    n_features
+        How many at least.
+    generator
+        Of the frequencies.
+    """
+
+    def __init__(self, n_dims: int, scales: Tensor, n_features: int, generator: torch.Generator) -> None:
+        each = -(-n_features // (2 * len(scales)))
+        waves = torch.randn(n_dims, len(scales), each, generator=generator, dtype=scales.dtype)
+        self.waves = (waves / scales[:, None].sqrt()).flatten(1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        angle = x @ self.waves
+        return torch.cat([angle.cos(), angle.sin()], -1) / self.waves.shape[1] ** 0.5

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
+from torch.nn.functional import one_hot
 
 from scalloy.blocks.distributions import Delta, bounded, gaussian
 from scalloy.blocks.sparse import SparseLinear
@@ -84,6 +85,23 @@ class Stack(nn.Module):
         for layer in self.layers:
             x = layer(x, cats, cont)
         return x
+
+
+class Beside(nn.Module):
+    """A code with what is known of the cell beside it: all of a decoder without hidden layers.
+
+    The weights of a likelihood's head are then what each latent does to each gene.
+    """
+
+    def __init__(self, n_in: int, *, n_cats: Sequence[int] = (), n_cont: int = 0) -> None:
+        super().__init__()
+        self.n_cats = tuple(n_cats)
+        self.n_out = n_in + sum(k for k in n_cats if k > 1) + n_cont
+
+    def forward(self, x: Tensor, cats: Sequence[Tensor] = (), cont: Tensor | None = None) -> Tensor:
+        parts = [one_hot(c, k).to(x.dtype) for c, k in zip(cats, self.n_cats, strict=True) if k > 1]
+        parts += [] if cont is None else [cont]
+        return torch.cat([x, *(p.expand(*x.shape[:-1], -1) for p in parts)], -1)
 
 
 class Domain(NamedTuple):

@@ -1,6 +1,16 @@
 """Metrics: arrays in, floats out."""
 
-from scalloy.metrics.clustering import expected_calibration_error, hungarian_accuracy, matched, purity
+from scalloy.metrics.clustering import (
+    best_match,
+    bio_conservation,
+    expected_calibration_error,
+    hoyer,
+    hungarian_accuracy,
+    knn_accuracy,
+    matched,
+    matched_correlation,
+    purity,
+)
 from scalloy.metrics.transfer import (
     ceilings,
     coverage,
@@ -19,14 +29,19 @@ from scalloy.metrics.transfer import (
 )
 
 __all__ = [
+    "best_match",
+    "bio_conservation",
     "ceilings",
     "coverage",
     "de_auprc",
     "de_overlap",
     "energy_distance",
     "expected_calibration_error",
+    "hoyer",
     "hungarian_accuracy",
+    "knn_accuracy",
     "matched",
+    "matched_correlation",
     "mmd",
     "pearson_delta",
     "purity",

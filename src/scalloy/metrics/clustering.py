@@ -5,9 +5,13 @@ ARI, NMI and macro-F1 are scikit-learn's; here is what it lacks.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
 
 
 def matched(truth: np.ndarray, clusters: np.ndarray) -> np.ndarray:
@@ -27,6 +31,81 @@ def purity(truth: np.ndarray, clusters: np.ndarray) -> float:
     """Share of cells in the majority of their cluster; rises with the number of clusters."""
     table = pd.crosstab(np.asarray(truth), np.asarray(clusters)).to_numpy()
     return float(table.max(0).sum() / table.sum())
+
+
+def knn_accuracy(z: np.ndarray, labels: np.ndarray, k: int = 15) -> float:
+    """Accuracy of the vote of the nearest cells in a latent space, five-fold.
+
+    Parameters
+    ----------
+    z
+        Cells x latents.
+    labels
+        Of the cells.
+    k
+        Neighbours.
+    """
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")
+        return float(cross_val_score(KNeighborsClassifier(k), z, labels, cv=folds).mean())
+
+
+def hoyer(z: np.ndarray) -> float:
+    """Sparsity of a code, mean over cells: 0 where all latents are of one size, 1 where only one is not zero.
+
+    Latents are brought to the same spread first (Mathieu et al., ICML 2019); those that do not vary are zero.
+    """
+    z = np.asarray(z, dtype=float)
+    sd = z.std(0)
+    z = np.where(sd > 1e-8, z / np.maximum(sd, 1e-8), 0.0)
+    size, root = np.sqrt(np.square(z).sum(1)), np.sqrt(z.shape[1])
+    some = size > 0
+    return float(((root - np.abs(z[some]).sum(1) / size[some]) / (root - 1)).mean())
+
+
+def bio_conservation(z: np.ndarray, labels: np.ndarray) -> float:
+    """How well a latent space keeps known types: the mean of six metrics of scib-metrics.
+
+    NMI and ARI of k-means, NMI and ARI of Leiden at its best resolution, the silhouette of types and cLISI
+    (Luecken et al., Nature Methods 2022), each in [0, 1]; that of isolated labels needs batches. The extra
+    ``bench`` is needed.
+    """
+    try:
+        import scib_metrics
+        from scib_metrics.nearest_neighbors import pynndescent
+    except ImportError as error:
+        msg = "`bio_conservation` needs scib-metrics: pip install 'scalloy[bench]'."
+        raise ImportError(msg) from error
+    z, codes = np.asarray(z, dtype=np.float32), np.unique(labels, return_inverse=True)[1]
+    near = pynndescent(z, n_neighbors=min(90, len(z) - 1), random_state=0)
+    means = scib_metrics.nmi_ari_cluster_labels_kmeans(z, codes)
+    graph = scib_metrics.nmi_ari_cluster_labels_leiden(near, codes)
+    values = [*means.values(), *graph.values(), scib_metrics.silhouette_label(z, codes)]
+    return float(np.mean([*values, scib_metrics.clisi_knn(near, codes)]))
+
+
+def matched_correlation(truth: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """Of each true factor with the one latent that is matched with it, absolute, by the best assignment.
+
+    Parameters
+    ----------
+    truth, code
+        Cells x factors, cells x latents, at least as many of these.
+    """
+    r = _correlations(truth, code)
+    return r[np.arange(len(r)), best_match(truth, code)]
+
+
+def best_match(truth: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """Number of the latent that is matched with each true factor there."""
+    return linear_sum_assignment(-_correlations(truth, code))[1]
+
+
+def _correlations(truth: np.ndarray, code: np.ndarray) -> np.ndarray:
+    t, z = (np.asarray(v, dtype=float) - np.mean(v, axis=0) for v in (truth, code))
+    t, z = (v / np.maximum(np.sqrt(np.square(v).sum(0)), 1e-12) for v in (t, z))
+    return np.abs(t.T @ z)
 
 
 def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, n_bins: int = 15) -> float:

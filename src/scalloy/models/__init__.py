@@ -14,8 +14,11 @@ from scalloy.models.cgmdvae import CGMDVAE
 from scalloy.models.gmvae import GMVAE
 from scalloy.models.trvae import TRVAE
 from scalloy.models.vae import VAE, BetaVAE
+from scalloy.models.vsc import BetaVSC
 
-MODELS: dict[str, type[ScalloyModel]] = {m.__name__: m for m in (AE, CGMDVAE, GMVAE, TRVAE, BetaVAE, VAE)}
+MODELS: dict[str, type[ScalloyModel]] = {
+    m.__name__: m for m in (AE, CGMDVAE, GMVAE, TRVAE, BetaVAE, BetaVSC, VAE)
+}
 
 
 def load(dir_path: str | Path, adata: AnnData | None = None) -> ScalloyModel:
@@ -39,4 +42,4 @@ def load(dir_path: str | Path, adata: AnnData | None = None) -> ScalloyModel:
     return MODELS[name].load(dir_path, adata)
 
 
-__all__ = ["AE", "CGMDVAE", "GMVAE", "MODELS", "TRVAE", "VAE", "BetaVAE", "load"]
+__all__ = ["AE", "CGMDVAE", "GMVAE", "MODELS", "TRVAE", "VAE", "BetaVAE", "BetaVSC", "load"]

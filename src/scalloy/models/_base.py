@@ -36,6 +36,7 @@ from scalloy.data.splits import split
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
 from scalloy.models._getters import Getters
+from scalloy.models._traverse import Traverse
 from scalloy.train.memory import buffers_stay_mapped
 from scalloy.train.plan import TermsPlan
 from scalloy.vae.base import Sizes, VAEModule
@@ -48,7 +49,7 @@ CATEGORICAL = ("batch_key", "condition_key", "labels_key", "categorical_covariat
 CONTINUOUS = ("size_factor_key", "continuous_covariate_keys")
 
 
-class ScalloyModel(Getters, Evidence, UnsupervisedTrainingMixin, BaseModelClass):
+class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseModelClass):
     """Base of the users' classes. A leaf builds ``self.module`` and says ``self.init_params_``."""
 
     _training_plan_cls = TermsPlan

@@ -1,8 +1,24 @@
 """Pictures: one per function; axes in, axes out, nothing is shown or saved."""
 
+from scalloy.pl.clusters import clusters
+from scalloy.pl.compare import null
 from scalloy.pl.history import history, terms
-from scalloy.pl.latent import latent
+from scalloy.pl.latent import embedding, latent
 from scalloy.pl.likelihoods import counts, likelihoods
 from scalloy.pl.transfer import held_out, joint, transfer
+from scalloy.pl.traversal import traversal
 
-__all__ = ["counts", "held_out", "history", "joint", "latent", "likelihoods", "terms", "transfer"]
+__all__ = [
+    "clusters",
+    "counts",
+    "embedding",
+    "held_out",
+    "history",
+    "joint",
+    "latent",
+    "likelihoods",
+    "null",
+    "terms",
+    "transfer",
+    "traversal",
+]

@@ -1,69 +1,210 @@
-"""A latent space in two dimensions."""
+"""A latent space in two or three dimensions."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import patheffects
+
+from scalloy.models._options import one_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from scalloy.models._base import ScalloyModel
+
+METHODS = ("umap", "tsne", "pca")
+LEGENDS = ("right", "on data", "none")
+MISSING = (0.8, 0.8, 0.8)
+LONG = 16  # categories from which on a legend has a second column
+
 
 def latent(
-    adata: AnnData,
-    color: str,
+    data: AnnData | ScalloyModel,
+    color: str | Sequence[str],
     *,
-    basis: str = "X_umap",
-    ax: Axes | None = None,
+    basis: str | None = None,
+    use_rep: str | None = None,
+    method: Literal["umap", "tsne", "pca"] = "umap",
+    perplexity: float = 30.0,
+    n_dims: Literal[2, 3] = 2,
+    seed: int = 0,
+    legend: Literal["right", "on data", "none"] = "right",
+    ax: Axes | Sequence[Axes] | None = None,
     size: float | None = None,
-) -> Axes:
-    """Cells in an embedding, coloured by a column of ``.obs``.
+) -> Any:
+    """Cells in an embedding, coloured by columns of ``.obs`` or by genes.
 
     Parameters
     ----------
-    adata
-        With the embedding in ``.obsm[basis]``.
+    data
+        Cells; or a trained model, whose latent space is embedded.
     color
-        Column of ``.obs``, categories or numbers. Colours of categories come from
-        ``.uns["<color>_colors"]`` where scanpy has put them.
+        Column of ``.obs`` (categories or numbers) or name of a gene, drawn as it is in ``.X``; or several.
+        Colours of categories come from ``.uns["<color>_colors"]`` where scanpy has put them.
     basis
-        Key of ``.obsm``; its first two columns are drawn.
+        Key of ``.obsm`` that is drawn as it is; ``"X_umap"`` unless given.
+    use_rep
+        Key of ``.obsm`` that is embedded by ``method`` first; nothing is written.
+    method
+        ``"umap"``, ``"tsne"`` or ``"pca"``.
+    perplexity
+        Of t-SNE.
+    n_dims
+        2, or 3 for axes in perspective.
+    seed
+        Of the embedding.
+    legend
+        ``"right"`` of the axes, ``"on data"``, or ``"none"``.
     ax
-        Axes to draw into.
+        Axes to draw into; of several colourings one for each.
     size
         Of the points.
+
+    Returns
+    -------
+    Axes; of several colourings an array of them.
     """
-    if color not in adata.obs:
-        msg = f"`color={color!r}` is not a column of `adata.obs`: {', '.join(adata.obs.columns[:10])}."
+    one_of("legend", legend, LEGENDS)
+    colors = [color] if isinstance(color, str) else list(color)
+    adata = getattr(data, "adata", data)
+    values = {c: _values(adata, c) for c in colors}
+    xy, name = _places(data, basis, use_rep, method, perplexity, n_dims, seed)
+    if ax is None:
+        projection = {"projection": "3d"} if n_dims == 3 else {}
+        n_columns = min(3, len(colors))
+        n_rows = -(-len(colors) // n_columns)
+        shape = (5.4 * n_columns, 4.2 * n_rows)
+        figure = plt.figure(figsize=shape if len(colors) > 1 else None, layout="constrained")
+        ax = [figure.add_subplot(n_rows, n_columns, i + 1, **projection) for i in range(len(colors))]
+    axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
+    if len(axes) != len(colors):
+        msg = f"`ax` has {len(axes)} axes for {len(colors)} colourings. Pass one for each."
+        raise ValueError(msg)
+    for c, one in zip(colors, axes, strict=True):
+        _draw(one, xy, values[c], c, adata, legend, size)
+        one.set_xlabel(f"{name} 1", fontsize="small")
+        one.set_ylabel(f"{name} 2", fontsize="small")
+    return axes[0] if isinstance(color, str) else axes
+
+
+def embedding(
+    z: np.ndarray, method: str = "umap", *, n_dims: int = 2, perplexity: float = 30.0, seed: int = 0
+) -> np.ndarray:
+    """Cells of a latent space in two or three dimensions.
+
+    Parameters
+    ----------
+    z
+        Cells x latents.
+    method, n_dims, perplexity, seed
+        As in :func:`latent`.
+    """
+    one_of("method", method, METHODS)
+    z = np.asarray(z, dtype=np.float32)
+    if method == "pca":
+        from sklearn.decomposition import PCA
+
+        return PCA(n_dims, random_state=seed).fit_transform(z)
+    if method == "tsne":
+        if not 1 <= perplexity < len(z):
+            msg = f"`perplexity={perplexity}` must be at least 1 and below the {len(z)} cells."
+            raise ValueError(msg)
+        from sklearn.manifold import TSNE
+
+        return TSNE(n_dims, perplexity=perplexity, init="pca", random_state=seed).fit_transform(z)
+    from umap import UMAP
+
+    return UMAP(n_components=n_dims, random_state=seed, n_jobs=1).fit_transform(z)
+
+
+def _places(
+    data: Any, basis: str | None, use_rep: str | None, method: str, perplexity: float, n_dims: int, seed: int
+) -> tuple[np.ndarray, str]:
+    """Where each cell is, and the name of the axes."""
+    is_model = hasattr(data, "get_latent_representation")
+    if is_model or use_rep is not None:
+        if is_model:
+            z = data.get_latent_representation()
+        elif use_rep in data.obsm:
+            z = np.asarray(data.obsm[use_rep])
+        else:
+            msg = f"`use_rep={use_rep!r}` is not in `adata.obsm`: {', '.join(data.obsm.keys())}."
+            raise KeyError(msg)
+        names = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PC"}
+        return embedding(z, method, n_dims=n_dims, perplexity=perplexity, seed=seed), names[method]
+    basis = basis or "X_umap"
+    if basis not in data.obsm:
+        keys = ", ".join(data.obsm.keys())
+        msg = (
+            f"`basis={basis!r}` is not in `adata.obsm`: {keys}. Run `sc.tl.umap(adata)` first, or pass "
+            "`use_rep=` with the key of a latent space."
+        )
         raise KeyError(msg)
-    if basis not in adata.obsm:
-        keys = ", ".join(adata.obsm.keys())
-        msg = f"`basis={basis!r}` is not in `adata.obsm`: {keys}. Run `sc.tl.umap(adata)` first."
-        raise KeyError(msg)
-    ax = plt.subplots(layout="constrained")[1] if ax is None else ax
-    xy, values = np.asarray(adata.obsm[basis])[:, :2], adata.obs[color]
-    size = 60_000 / len(xy) ** 1.15 if size is None else size
-    style = {"s": min(size, 20), "linewidths": 0, "rasterized": True}
+    xy = np.asarray(data.obsm[basis])
+    if xy.shape[1] < n_dims:
+        msg = f"`n_dims={n_dims}`, but `adata.obsm[{basis!r}]` has {xy.shape[1]} columns."
+        raise ValueError(msg)
+    return xy[:, :n_dims], basis.removeprefix("X_")
+
+
+def _values(adata: AnnData, color: str) -> pd.Series:
+    if color in adata.obs:
+        return adata.obs[color]
+    if color in adata.var_names:
+        return pd.Series(np.asarray(adata.obs_vector(color), dtype=float), index=adata.obs_names)
+    columns = ", ".join(map(str, adata.obs.columns[:10]))
+    msg = f"`color={color!r}` is not a column of `adata.obs`: {columns}; nor a gene."
+    raise KeyError(msg)
+
+
+def _draw(
+    ax: Any, xy: np.ndarray, values: pd.Series, color: str, adata: AnnData, legend: str, size: float | None
+) -> None:
+    size = min(60_000 / len(xy) ** 1.15, 20) if size is None else size
+    style = {"s": size, "linewidths": 0, "rasterized": True}
     order = np.random.default_rng(0).permutation(len(xy))  # so that no group hides another
-    if pd.api.types.is_numeric_dtype(values):
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         points = ax.scatter(*xy[order].T, c=values.to_numpy()[order], **style)
         ax.figure.colorbar(points, ax=ax, label=color)
     else:
         groups = values.astype("category").cat
-        default = plt.get_cmap("tab20" if len(groups.categories) > 10 else "tab10").colors
-        colors = adata.uns.get(f"{color}_colors")
-        colors = default if colors is None or len(colors) < len(groups.categories) else colors
-        table = np.array([plt.matplotlib.colors.to_rgb(c) for c in colors])
+        table = category_colors(adata, color, len(groups.categories))
         codes = groups.codes.to_numpy()
-        ax.scatter(*xy[order].T, c=table[codes[order] % len(table)], **style)
-        for i, name in enumerate(groups.categories):
-            ax.scatter([], [], color=table[i % len(table)], s=30, label=name)
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+        points = np.where(codes[order, None] < 0, MISSING, table[codes[order]])
+        ax.scatter(*xy[order].T, c=points, **style)
+        if legend == "right":
+            for i, name in enumerate(groups.categories):
+                ax.plot([], [], "o", color=table[i], label=name)
+            columns = 1 + (len(groups.categories) > LONG)
+            place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "ncols": columns}
+            ax.legend(frameon=False, fontsize="small", handletextpad=0.2, columnspacing=0.8, **place)
+        elif legend == "on data":
+            for i, name in enumerate(groups.categories):
+                if (codes == i).any():
+                    text = ax.text(*np.median(xy[codes == i], 0), str(name), ha="center", va="center")
+                    text.set(
+                        fontsize="small", path_effects=[patheffects.withStroke(linewidth=2.5, foreground="w")]
+                    )
     ax.set(xticks=[], yticks=[], title=color)
-    ax.set_xlabel(f"{basis.removeprefix('X_')} 1", fontsize="small")
-    ax.set_ylabel(f"{basis.removeprefix('X_')} 2", fontsize="small")
-    return ax
+    if xy.shape[1] == 3:
+        ax.set_zticks([])
+
+
+def category_colors(adata: AnnData, color: str, n: int) -> np.ndarray:
+    """Of categories: scanpy's where it has put some, otherwise enough that can be told apart."""
+    given = adata.uns.get(f"{color}_colors")
+    if given is None or len(given) < n:
+        if n <= 10:
+            given = plt.get_cmap("tab10").colors
+        else:
+            from scanpy.plotting import palettes
+
+            known = (palettes.default_20, palettes.default_28, palettes.default_102)
+            given = next((p for p in known if len(p) >= n), known[-1] * (1 + n // len(known[-1])))
+    return np.array([plt.matplotlib.colors.to_rgb(c) for c in given])

@@ -1,0 +1,219 @@
+"""What is in the codes of autoencoders, plain, variational and sparse? All models on the same footing.
+
+The comparison that the AE / VSC source makes on PBMC3k, but with one trunk, the same likelihoods and the mean
+of the code for all, and 10 % of the cells held out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scvi
+from anndata import AnnData
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+from scalloy import metrics, pl
+from scalloy.benchmark.clustering import leiden
+from scalloy.benchmark.evidence import keeps_seed, three_parts
+from scalloy.benchmark.fit import QUIET, load
+from scalloy.models import AE, VAE, BetaVAE, BetaVSC, _options
+from scalloy.models._base import ScalloyModel
+
+SETS = ("pbmc3k", "pbmc4k_dcc", "mouse_bladder_2746", "zeisel_cortex", "paul15")
+FEW = 10  # latents up to which a sparse code has half of them on, as in the source
+MODELS: dict[str, tuple[type[ScalloyModel], dict[str, Any]]] = {
+    "AE": (AE, {}),
+    "VAE": (VAE, {}),
+    "BetaVAE": (BetaVAE, {"beta": 2.0}),
+    "BetaVSC": (BetaVSC, {}),
+    "BetaVSC, mlp": (BetaVSC, {"decoder": "mlp"}),
+}
+LIKELIHOODS = ("nb", "mse")
+
+
+@keeps_seed()
+def latent(
+    data: Sequence[str] = SETS,
+    *,
+    n_latent: Sequence[int] = (6, 10, 30),
+    gene_likelihood: Sequence[str] = LIKELIHOODS,
+    seeds: Sequence[int] = (0, 1, 2),
+    n_genes: int = 2000,
+    max_epochs: int | None = None,
+    bio: bool = False,
+) -> pd.DataFrame:
+    """Label recovery, reconstruction, sparsity and time of AE, VAE, BetaVAE, BetaVSC and PCA.
+
+    Parameters
+    ----------
+    data
+        Names of data sets with types, see :func:`scalloy.benchmark.fit.load`.
+    n_latent
+        Latents; of BetaVSC half are on with 10 or fewer (``alpha=0.5``), otherwise a tenth.
+    gene_likelihood
+        ``"nb"`` and ``"mse"`` of log-normalised expression, as in the source.
+    seeds
+        Of the split, the weights, the training and the neighbours.
+    n_genes
+        Most variable genes that are kept.
+    max_epochs
+        Instead of the default.
+    bio
+        Whether scib-metrics' bio-conservation is computed too (extra ``bench``).
+
+    Returns
+    -------
+    ``knn`` (accuracy of 15 neighbours, five-fold), ``leiden_ari`` (resolution 1), ``silhouette`` (of types),
+    ``r2`` (of held-out log-normalised expression), ``elbo`` (held-out, nats per cell), ``hoyer`` (sparsity of
+    the code in [0, 1]), ``off`` (share of latents that are off), ``seconds`` per epoch and ``time`` as a
+    ratio to the AE with the same likelihood, size and seed.
+    """
+    for name in gene_likelihood:
+        _options.one_of("gene_likelihood", name, LIKELIHOODS)
+    rows: list[dict[str, Any]] = []
+    for name in data:
+        adata = load(name, n_genes)
+        types, x = adata.obs["cell_type"].astype(str).to_numpy(), _log_normalised(adata)
+        for seed in seeds:
+            parts = three_parts(adata.n_obs, seed)
+            for size in n_latent:
+                known = {"data": name, "seed": seed, "n_latent": size}
+                z, r2 = _components(x, parts, size)
+                rows.append(
+                    {**known, "model": "PCA", "likelihood": "mse", **_scores(z, types, seed, bio), "r2": r2}
+                )
+                for lik in gene_likelihood:
+                    for model in MODELS:
+                        z, row = _one(adata, model, lik, size, parts, x, seed, max_epochs)
+                        found = _scores(z, types, seed, bio)
+                        rows.append({**known, "model": model, "likelihood": lik, **found, **row})
+    frame = pd.DataFrame(rows)
+    same = ["data", "seed", "n_latent", "likelihood"]
+    plain = frame[frame["model"] == "AE"].set_index(same)["seconds"].rename("plain")
+    frame["time"] = frame["seconds"] / frame.join(plain, on=same)["plain"]
+    return frame
+
+
+def _one(
+    adata: AnnData,
+    model: str,
+    likelihood: str,
+    n_latent: int,
+    parts: Sequence[np.ndarray],
+    x: np.ndarray,
+    seed: int,
+    max_epochs: int | None,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Code of all cells, and figures on those that were held out."""
+    scvi.settings.seed = seed
+    cls, settings = MODELS[model]
+    sparse = issubclass(cls, BetaVSC)
+    more = {"alpha": 0.5} if sparse and n_latent <= FEW else {}
+    cls.setup_anndata(adata)
+    made = cls(adata, n_latent=n_latent, gene_likelihood=likelihood, **settings, **more)
+    begin = time.perf_counter()
+    made.train(max_epochs=max_epochs, datasplitter_kwargs={"external_indexing": list(parts)}, **QUIET)
+    epochs, held = len(made.history["elbo_train"]), parts[2]
+    row = {"epochs": epochs, "seconds": (time.perf_counter() - begin) / epochs}
+    decoded = made.get_normalized_expression(indices=held, library_size=1e4, return_numpy=True)
+    row |= {"r2": _r2(np.log1p(decoded), x[held], x[parts[0]].mean(0))}
+    if cls is not AE:
+        row |= {"elbo": made.get_elbo(indices=held)}
+    if sparse:
+        row |= {"off": float(made.get_sparsity().mean())}
+    return made.get_latent_representation(), row
+
+
+def _components(x: np.ndarray, parts: Sequence[np.ndarray], n: int) -> tuple[np.ndarray, float]:
+    """Principal components of the training cells; the code of all, and what is explained of the held-out."""
+    pca, held = PCA(n, random_state=0).fit(x[parts[0]]), parts[2]
+    back = pca.inverse_transform(pca.transform(x[held]))
+    return pca.transform(x), _r2(back, x[held], pca.mean_)
+
+
+def _scores(z: np.ndarray, types: np.ndarray, seed: int, bio: bool) -> dict[str, float]:
+    out = {
+        "knn": metrics.knn_accuracy(z, types),
+        "leiden_ari": float(adjusted_rand_score(types, leiden(z, seed))),
+        "silhouette": float(silhouette_score(z, types)),
+        "hoyer": metrics.hoyer(z),
+    }
+    return out | ({"bio_conservation": metrics.bio_conservation(z, types)} if bio else {})
+
+
+def _r2(predicted: np.ndarray, truth: np.ndarray, mean: np.ndarray) -> float:
+    return float(1 - np.square(predicted - truth).sum() / np.square(truth - mean).sum())
+
+
+def _log_normalised(adata: AnnData) -> np.ndarray:
+    normed = adata.copy()
+    sc.pp.normalize_total(normed, target_sum=1e4)
+    sc.pp.log1p(normed)
+    return normed.X.toarray()
+
+
+@keeps_seed()
+def pictures(
+    folder: Path, name: str, *, n_latent: int = 10, n_genes: int = 2000, max_epochs: int | None = None
+) -> list[Path]:
+    """Codes of all models of counts in one picture, and the most used latents of BetaVSC in another.
+
+    Parameters
+    ----------
+    folder
+        Where ``codes_<data>.png`` and ``latents_<data>.png`` are written.
+    name
+        Of the data set.
+    n_latent
+        Of all but BetaVSC, which has its default.
+    n_genes, max_epochs
+        As in :func:`latent`.
+    """
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    adata = load(name, n_genes)
+    adata.obsm["PCA"] = PCA(n_latent, random_state=0).fit_transform(_log_normalised(adata))
+    for model in ("AE", "VAE", "BetaVAE", "BetaVSC"):
+        scvi.settings.seed = 0
+        cls, settings = MODELS[model]
+        cls.setup_anndata(adata)
+        sizes = {} if cls is BetaVSC else {"n_latent": n_latent}
+        made = cls(adata, gene_likelihood="nb", **settings, **sizes)
+        made.train(max_epochs=max_epochs, **QUIET)
+        adata.obsm[model] = made.get_latent_representation()
+    adata.obsm["BetaVSC, which are on"] = made.get_active().to_numpy()
+    shown = list(adata.obsm)
+    codes, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
+    for key, ax in zip(shown, axes.ravel(), strict=True):
+        pl.latent(adata, "cell_type", use_rep=key, ax=ax, legend="right" if key == shown[2] else "on data")
+        ax.set_title(key)
+    latents, axes = plt.subplots(2, 3, figsize=(14, 6.4), layout="constrained")
+    table = made.get_latent_summary()
+    for j, ax in zip(table.index, axes.ravel(), strict=False):
+        pl.traversal(made, int(j), ax=ax)
+        on = made.get_active().iloc[:, j] > 0.5
+        share = on.groupby(adata.obs["cell_type"], observed=True).mean().nlargest(2)
+        ax.set_title(", ".join(f"{k} {v:.0%}" for k, v in share.items()), fontsize="small")
+    written = [folder / f"codes_{name}.png", folder / f"latents_{name}.png"]
+    for path, figure in zip(written, (codes, latents), strict=True):
+        figure.savefig(path, dpi=100)
+        plt.close(figure)
+    return written
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds, with the spread of label recovery."""
+    by = frame.groupby(["data", "n_latent", "likelihood", "model"], sort=False)
+    columns = ["knn", "leiden_ari", "silhouette", "bio_conservation", "r2", "elbo", "hoyer", "off", "time"]
+    out = by[[c for c in columns if c in frame]].mean()
+    out.insert(1, "knn_sd", by["knn"].std())
+    out.insert(3, "leiden_sd", by["leiden_ari"].std())
+    return out.round(3)

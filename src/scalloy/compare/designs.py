@@ -1,0 +1,156 @@
+"""What may be exchanged when two groups of cells are compared: donors, samples of a donor, or cells.
+
+Cells of a donor resemble each other for reasons that have nothing to do with the groups. So the labels of the
+groups are permuted over what was assigned to a group independently:
+
+===========================  ==============================  =============================================
+design                       where                           permuted
+===========================  ==============================  =============================================
+``"across donors"``          each donor is in one group      the group of whole donors
+``"within donors"``          donors are in both groups       which sample of a donor is of which group
+``"cells within donors"``    as above, with ``unit="cell"``  cells of a donor, as if each were independent
+``"cells"``                  no donors are given             all cells, as if each were independent
+===========================  ==============================  =============================================
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from math import comb, prod
+
+import numpy as np
+
+UNITS = ("auto", "donor", "cell")
+
+
+@dataclass(frozen=True)
+class Design:
+    """Units of two groups, which are permuted.
+
+    Parameters
+    ----------
+    kind
+        A row of the table above.
+    unit
+        Code of the unit of each cell; -1 where the cell is left out.
+    group
+        Group of each unit, 0 or 1.
+    block
+        Among the units of one block groups are permuted.
+    apart
+        Units of the same code are not compared with each other.
+    """
+
+    kind: str
+    unit: np.ndarray
+    group: np.ndarray
+    block: np.ndarray
+    apart: np.ndarray
+
+    @property
+    def blocks(self) -> list[np.ndarray]:
+        """Units of each block."""
+        return [np.flatnonzero(self.block == b) for b in np.unique(self.block)]
+
+    @property
+    def n_labelings(self) -> int:
+        """In how many ways the groups may be given."""
+        return prod(comb(len(b), int(self.group[b].sum())) for b in self.blocks)
+
+    @property
+    def smallest(self) -> float:
+        """P-value of the most extreme result that there can be: with few donors it is not small."""
+        swapped = all(2 * self.group[b].sum() == len(b) for b in self.blocks)
+        return (2 if swapped else 1) / self.n_labelings
+
+    def thinned(self, n: int, rng: np.random.Generator) -> Design:
+        """With about ``n`` of its cells, of each unit alike."""
+        cells = np.flatnonzero(self.unit >= 0)
+        if len(cells) <= n:
+            return self
+        unit = np.full_like(self.unit, -1)
+        if len(cells) == len(self.group):
+            kept = np.sort(rng.choice(cells, n, replace=False))
+            of = self.unit[kept]
+            unit[kept] = np.arange(n)
+            return Design(self.kind, unit, self.group[of], self.block[of], self.apart[of])
+        order = rng.permutation(cells)
+        place = np.empty(len(order), dtype=int)  # of each cell within its unit
+        for u in range(len(self.group)):
+            own = np.flatnonzero(self.unit[order] == u)
+            place[own] = np.arange(len(own))
+        kept = order[place < max(2, n // len(self.group))]
+        unit[kept] = self.unit[kept]
+        return Design(self.kind, unit, self.group, self.block, self.apart)
+
+    def labelings(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """Permuted groups, ``(units, permutations)``; whether they are all there are, the real one too."""
+        if self.n_labelings <= n:
+            ways = [itertools.combinations(b, int(self.group[b].sum())) for b in self.blocks]
+            chosen = [
+                np.concatenate([np.asarray(w, dtype=int) for w in way]) for way in itertools.product(*ways)
+            ]
+            out = np.zeros((len(self.group), len(chosen)), dtype=np.int8)
+            for i, ones in enumerate(chosen):
+                out[ones, i] = 1
+            return out, True
+        rows = np.empty((n, len(self.group)), dtype=np.int8)
+        for b in self.blocks:
+            rows[:, b] = rng.permuted(np.tile(self.group[b].astype(np.int8), (n, 1)), axis=1)
+        return rows.T, False
+
+
+def design(group: np.ndarray, donor: np.ndarray | None, unit: str, *, at_least: int) -> Design:
+    """What may be exchanged between two groups.
+
+    Parameters
+    ----------
+    group
+        0 or 1 for each cell.
+    donor
+        Of each cell, if there are any.
+    unit
+        ``"auto"`` is donors where there are some.
+    at_least
+        Cells of a donor in a group; with fewer they are left out.
+    """
+    if donor is None:
+        each = np.arange(len(group))
+        return Design("cells", each, group, 0 * each, each)
+    codes = np.unique(donor, return_inverse=True)[1]
+    samples = 2 * codes + group
+    sizes = np.bincount(samples, minlength=2 * codes.max() + 2).reshape(-1, 2)
+    enough = sizes >= at_least
+    both, one = enough.all(1), enough.sum(1) == 1
+    if unit == "cell":
+        return _cells_within(group, codes, both)
+    in_each = [int((one & enough[:, k]).sum()) for k in (0, 1)]
+    paired = both.sum() >= 2 and 2 ** int(both.sum()) >= comb(sum(in_each), in_each[0])
+    if not paired and min(in_each) < 2:
+        found = f"{both.sum()} in both groups, {in_each[0]} and {in_each[1]} in one only"
+        msg = (
+            f"At least two donors in both groups, or two in each, with {at_least} cells or more are needed; "
+            f"here are {found}. Without replicates a difference between groups cannot be told from one "
+            "between donors: pass more donors, a smaller `at_least`, or `donor_key=None` for a test that "
+            "takes every cell for independent."
+        )
+        raise ValueError(msg)
+    kept = both[codes] if paired else one[codes] & enough[codes, group]
+    names, unit_of = np.unique(samples[kept], return_inverse=True)
+    units = np.full(len(group), -1)
+    units[kept] = unit_of
+    of_donor, each = names // 2, np.arange(len(names))
+    if paired:
+        return Design("within donors", units, names % 2, of_donor, of_donor)
+    return Design("across donors", units, names % 2, 0 * each, each)
+
+
+def _cells_within(group: np.ndarray, codes: np.ndarray, both: np.ndarray) -> Design:
+    kept = np.flatnonzero(both[codes])
+    if not len(kept):
+        msg = "`unit='cell'` permutes the cells of a donor, but no donor has cells in both groups."
+        raise ValueError(msg)
+    units = np.full(len(group), -1)
+    units[kept] = each = np.arange(len(kept))
+    return Design("cells within donors", units, group[kept], codes[kept], each)

@@ -1,0 +1,202 @@
+"""The test: one row for each two groups, and each cell type, with a p-value that respects donors."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control
+
+from scalloy.compare import designs, statistics
+from scalloy.compare.designs import Design
+from scalloy.data.checks import few
+from scalloy.models._options import one_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scalloy.models._base import ScalloyModel
+
+TESTS = ("mmd", "energy", "classifier")
+REFITS = 199  # permutations of a classifier
+CLOSE = 1e-6  # statistics that are the same but for rounding
+
+
+def groups(
+    data: AnnData | ScalloyModel,
+    use_rep: str | None = None,
+    *,
+    groupby: str,
+    by: str | None = None,
+    donor_key: str | None = None,
+    reference: str | None = None,
+    test: Literal["mmd", "energy", "classifier"] = "mmd",
+    unit: Literal["auto", "donor", "cell"] = "auto",
+    n_permutations: int = 1000,
+    at_least: int = 10,
+    rng: int | np.random.Generator = 0,
+) -> pd.DataFrame:
+    """Are the cells of two groups drawn from the same distribution in a latent space?
+
+    With ``donor_key`` the groups of whole donors (or of the samples of a donor that is in both) are permuted,
+    since cells of a donor are no independent observations: taking them for such makes nearly every
+    comparison significant. All labelings are gone through where there are no more than ``n_permutations``, so
+    that the p-value is exact. A latent space from which the difference was removed
+    (``batch_key``) cannot show it.
+
+    Parameters
+    ----------
+    data
+        Cells, or a trained model, whose latent representation of its own cells is used.
+    use_rep
+        Key of ``.obsm``; needed with cells.
+    groupby
+        Column of ``.obs`` with the groups; of more than two all pairs are compared.
+    by
+        Column of ``.obs``, such as cell types: a comparison within each.
+    donor_key
+        Column of ``.obs`` with donors, mice, or what else was assigned to a group.
+    reference
+        Compare the other groups with this one only.
+    test
+        ``"mmd"`` (maximum mean discrepancy, Gaussian kernels around the median distance), ``"energy"``
+        (energy distance) or ``"classifier"`` (area under the ROC curve of a logistic regression on donors
+        that it has not seen).
+    unit
+        What is permuted: ``"auto"`` is donors where there are some; ``"cell"`` with ``donor_key`` permutes
+        cells within each donor, for samples of a donor that differ in nothing but the group.
+    n_permutations
+        At most; of the classifier, which is fitted for each, at most 199.
+    at_least
+        Cells of a donor in a group, or of a group without donors; with fewer they are left out.
+    rng
+        Seed or generator of permutations.
+
+    Returns
+    -------
+    A row for each comparison: ``n_a``, ``n_b`` cells, ``donors_a``, ``donors_b``, ``design`` (see
+    :mod:`scalloy.compare.designs`), ``statistic``, ``effect`` (of MMD and energy the distance over the spread
+    within groups, like Cohen's d; of the classifier 2 AUROC - 1; 0 is no difference), ``pvalue``, ``padj``
+    (Benjamini-Hochberg over all rows), ``smallest`` (the smallest p-value that so many donors
+    allow) and ``n_permutations``. ``frame.attrs["null"]`` holds the statistics of the permutations for
+    :func:`scalloy.pl.null`. Comparisons that are impossible have a ``note`` and no p-value.
+    """
+    one_of("test", test, TESTS)
+    one_of("unit", unit, designs.UNITS)
+    rng = np.random.default_rng(rng)
+    x, obs = representation(data, use_rep)
+    of, parts = column(obs, "groupby", groupby), [("", np.ones(len(x), bool))]
+    if by is not None:
+        within = column(obs, "by", by)
+        parts = [(level, within == level) for level in sorted(set(within))]
+    donors = None if donor_key is None else column(obs, "donor_key", donor_key)
+    rows, nulls = [], []
+    for (level, inside), (a, b) in itertools.product(parts, pairs_of(of, reference)):
+        row: dict[str, Any] = {by: level} if by is not None else {}
+        cells = np.flatnonzero(inside & np.isin(of, (a, b)))
+        group, own = (of[cells] == b).astype(int), None if donors is None else donors[cells]
+        row |= {"group_a": a, "group_b": b, "n_a": int((group == 0).sum()), "n_b": int(group.sum())}
+        try:
+            design = design_of(group, own, unit, at_least)
+            found, null = one(x[cells], design, test, n_permutations, rng)
+        except ValueError as error:
+            if by is None and len(pairs_of(of, reference)) == 1:
+                raise
+            found, null = {"pvalue": np.nan, "note": str(error).split(". ")[0]}, []
+        rows.append(row | found)
+        nulls.append(null)
+    frame = pd.DataFrame(rows)
+    known = frame["pvalue"].notna()
+    frame.insert(frame.columns.get_loc("pvalue") + 1, "padj", np.nan)
+    if known.any():
+        frame.loc[known, "padj"] = false_discovery_control(frame.loc[known, "pvalue"])
+    frame.attrs["null"] = nulls
+    return frame
+
+
+def representation(data: Any, use_rep: str | None) -> tuple[np.ndarray, pd.DataFrame]:
+    """Cells in the latent space, and what is known about them."""
+    if hasattr(data, "get_latent_representation"):
+        if use_rep is not None:
+            msg = f"`use_rep={use_rep!r}` is for cells; of a model its own latent representation is used."
+            raise ValueError(msg)
+        return np.asarray(data.get_latent_representation()), data.adata.obs
+    if use_rep is None or use_rep not in data.obsm:
+        msg = f"`use_rep={use_rep!r}` is not in `adata.obsm`. Pass one of: {', '.join(data.obsm.keys())}."
+        raise KeyError(msg)
+    x = np.asarray(data.obsm[use_rep], dtype=float)
+    if not np.isfinite(x).all():
+        broken = int((~np.isfinite(x)).any(1).sum())
+        msg = f"`adata.obsm[{use_rep!r}]` has values that are not finite in {broken} cells. Leave these out."
+        raise ValueError(msg)
+    return x, data.obs
+
+
+def column(obs: pd.DataFrame, argument: str, key: str) -> np.ndarray:
+    """A column as strings; none may be missing."""
+    if key not in obs:
+        msg = f"`{argument}={key!r}` is not a column of `adata.obs`. Columns: {few(obs.columns)}."
+        raise KeyError(msg)
+    if missing := int(obs[key].isna().sum()):
+        msg = f"`{argument}={key!r}` has no value in {missing} cells. Leave these cells out."
+        raise ValueError(msg)
+    return obs[key].astype(str).to_numpy()
+
+
+def pairs_of(of: np.ndarray, reference: str | None) -> list[tuple[str, str]]:
+    """Which groups are compared."""
+    names = sorted(set(of))
+    if len(names) < 2:
+        msg = f"`groupby` needs two groups or more; there is {names}."
+        raise ValueError(msg)
+    if reference is None:
+        return list(itertools.combinations(names, 2))
+    one_of("reference", reference, names)
+    return [(reference, name) for name in names if name != reference]
+
+
+def design_of(group: np.ndarray, donor: np.ndarray | None, unit: str, at_least: int) -> Design:
+    """See :func:`scalloy.compare.designs.design`; with the checks of sizes and arguments."""
+    if donor is None and unit == "donor":
+        msg = "`unit='donor'` needs `donor_key`."
+        raise ValueError(msg)
+    sizes = np.bincount(group, minlength=2)
+    if sizes.min() < max(2, at_least):
+        msg = f"a group has {sizes.min()} cells, fewer than `at_least={at_least}`"
+        raise ValueError(msg)
+    return designs.design(group, donor, unit, at_least=at_least)
+
+
+def one(
+    x: np.ndarray, design: Design, test: str, n_permutations: int, rng: np.random.Generator
+) -> tuple[dict[str, Any], list[float]]:
+    """One comparison: its row, and the statistics of the permutations."""
+    if test != "mmd":
+        design = design.thinned(statistics.EXACT, rng)
+    labels, every = design.labelings(
+        n_permutations if test != "classifier" else min(n_permutations, REFITS), rng
+    )
+    labels = np.concatenate([design.group[:, None].astype(np.int8), labels], 1)
+    if test == "classifier":
+        values = statistics.aurocs(x, design, labels, rng)
+        effect = 2 * values[0] - 1
+    else:
+        values, within, itself = statistics.differences(x, design, labels, test, rng)
+        effect = float(np.sqrt(max(values[0], 0.0) / max(itself - within[0], 1e-12)))
+    observed, null = values[0], values[1:]
+    higher = int((null >= observed - CLOSE * abs(observed)).sum())
+    donors = [len(np.unique(design.apart[design.group == k])) for k in (0, 1)]
+    cells = "cells" in design.kind
+    row = {
+        "donors_a": 0 if cells else donors[0],
+        "donors_b": 0 if cells else donors[1],
+        "design": design.kind,
+        "statistic": float(observed),
+        "effect": float(effect),
+        "pvalue": higher / len(null) if every else (1 + higher) / (1 + len(null)),
+        "smallest": design.smallest if every else 1 / (1 + len(null)),
+        "n_permutations": len(null),
+    }
+    return row, null.tolist()

@@ -1,0 +1,121 @@
+"""What a latent means: the genes that change when it does. A mixin of every model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scalloy.vae.base import Batch, Latents, VAEModule
+
+EDGE = 0.02  # of the cells lie beyond each end of a traversal
+CELLS = 500
+
+
+class Traverse:
+    """See the head of this file."""
+
+    module: VAEModule
+    adata: AnnData
+    get_latent_representation: Callable[..., Any]
+    get_var_names: Callable[[], Any]
+    _read: Callable[..., Iterator[dict[str, torch.Tensor]]]
+
+    def get_traversal(
+        self,
+        latent: int,
+        values: Sequence[float] | None = None,
+        *,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        n_steps: int = 7,
+    ) -> pd.DataFrame:
+        """Expression along a latent, all else of each cell being as it is.
+
+        Parameters
+        ----------
+        latent
+            Its number, from 0.
+        values
+            That the latent takes; ``None`` is ``n_steps`` from low to high among the cells.
+        adata, indices
+            Cells to begin from, as in :meth:`get_latent_representation`; the mean over them is
+            returned, of at most 500.
+        n_steps
+            How many values.
+
+        Returns
+        -------
+        A row for each value (the index), a column for each gene: log1p of expression per 10,000.
+        """
+        codes, rows = self._codes(adata, indices)
+        if latent not in range(codes.shape[1]):
+            msg = f"`latent={latent}` is not one of the {codes.shape[1]} latents, which begin at 0."
+            raise ValueError(msg)
+        at = np.linspace(*span(codes[:, latent]), n_steps) if values is None else np.asarray(values, float)
+        return self._traversed({latent: at}, adata, rows)[latent]
+
+    def get_latent_genes(
+        self,
+        n_genes: int | None = 10,
+        *,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> pd.DataFrame:
+        """Genes that change most from the low to the high end of each latent.
+
+        Parameters
+        ----------
+        n_genes
+            Of each latent; ``None`` is all.
+        adata, indices
+            As in :meth:`get_traversal`.
+
+        Returns
+        -------
+        ``latent``, ``gene``, ``change`` (of log1p of expression per 10,000), the strongest first.
+        """
+        codes, rows = self._codes(adata, indices)
+        ends = {j: np.asarray(span(codes[:, j])) for j in range(codes.shape[1])}
+        parts = []
+        for j, frame in self._traversed(ends, adata, rows).items():
+            change = frame.iloc[1] - frame.iloc[0]
+            change = change.iloc[np.argsort(-change.abs().to_numpy(), kind="stable")[:n_genes]]
+            parts.append(pd.DataFrame({"latent": j, "gene": change.index, "change": change.to_numpy()}))
+        return pd.concat(parts, ignore_index=True)
+
+    def _codes(self, adata: AnnData | None, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of the cells, and the rows of those to begin from."""
+        rows = np.arange((self.adata if adata is None else adata).n_obs)
+        rows = rows if indices is None else rows[np.asarray(indices)]
+        some = rows[np.linspace(0, len(rows) - 1, min(CELLS, len(rows))).astype(int)]
+        return self.get_latent_representation(adata, rows), some
+
+    @torch.inference_mode()
+    def _traversed(
+        self, at: dict[int, np.ndarray], adata: AnnData | None, rows: np.ndarray
+    ) -> dict[int, pd.DataFrame]:
+        """Mean expression of the cells for each value of each latent."""
+        names = self.get_var_names()
+        sums = {j: np.zeros((len(values), len(names))) for j, values in at.items()}
+        for tensors in self._read(adata, rows, None, decodes=True):
+            batch = Batch.of(tensors)
+            latents: Latents = {k: q.mean for k, q in self.module.encode(batch).items()}
+            for j, values in at.items():
+                for i, value in enumerate(values):
+                    z = latents["z"].clone()
+                    z[:, j] = float(value)
+                    p_x = self.module.decode(batch, {**latents, "z": z})["x"]
+                    share = self.module.likelihood.fraction(p_x)
+                    sums[j][i] += torch.log1p(1e4 * share).sum(0).cpu().numpy()
+        return {j: pd.DataFrame(v / len(rows), index=at[j], columns=names) for j, v in sums.items()}
+
+
+def span(code: np.ndarray) -> tuple[float, float]:
+    """Low and high end of a latent; of one that does not vary, what would be usual."""
+    low, high = np.quantile(code, (EDGE, 1 - EDGE))
+    return (float(low), float(high)) if high - low > 1e-3 else (0.0, 1.0)

@@ -1,0 +1,92 @@
+"""Clusters against what is known of the cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+
+from scalloy.models._options import one_of
+from scalloy.pl.latent import category_colors
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+KINDS = ("confusion", "composition")
+READABLE = 400  # entries of a table up to which numbers are written in them
+
+
+def clusters(
+    adata: AnnData,
+    key: str,
+    by: str,
+    *,
+    kind: Literal["confusion", "composition"] = "confusion",
+    ax: Axes | None = None,
+) -> Axes:
+    """Which types a cluster holds, or what it is composed of.
+
+    Parameters
+    ----------
+    adata
+        Cells with clusters, such as ``obs["cgmdvae_cluster"]``, and labels.
+    key
+        Column of ``.obs`` with clusters.
+    by
+        Column of ``.obs`` with labels, conditions or donors.
+    kind
+        ``"confusion"``: the share of each label's cells in each cluster, clusters in the order that puts
+        most on the diagonal. ``"composition"``: the share of each cluster's cells with each label.
+    ax
+        Axes to draw into.
+    """
+    one_of("kind", kind, KINDS)
+    for argument, column in (("key", key), ("by", by)):
+        if column not in adata.obs:
+            columns = ", ".join(map(str, adata.obs.columns[:10]))
+            msg = f"`{argument}={column!r}` is not a column of `adata.obs`: {columns}."
+            raise KeyError(msg)
+    table = pd.crosstab(adata.obs[by], adata.obs[key])
+    return _confusion(table, key, by, ax) if kind == "confusion" else _composition(adata, table, key, by, ax)
+
+
+def _confusion(table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
+    share = table.div(table.sum(axis=1), axis=0)
+    rows, columns = linear_sum_assignment(-share.to_numpy())
+    matched = columns[np.argsort(rows)]
+    rest = [j for j in np.argsort(-table.sum().to_numpy()) if j not in set(matched)]
+    share = share.iloc[:, [*matched, *rest]]
+    if ax is None:
+        shape = (2.2 + 0.42 * share.shape[1], 1.4 + 0.36 * share.shape[0])
+        ax = plt.subplots(figsize=shape, layout="constrained")[1]
+    picture = ax.imshow(share.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    if share.size <= READABLE:
+        for (i, j), value in np.ndenumerate(share.to_numpy()):
+            if value >= 0.005:
+                shade = "w" if value > 0.6 else "0.15"
+                ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=shade)
+    ax.set_xticks(range(share.shape[1]), share.columns, rotation=90 if share.shape[1] > 8 else 0)
+    ax.set_yticks(range(share.shape[0]), share.index)
+    ax.set(xlabel=key, ylabel=by)
+    ax.figure.colorbar(picture, ax=ax, label=f"share of the cells of each {by}")
+    return ax
+
+
+def _composition(adata: AnnData, table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
+    share = table.div(table.sum(), axis=1)
+    if ax is None:
+        ax = plt.subplots(figsize=(2.8 + 0.4 * share.shape[1], 3.6), layout="constrained")[1]
+    colors, below = category_colors(adata, by, len(share)), np.zeros(share.shape[1])
+    for (name, row), color in zip(share.iterrows(), colors, strict=False):
+        ax.bar(range(len(row)), row, bottom=below, width=0.85, color=color, label=str(name))
+        below = below + row.to_numpy()
+    names = [f"{c}\n{n:,}" for c, n in table.sum().items()]
+    ax.set_xticks(range(len(names)), names, fontsize="small", rotation=90 if len(names) > 12 else 0)
+    ax.set(xlabel=f"{key}, number of cells", ylabel=f"share of each {by}", ylim=(0, 1))
+    ax.margins(x=0.01)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", reverse=True)
+    return ax

@@ -1,0 +1,59 @@
+"""What happens to genes along a latent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from scalloy.models._base import ScalloyModel
+
+
+def traversal(
+    model: ScalloyModel,
+    latent: int,
+    *,
+    genes: Sequence[str] | None = None,
+    n_genes: int = 8,
+    values: Sequence[float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Expression of genes as one latent goes from low to high, all else of each cell being as it is.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    latent
+        Its number, from 0.
+    genes
+        Drawn; ``None`` is those that change most.
+    n_genes
+        How many of these.
+    values
+        That the latent takes; ``None`` is from low to high among the cells.
+    ax
+        Axes to draw into.
+    """
+    frame = model.get_traversal(latent, values)
+    if genes is None:
+        reach = frame.max() - frame.min()
+        genes = list(reach.nlargest(n_genes).index)
+    if unknown := [g for g in genes if g not in frame.columns]:
+        msg = f"`genes` names {unknown[:10]}, which the model does not know."
+        raise KeyError(msg)
+    ax = plt.subplots(figsize=(5, 3.6), layout="constrained")[1] if ax is None else ax
+    chosen = frame[list(genes)]
+    chosen = chosen[chosen.iloc[-1].sort_values(ascending=False).index]  # the legend as the lines end
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(chosen.columns)))
+    for gene, color in zip(chosen, colors, strict=True):
+        ax.plot(chosen.index, chosen[gene], "o-", markersize=3, color=color, label=gene)
+    ax.set(xlabel=f"latent {latent}", ylabel="log1p of expression per 10,000")
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    return ax

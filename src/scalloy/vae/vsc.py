@@ -1,0 +1,126 @@
+"""BetaVSC: variational sparse coding, a code of which a cell uses a few latents only.
+
+    model                                                    inference
+    z_j ~ alpha N(0, 1) + (1 - alpha) delta_0                q(z_j | x) = gamma_j N(mu_j, sigma_j^2)
+    x | z ~ likelihood(ell, b)                                            + (1 - gamma_j) delta_0
+
+    -ELBO = E[-log p(x | z, ell, b)]                                        recon
+          + sum_j gamma_j KL(N(mu_j, sigma_j^2) || N(0, 1))                 z
+          + sum_j KL(Bernoulli(gamma_j) || Bernoulli(alpha))                s
+
+With pseudo-inputs u_1 ... u_M the prior is p(z) = 1/M sum_m q(z | u_m); r_m says how near a cell is to each:
+
+          + sum_m r_m sum_j gamma_j KL(N || N_m)                            z
+          + sum_m r_m sum_j KL(Bernoulli(gamma_j) || Bernoulli(gamma_mj))   s
+          + KL(r || 1/M)            r_m = softmax_m(-KL(q(z|x) || q(z|u_m))) u
+    and   J KL(Bernoulli(mean of gamma_m over cells and latents) || Bernoulli(alpha))     penalty sparsity
+
+Tonolini et al., "Variational sparse coding", UAI 2019, with a weight beta on the KLs as Higgins et al., ICLR
+2017. Differs from its eq. 9 in that the choice of the pseudo-input is no network of its own: r is the best
+there is in closed form, and what it costs (u) is counted, so that the sum is a bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalloy.blocks.likelihoods import Likelihood
+from scalloy.blocks.networks import Encoder, Stack
+from scalloy.blocks.spikes import SpikeSlab, SpikeSlabHead, SpikeSlabMixture, kl_gates, kl_slab, kl_spike
+from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
+
+
+class VSC(VAEModule):
+    """See the head of this file; the other parameters are those of :class:`scalloy.vae.vae.VAE`.
+
+    Parameters
+    ----------
+    dec_x
+        From the code and what is known to what the likelihood takes; ``None`` has ``n_layers`` layers.
+    alpha
+        Share of the latents that are on.
+    pseudo_inputs
+        What the encoder sees of the pseudo-inputs, ``(M, G)``; ``None`` is the prior without.
+    temperature
+        Of the gates; see :mod:`scalloy.blocks.spikes`.
+    slab_warmup
+        Over its first half slabs are standard normal whatever the cell, so that which latents are on has to
+        tell cells apart; over the second half they become their own. A share of training.
+    """
+
+    slab: Tensor
+    alpha: Tensor
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        likelihood: Likelihood,
+        *,
+        n_hidden: int = 128,
+        n_latent: int = 30,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        norm: str = "layer",
+        encode_covariates: bool = False,
+        dec_x: nn.Module | None = None,
+        alpha: float = 0.1,
+        pseudo_inputs: Tensor | None = None,
+        temperature: float = 1.0,
+        slab_warmup: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.likelihood, self.n_latent = likelihood, n_latent
+        self.encode_covariates, self.slab_warmup = encode_covariates, slab_warmup
+        width: dict[str, Any] = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm}
+        known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
+        encoder = {**width, "dropout_rate": dropout_rate, **(known if encode_covariates else {})}
+        head = SpikeSlabHead(n_hidden, n_latent, temperature=temperature)
+        self.enc_z = Encoder(sizes.n_vars, head, **encoder)
+        self.dec_x = Stack(n_latent, **width, **known) if dec_x is None else dec_x
+        self.pseudo_inputs = None if pseudo_inputs is None else nn.Parameter(pseudo_inputs)
+        self.register_buffer("alpha", torch.tensor(alpha))
+        self.register_buffer("slab", torch.tensor(1.0))
+
+    def encode(self, batch: Batch) -> Distributions:
+        known = (batch.removed, batch.cont) if self.encode_covariates else ()
+        return {"z": self.enc_z(self.likelihood.features(batch.x), *known)}
+
+    def draw(self, q: Distributions, sample_shape: tuple[int, ...] = ()) -> Latents:
+        q_z = q["z"].slab(float(self.slab)) if self.slab < 1 else q["z"]
+        return {"z": q_z.rsample(sample_shape)}
+
+    def decode(self, batch: Batch, latents: Latents) -> Distributions:
+        z = latents["z"]
+        h = self.dec_x(z, batch.removed, batch.cont)
+        return {"z": self.prior(z), "x": self.likelihood(h, batch.log_ell, batch.b)}
+
+    def prior(self, like: Tensor) -> SpikeSlab | SpikeSlabMixture:
+        """Of the code."""
+        if self.pseudo_inputs is not None:
+            return SpikeSlabMixture(self.enc_z(self.pseudo_inputs))
+        one = like.new_ones(self.n_latent)
+        return SpikeSlab(0 * one, one, torch.logit(self.alpha))
+
+    def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
+        recon, q_z, p_z = -self.likelihood.log_prob(p["x"], batch.x), q["z"], p["z"]
+        if isinstance(p_z, SpikeSlab):
+            return Terms(recon, {"z": kl_slab(q_z, p_z), "s": kl_spike(q_z, p_z)})
+        each, near = p_z.components, q_z.unsqueeze(-1)
+        slab, spike = kl_slab(near, each), kl_spike(near, each)
+        log_r = torch.log_softmax(-(slab + spike), -1)
+        r = log_r.exp()
+        choice = (r * (log_r + math.log(len(each.loc)))).sum(-1)
+        kl = {"z": (r * slab).sum(-1), "s": (r * spike).sum(-1), "u": choice}
+        share = (r.mean(0) @ each.active).mean()
+        excess = self.n_latent * kl_gates(torch.logit(share), torch.logit(self.alpha))
+        return Terms(recon, kl, penalty={"sparsity": excess})
+
+    def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
+        before, half = float(self.slab), self.slab_warmup / 2
+        self.slab.fill_(1.0 if end >= 2 * half else max(0.0, end / half - 1))
+        return float(self.slab) != before

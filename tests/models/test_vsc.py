@@ -1,0 +1,145 @@
+"""BetaVSC for its user: what it says of cells and latents, on simulated programs and in files."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import scalloy as sa
+
+
+@pytest.fixture(scope="module")
+def coded():
+    logging.getLogger("scvi").setLevel(logging.ERROR)
+    import scvi
+
+    scvi.settings.seed = 0
+    adata = sa.datasets.programs(1500, 200, n_programs=4, active=0.25, seed=3)
+    sa.BetaVSC.setup_anndata(adata)
+    model = sa.BetaVSC(adata, n_latent=12, n_hidden=64)
+    model.train(max_epochs=120, enable_progress_bar=False, accelerator="cpu")
+    scvi.settings.seed = None
+    return model, adata
+
+
+def test_programs_are_found_better_than_by_a_dense_code(coded):
+    model, adata = coded
+    truth = adata.obsm["programs"]
+    dense = sa.BetaVAE(adata, n_latent=4, n_hidden=64)
+    dense.train(max_epochs=120, enable_progress_bar=False, accelerator="cpu")
+    ours = sa.metrics.matched_correlation(truth, model.get_latent_representation())
+    theirs = sa.metrics.matched_correlation(truth, dense.get_latent_representation())
+    assert ours.min() >= 0.8
+    assert ours.mean() > theirs.mean()
+    on = model.get_active().to_numpy()[:, sa.metrics.best_match(truth, model.get_latent_representation())]
+    assert ((on > 0.5) == (truth > 0)).mean() > 0.9
+
+
+def test_genes_of_a_latent_are_those_of_its_program(coded):
+    model, adata = coded
+    code, effect = model.get_latent_representation(), adata.varm["programs"]
+    best = sa.metrics.best_match(adata.obsm["programs"], code)
+    table = model.get_latent_genes(10)
+    assert list(table.columns) == ["latent", "gene", "change"]
+    assert len(table) == 12 * 10
+    every = model.get_latent_genes(None).pivot(index="gene", columns="latent", values="change")
+    for k, j in enumerate(best):
+        sign = np.sign(np.corrcoef(adata.obsm["programs"][:, k], code[:, j])[0, 1])
+        rising = (sign * every[j]).nlargest(5).index
+        assert (effect[adata.var_names.get_indexer(rising), k] > 0).mean() >= 0.8
+
+
+def test_traversal_begins_and_ends_where_it_should(coded):
+    model, _ = coded
+    j = int(model.get_latent_summary().index[0])
+    steps = model.get_traversal(j, n_steps=5)
+    assert steps.shape == (5, 200)
+    low, high = np.quantile(model.get_latent_representation()[:, j], [0.02, 0.98])
+    np.testing.assert_allclose(steps.index[[0, -1]], [low, high], rtol=1e-5)
+    change = steps.iloc[-1] - steps.iloc[0]
+    said = model.get_latent_genes(1).set_index("latent").loc[j]
+    assert change.abs().idxmax() == said["gene"]
+    assert change[said["gene"]] == pytest.approx(said["change"], rel=1e-5)
+    at = model.get_traversal(j, [0.0, 1.0], indices=[3])
+    z = model.get_latent_representation(indices=[3])
+    own = model.get_traversal(j, [float(z[0, j])], indices=[3])
+    expression = model.module.likelihood  # the cell itself, decoded from its own code
+    assert expression is not None
+    assert at.shape == (2, 200)
+    assert np.isfinite(own.to_numpy()).all()
+    with pytest.raises(ValueError, match="`latent=12` is not one of the 12 latents"):
+        model.get_traversal(12)
+
+
+def test_cells_of_a_latent_and_sparsity(coded):
+    model, adata = coded
+    active, code = model.get_active(), model.get_latent_representation()
+    assert active.shape == (1500, 12)
+    assert list(active.index) == list(adata.obs_names)
+    pd.testing.assert_series_equal(model.get_sparsity(), (1 - active.mean(axis=1)).rename("sparsity"))
+    for j in (0, 5):
+        found = model.get_latent_cells(j)
+        assert set(found.index) == set(active.index[active.iloc[:, j] >= 0.5])
+        assert found["code"].abs().is_monotonic_decreasing
+    z, on = model.module.encode, model.get_active(indices=[4, 2])
+    assert z is not None
+    np.testing.assert_allclose(on, active.iloc[[4, 2]], atol=1e-6)
+    summary = model.get_latent_summary()
+    assert summary["active"].is_monotonic_decreasing
+    np.testing.assert_allclose(summary["spread"].sort_index(), code.std(0), rtol=1e-5)
+    with pytest.raises(ValueError, match="`latent=40` is not one of the 12 latents"):
+        model.get_latent_cells(40)
+
+
+def test_code_is_zero_where_a_latent_is_off(coded):
+    model, _ = coded
+    sample = model.get_latent_representation(give_mean=False)
+    active = model.get_active().to_numpy()
+    assert (sample == 0).mean() == pytest.approx(1 - active.mean(), abs=0.02)
+    assert (np.abs(model.get_latent_representation())[active < 1e-4] < 1e-2).all()
+
+
+def test_annotate_writes_which_are_on(coded):
+    model, adata = coded
+    written = model.annotate(copy=True)
+    np.testing.assert_allclose(written.obsm["betavsc_active"], model.get_active(), atol=1e-6)
+    np.testing.assert_allclose(written.obs["betavsc_sparsity"], model.get_sparsity(), atol=1e-6)
+    assert "betavsc_active" not in adata.obsm
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": 0.0}, "`alpha=0.0` is the share of latents that are on"),
+        ({"beta": 0.0}, "`beta=0.0` must be above zero"),
+        ({"temperature": -1.0}, "`temperature=-1.0` must be above zero"),
+        ({"slab_warmup": 2.0}, "`slab_warmup=2.0` is a share of training"),
+        ({"prior": "vamp"}, "`prior='vamp'` is not known"),
+        ({"decoder": "deep"}, "`decoder='deep'` is not known"),
+        ({"prior": "pseudo", "norm": "batch"}, "pseudo-inputs belong to no batch of cells"),
+        ({"prior": "pseudo", "encode_covariates": True}, "`encode_covariates=True`: pseudo-inputs"),
+    ],
+)
+def test_bad_arguments(cells, settings, message):
+    sa.BetaVSC.setup_anndata(cells)
+    with pytest.raises(ValueError, match=message):
+        sa.BetaVSC(cells, **settings)
+
+
+def test_pseudo_inputs_begin_at_cells(cells):
+    sa.BetaVSC.setup_anndata(cells)
+    model = sa.BetaVSC(cells, prior="pseudo", n_pseudo=7)
+    seen = np.log1p(cells.X.toarray())
+    for u in model.module.pseudo_inputs.detach().numpy():
+        assert np.abs(seen - u).sum(1).min() < 1e-4
+
+
+def test_source_settings_train_on_log_normalised_expression(cells, quick):
+    sa.BetaVSC.setup_anndata(cells)
+    model = sa.BetaVSC(cells, gene_likelihood="mse", n_latent=6, alpha=0.5, beta=2.0, decoder="mlp")
+    model.train(**quick)
+    assert {"kl_z_train", "kl_s_train"} <= set(model.history)
+    assert model.get_latent_representation().shape == (200, 6)

@@ -1,0 +1,149 @@
+"""Pictures of latent spaces, clusters and traversals: what is drawn is what was given."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import scalloy as sa
+
+mpl.use("Agg")
+
+
+@pytest.fixture
+def placed(cells):
+    rng = np.random.default_rng(0)
+    cells.obsm["X_umap"] = rng.normal(size=(200, 2))
+    cells.obsm["X_z"] = (
+        rng.normal(size=(200, 5)) + 6 * (cells.obs["cluster"] == "cluster_1").to_numpy()[:, None]
+    )
+    yield cells
+    plt.close("all")
+
+
+def test_categories_with_the_colours_of_uns(placed):
+    placed.obs["cluster"] = placed.obs["cluster"].astype("category")
+    placed.uns["cluster_colors"] = ["#ff0000", "#00ff00", "#0000ff", "#ffff00", "#ff00ff"]
+    ax = sa.pl.latent(placed, "cluster")
+    xy, shade = ax.collections[0].get_offsets(), ax.collections[0].get_facecolors()
+    names = placed.obs["cluster"].cat.categories
+    for point, color in list(zip(np.asarray(xy), shade, strict=True))[:20]:
+        row = np.abs(placed.obsm["X_umap"] - point).sum(1).argmin()
+        given = placed.uns["cluster_colors"][names.get_loc(placed.obs["cluster"].iloc[row])]
+        np.testing.assert_allclose(color[:3], mpl.colors.to_rgb(given))
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == list(names)
+
+
+def test_numbers_genes_and_several_colourings(placed):
+    axes = sa.pl.latent(placed, ["score", "gene_3", "cluster", "batch"], legend="none")
+    assert axes.shape == (4,)
+    values = axes[1].collections[0].get_array()
+    np.testing.assert_allclose(np.sort(values), np.sort(placed.X[:, 3].toarray().ravel()))
+    assert [ax.get_title() for ax in axes] == ["score", "gene_3", "cluster", "batch"]
+    assert axes[2].get_legend() is None
+    with pytest.raises(ValueError, match="`ax` has 1 axes for 2 colourings"):
+        sa.pl.latent(placed, ["score", "batch"], ax=plt.subplots()[1])
+
+
+def test_names_on_the_data_and_missing_values_in_grey(placed):
+    kinds = placed.obs["cluster"].astype(object)
+    kinds[:5] = np.nan
+    placed.obs["kind"] = pd.Categorical(kinds)
+    ax = sa.pl.latent(placed, "kind", legend="on data")
+    written = {t.get_text(): t.get_position() for t in ax.texts}
+    assert set(written) == set(placed.obs["cluster"])
+    for name, place in written.items():
+        own = (placed.obs["kind"] == name).to_numpy()
+        np.testing.assert_allclose(place, np.median(placed.obsm["X_umap"][own], 0))
+    grey = (np.abs(ax.collections[0].get_facecolors()[:, :3] - 0.8) < 1e-6).all(1)
+    assert grey.sum() == 5
+
+
+def test_many_categories_are_told_apart(placed):
+    placed.obs["many"] = [f"type {i % 40}" for i in range(200)]
+    ax = sa.pl.latent(placed, "many")
+    assert len(np.unique(ax.collections[0].get_facecolors(), axis=0)) == 40
+    assert ax.get_legend()._ncols == 2
+
+
+@pytest.mark.parametrize("method", ["umap", "tsne", "pca"])
+def test_a_latent_space_is_embedded_and_nothing_written(placed, method):
+    before = set(placed.obsm), set(placed.uns), set(placed.obsp)
+    ax = sa.pl.latent(placed, "cluster", use_rep="X_z", method=method, perplexity=20)
+    xy = np.asarray(ax.collections[0].get_offsets())
+    assert xy.shape == (200, 2)
+    assert (set(placed.obsm), set(placed.uns), set(placed.obsp)) == before
+    again = sa.pl.embedding(placed.obsm["X_z"], method, perplexity=20)
+    np.testing.assert_allclose(np.sort(xy[:, 0]), np.sort(again[:, 0]), rtol=1e-5)
+    apart = (placed.obs["cluster"] == "cluster_1").to_numpy()
+    assert sa.metrics.knn_accuracy(again, apart) > 0.95
+
+
+def test_three_dimensions(placed):
+    ax = sa.pl.latent(placed, "cluster", use_rep="X_z", method="pca", n_dims=3)
+    assert ax.name == "3d"
+    assert len(ax.collections[0]._offsets3d) == 3
+    with pytest.raises(ValueError, match=r"`n_dims=3`, but `adata.obsm\['X_umap'\]` has 2 columns"):
+        sa.pl.latent(placed, "cluster", n_dims=3)
+
+
+def test_a_model_is_drawn_in_its_own_latent_space(placed, quick):
+    sa.VAE.setup_anndata(placed)
+    model = sa.VAE(placed, n_hidden=8, n_latent=2)
+    model.train(**quick)
+    ax = sa.pl.latent(model, "cluster", method="pca")
+    truth = sa.pl.embedding(model.get_latent_representation(), "pca")
+    np.testing.assert_allclose(
+        np.sort(np.asarray(ax.collections[0].get_offsets())[:, 0]), np.sort(truth[:, 0]), rtol=1e-5
+    )
+    ax = sa.pl.traversal(model, 1, n_genes=3)
+    steps = model.get_traversal(1)
+    drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
+    assert set(drawn) == set((steps.max() - steps.min()).nlargest(3).index)
+    for gene, line in drawn.items():
+        np.testing.assert_allclose(line, steps[gene])
+    assert [line.get_label() for line in sa.pl.traversal(model, 0, genes=["gene_5"]).lines] == ["gene_5"]
+    with pytest.raises(KeyError, match="which the model does not know"):
+        sa.pl.traversal(model, 0, genes=["nope"])
+
+
+def test_clusters_against_labels(cells):
+    cells.obs["found"] = pd.Categorical(cells.obs["cluster"].map(lambda c: "f" + c[-1]))
+    cells.obs.loc[cells.obs_names[:7], "found"] = "f0"
+    ax = sa.pl.clusters(cells, "found", "cluster")
+    table = pd.crosstab(cells.obs["cluster"], cells.obs["found"], normalize="index")
+    shown = pd.DataFrame(
+        np.asarray(ax.images[0].get_array()),
+        index=[t.get_text() for t in ax.get_yticklabels()],
+        columns=[t.get_text() for t in ax.get_xticklabels()],
+    )
+    np.testing.assert_allclose(shown.to_numpy(), table.loc[shown.index, shown.columns].to_numpy())
+    assert (shown.to_numpy().argmax(1) == np.arange(5)).all()
+    ax = sa.pl.clusters(cells, "found", "batch", kind="composition")
+    share = pd.crosstab(cells.obs["batch"], cells.obs["found"], normalize="columns")
+    heights = np.array([[bar.get_height() for bar in bars] for bars in ax.containers])
+    np.testing.assert_allclose(heights, share.to_numpy())
+    np.testing.assert_allclose(heights.sum(0), 1)
+    plt.close("all")
+    with pytest.raises(KeyError, match="`by='nope'` is not a column"):
+        sa.pl.clusters(cells, "found", "nope")
+    with pytest.raises(ValueError, match="`kind='pie'` is not known"):
+        sa.pl.clusters(cells, "found", "cluster", kind="pie")
+
+
+def test_bad_input(placed):
+    with pytest.raises(KeyError, match="nor a gene"):
+        sa.pl.latent(placed, "nope")
+    with pytest.raises(KeyError, match=r"Run `sc.tl.umap\(adata\)` first"):
+        sa.pl.latent(placed, "cluster", basis="X_tsne")
+    with pytest.raises(KeyError, match="`use_rep='q'` is not in"):
+        sa.pl.latent(placed, "cluster", use_rep="q")
+    with pytest.raises(ValueError, match="`perplexity=300` must be at least 1 and below the 200 cells"):
+        sa.pl.latent(placed, "cluster", use_rep="X_z", method="tsne", perplexity=300)
+    with pytest.raises(ValueError, match="`method='mds'` is not known"):
+        sa.pl.latent(placed, "cluster", use_rep="X_z", method="mds")
+    with pytest.raises(ValueError, match="`legend='left'` is not known"):
+        sa.pl.latent(placed, "cluster", legend="left")
