@@ -298,3 +298,28 @@ def test_bad_input():
     adata.obsm["z"][2, 0] = np.inf
     with pytest.raises(ValueError, match="not finite in 1 cells"):
         one(adata)
+
+
+def test_real_donors_treated_cells_differ_and_halves_of_the_controls_do_not():
+    """The naive test, on the same cells, takes any two handfuls of donors for different."""
+    import scanpy as sc
+
+    adata = sa.datasets.kang()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    sc.pp.pca(adata, n_comps=20)
+    many = adata.obs["cell_type"].value_counts().nlargest(4).index
+    adata = adata[adata.obs["cell_type"].isin(many)].copy()
+    more = {"by": "cell_type", "donor_key": "batch"}
+    treated = sa.compare.groups(adata, "X_pca", groupby="condition", **more)
+    assert (treated["design"] == "within donors").all()
+    assert (treated["pvalue"] <= treated["smallest"] + 1e-12).all()
+    assert (treated["padj"] < 0.05).all()
+    controls = adata[adata.obs["condition"] == "control"].copy()
+    donors = sorted(controls.obs["batch"].astype(str).unique())
+    controls.obs["half"] = np.where(controls.obs["batch"].astype(str).isin(donors[::2]), "first", "second")
+    halves = sa.compare.groups(controls, "X_pca", groupby="half", **more)
+    assert (halves["padj"] > 0.1).all()
+    naive = sa.compare.groups(controls, "X_pca", groupby="half", by="cell_type", n_permutations=200)
+    assert (naive["padj"] < 0.05).sum() >= 3
+    assert halves["effect"].max() < treated["effect"].min()

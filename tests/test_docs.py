@@ -29,6 +29,36 @@ def test_first_screen_runs(page, monkeypatch):
     assert "connectivities" in kang.obsp
 
 
+@pytest.mark.parametrize("page", ["docs/comparing.md", "docs/models/vsc.md", "docs/pictures.md"])
+def test_pages_run(page, monkeypatch):
+    """Code of a page as it stands; the objects that it takes for granted are small."""
+    import matplotlib as mpl
+    import scanpy as sc
+
+    mpl.use("Agg")
+    train = sa.VAE.train
+    short = lambda self, *a, **k: train(self, 1, enable_progress_bar=False)  # noqa: E731
+    for cls in (sa.VAE, sa.BetaVSC):
+        monkeypatch.setattr(cls, "train", short)
+    adata = sa.datasets.kang()
+    adata = adata[adata.obs["cell_type"].isin(["B cells", "NK cells"])][::2].copy()
+    adata.obs["donor"] = adata.obs["batch"]
+    adata.obs["cgmdvae_cluster"] = adata.obs["cell_type"]
+    names = {"sa": sa, "adata": adata}
+    if page == "docs/pictures.md":
+        names["model"] = model = sa.VAE(adata)
+        model.train()
+        model.annotate()
+        adata.var_names = ["CD3E", *adata.var_names[1:]] if "CD3E" not in adata.var_names else adata.var_names
+        adata.obsm["X_umap"] = sc.pp.pca(adata.X, n_comps=2)
+        names["found"] = sa.compare.groups(adata, "X_vae", groupby="condition", donor_key="donor")
+    for code in blocks(page):
+        exec(code.replace("model, 3", "model, 0"), names)
+    if page == "docs/comparing.md":
+        assert set(names["found"]["design"]) == {"within donors"}
+        assert set(names["cells"]["group"]) == {"control", "stimulated"}
+
+
 def test_own_model_runs(cells, quick):
     names: dict = {}
     for code in blocks("docs/own_model.md"):

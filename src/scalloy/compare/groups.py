@@ -108,6 +108,8 @@ def groups(
         rows.append(row | found)
         nulls.append(null)
     frame = pd.DataFrame(rows)
+    whole = ["donors_a", "donors_b", "n_permutations"]  # missing where a comparison is impossible
+    frame = frame.astype({c: "Int64" for c in whole if c in frame})
     known = frame["pvalue"].notna()
     frame.insert(frame.columns.get_loc("pvalue") + 1, "padj", np.nan)
     if known.any():
