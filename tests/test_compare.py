@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 from scipy.stats import binom, spearmanr
 
@@ -72,7 +73,7 @@ def test_statistic_within_donors_leaves_out_pairs_of_the_same_donor():
     row = one(adata, donor_key="donor")
     assert row["design"] == "within donors"
     assert row["statistic"] == pytest.approx(total / (n / 4), rel=1e-4)
-    assert row["n_permutations"] == 2**4
+    assert row["n_permutations"] == 2**4 - 1  # the real one is not among them
     assert row["smallest"] == 2 / 2**4
 
 
@@ -96,16 +97,16 @@ def test_statistic_of_cells_is_the_unbiased_mmd_and_energy_distance():
 def test_all_labelings_give_the_exact_p_value():
     adata = cells(6, 12, shift=0.8)
     frame = sa.compare.groups(adata, "z", groupby="group", donor_key="donor")
-    row, null = frame.iloc[0], frame.attrs["null"][0]
-    assert len(null) == row["n_permutations"] == 20
+    row, null = frame.iloc[0], frame.attrs["null"]["a | b"]
+    assert len(null) == row["n_permutations"] == 19
     found = []
     donors = sorted(adata.obs["donor"].unique())
     for chosen in itertools.combinations(donors, 3):
         other = adata.copy()
         other.obs["group"] = np.where(other.obs["donor"].isin(chosen), "b", "a")
         found.append(one(other, donor_key="donor")["statistic"])
-    np.testing.assert_allclose(sorted(null), sorted(found), rtol=1e-4, atol=1e-7)
-    assert row["pvalue"] == np.mean(np.array(found) >= row["statistic"] - 1e-9)
+    np.testing.assert_allclose(sorted([*null, row["statistic"]]), sorted(found), rtol=1e-4, atol=1e-7)
+    assert row["pvalue"] == np.mean(np.array(found) >= row["statistic"] - 1e-7)
     assert row["smallest"] == 2 / 20
 
 
@@ -122,7 +123,8 @@ def test_labelings_keep_what_they_must():
     pairs = design(group, donor, "auto", at_least=5)
     labels, every = pairs.labelings(1000, rng)
     assert every
-    assert len(np.unique(labels, axis=1).T) == labels.shape[1] == 2**5
+    assert len(np.unique(labels, axis=1).T) == labels.shape[1] == 2**5 - 1
+    assert (labels != pairs.group[:, None]).any(0).all()
 
 
 def test_random_features_come_near_the_kernel_and_their_number_says_how_near():
@@ -146,7 +148,7 @@ def test_many_cells_by_features_agree_with_all_pairs(monkeypatch, more):
     monkeypatch.setattr(statistics, "FEATURES", 20_000)
     fast = sa.compare.groups(adata, "z", groupby="group", n_permutations=400, **more)
     assert fast["statistic"][0] == pytest.approx(exact["statistic"][0], rel=0.05)
-    np.testing.assert_allclose(fast.attrs["null"][0], exact.attrs["null"][0], atol=0.003)
+    np.testing.assert_allclose(fast.attrs["null"]["a | b"], exact.attrs["null"]["a | b"], atol=0.003)
     assert fast["pvalue"][0] == pytest.approx(exact["pvalue"][0], abs=0.01)
 
 
@@ -198,6 +200,8 @@ def test_by_type_corrected_with_what_was_impossible_said():
     assert ax.lines[0].get_xdata()[0] == frame["statistic"][1]
     assert sum(p.get_height() for p in ax.patches) == frame["n_permutations"][1]
     assert ax.get_title().startswith("T, a and b, p = ")
+    other = frame.sort_values("type", ascending=False).reset_index(drop=True)
+    assert sa.pl.null(other, 1).patches[0].get_x() == ax.patches[0].get_x()
     with pytest.raises(ValueError, match="Row 2 was not tested"):
         sa.pl.null(frame, 2)
     with pytest.raises(ValueError, match="pass what `groups` returned"):
@@ -263,13 +267,19 @@ def test_genes_that_go_with_the_witness():
     table = sa.compare.genes(counts, found)
     assert table.index[0] == "with"
     assert table["correlation"].iloc[0] > 0.4
-    assert table["padj"].iloc[0] < 0.01
-    assert (table["n_samples"] == 8).all()
+    assert (table["n"] == 8).all()
     x = counts[found.index].X.astype(float)
     normed = np.log1p(x / x.sum(1, keepdims=True) * 1e4)
     w = found["witness"].to_numpy()
     r = [spearmanr(normed[rows, 2], w[rows]).statistic for rows in found.groupby("donor").indices.values()]
     assert table.loc["g2", "correlation"] == pytest.approx(np.mean(r), abs=1e-3)
+    assert table.loc["g2", "spread"] == pytest.approx(np.std(r, ddof=1), abs=1e-3)
+    stored = counts.copy()  # zeros that are stored change nothing
+    stored.X = sp.csr_matrix(stored.X + 1.0)
+    stored.X.data -= 1.0
+    pd.testing.assert_frame_equal(sa.compare.genes(stored, found), table)
+    with pytest.raises(ValueError, match="Names of cells occur more than once"):
+        sa.compare.genes(ad.concat([counts, counts]), found)
 
 
 def test_bad_input():
@@ -282,7 +292,7 @@ def test_bad_input():
         one(adata, test="t")
     with pytest.raises(ValueError, match="`unit='donor'` needs `donor_key`"):
         one(adata, unit="donor")
-    with pytest.raises(ValueError, match="no donor has cells in both groups"):
+    with pytest.raises(ValueError, match="no donor has enough cells in both groups"):
         one(adata, unit="cell", donor_key="donor")
     with pytest.raises(ValueError, match="0 in both groups, 1 and 1 in one only"):
         one(cells(2, 12), donor_key="donor")
@@ -323,3 +333,76 @@ def test_real_donors_treated_cells_differ_and_halves_of_the_controls_do_not():
     naive = sa.compare.groups(controls, "X_pca", groupby="half", by="cell_type", n_permutations=200)
     assert (naive["padj"] < 0.05).sum() >= 3
     assert halves["effect"].max() < treated["effect"].min()
+
+
+def test_p_values_of_all_labelings_tie_with_the_swapped_one():
+    """Balanced groups: exchanging the two changes nothing, so no p-value is below 2 / N."""
+    for test in ("mmd", "energy"):
+        for seed in range(10):
+            row = one(cells(8, 10, seed=seed, shift=0.4), donor_key="donor", test=test)
+            assert row["pvalue"] * 70 % 2 == pytest.approx(0, abs=1e-9)
+            assert row["pvalue"] >= row["smallest"] == 2 / 70
+            few = cells(2, 4, seed=seed)
+            row = one(few, test=test, at_least=2)
+            assert row["pvalue"] * 70 % 2 == pytest.approx(0, abs=1e-9)
+
+
+def test_p_values_of_the_classifier_are_uniform_where_nothing_differs():
+    p = [one(cells(6, 15, seed=s), donor_key="donor", test="classifier")["pvalue"] for s in range(40)]
+    assert min(p) >= 1 / 20
+    assert 0.35 < np.mean(p) < 0.72
+
+
+def test_a_rare_group_survives_that_only_some_cells_are_looked_at(monkeypatch):
+    monkeypatch.setattr(statistics, "EXACT", 200)
+    adata = cells(2, 900)
+    adata.obs["group"] = ["b"] * 12 + ["a"] * 1788
+    adata.obsm["z"][:12] += 4
+    for test in ("energy", "classifier"):
+        row = one(adata, test=test, n_permutations=39)
+        assert np.isfinite(row["statistic"])
+        assert row["pvalue"] == row["smallest"] == 1 / 40
+
+
+def test_donors_of_both_kinds_use_what_allows_a_test():
+    adata = cells(7, 30, seed=2)
+    donor = adata.obs["donor"].astype(str)
+    both = donor.isin(["d0", "d1", "d2"])
+    adata.obs.loc[both, "group"] = np.resize(["a", "b"], both.sum())
+    adata.obs.loc[~both, "group"] = np.where(donor[~both] == "d3", "b", "a")
+    row = one(adata, donor_key="donor")
+    assert (row["design"], row["donors_a"], row["n_a"] + row["n_b"]) == ("within donors", 3, both.sum())
+
+
+def test_effect_of_cells_within_donors_is_none_where_only_composition_differs():
+    adata = cells(2, 200, donor_sd=0)
+    donor = (adata.obs["donor"] == "d1").to_numpy()
+    adata.obsm["z"][donor] += 3.0
+    rng = np.random.default_rng(0)
+    adata.obs["group"] = np.where(rng.random(400) < np.where(donor, 0.9, 0.1), "b", "a")
+    row = one(adata, donor_key="donor", unit="cell", n_permutations=200)
+    assert row["pvalue"] > 0.05
+    assert row["effect"] < 0.2
+
+
+def test_far_from_zero_is_as_good_as_near():
+    adata = cells(4, 25, shift=0.5)
+    far = adata.copy()
+    far.obsm["z"] = far.obsm["z"] + 1e4
+    for test in ("mmd", "energy"):
+        assert one(far, test=test)["statistic"] == pytest.approx(one(adata, test=test)["statistic"], rel=1e-3)
+
+
+def test_more_bad_input():
+    adata = cells(4, 12)
+    with pytest.raises(ValueError, match="`n_permutations=0` must be above zero"):
+        one(adata, n_permutations=0)
+    with pytest.raises(ValueError, match="`at_least=0` must be above zero"):
+        one(adata, at_least=0)
+    adata.obs["group_a"] = "x"
+    with pytest.raises(ValueError, match="`by='group_a'` is a column of the table"):
+        one(adata, by="group_a")
+    adata.obs["group"] = (adata.obs["group"] == "b").astype(int)
+    assert one(adata, reference=1)["group_a"] == "1"
+    found = sa.compare.witness(adata, "z", groupby="group", groups=(0, 1), n_permutations=9)
+    assert set(found["group"]) == {"0", "1"}

@@ -127,6 +127,10 @@ def test_clusters_against_labels(cells):
     heights = np.array([[bar.get_height() for bar in bars] for bars in ax.containers])
     np.testing.assert_allclose(heights, share.to_numpy())
     np.testing.assert_allclose(heights.sum(0), 1)
+    cells.obs["kind"] = pd.Categorical(np.resize(["A", "C"], 200), categories=["A", "B", "C"])
+    cells.uns["kind_colors"] = ["#ff0000", "#00ff00", "#0000ff"]  # one without cells keeps its colour
+    ax = sa.pl.clusters(cells, "found", "kind", kind="composition")
+    assert [bars[0].get_facecolor()[:3] for bars in ax.containers] == [(1, 0, 0), (0, 0, 1)]
     plt.close("all")
     with pytest.raises(KeyError, match="`by='nope'` is not a column"):
         sa.pl.clusters(cells, "found", "nope")

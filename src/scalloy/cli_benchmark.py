@@ -183,6 +183,7 @@ def compare(
     what: Annotated[str, typer.Option(help="size, power, speed or kang.")] = "size",
     simulations: Annotated[int | None, typer.Option(help="Of size and power.")] = None,
     cells: Annotated[list[int] | None, typer.Option(help="Numbers of cells, of speed.")] = None,
+    classifier: Annotated[bool, typer.Option(help="In power too (long).")] = False,
     out: Out = None,
 ) -> None:
     """The test of groups: its size and power with donors, its time beside pertpy's, real donors."""
@@ -193,7 +194,7 @@ def compare(
     some = {} if simulations is None else {"n_simulations": simulations}
     found = {
         "size": lambda: tasks.size(**some),
-        "power": lambda: tasks.power(**some),
+        "power": lambda: tasks.power(classifier=classifier, **some),
         "speed": lambda: tasks.speed(**({"n_cells": cells} if cells else {})),
         "kang": tasks.kang,
     }

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import scalloy as sa
 
@@ -63,13 +64,11 @@ def test_traversal_begins_and_ends_where_it_should(coded):
     said = model.get_latent_genes(1).set_index("latent").loc[j]
     assert change.abs().idxmax() == said["gene"]
     assert change[said["gene"]] == pytest.approx(said["change"], rel=1e-5)
-    at = model.get_traversal(j, [0.0, 1.0], indices=[3])
     z = model.get_latent_representation(indices=[3])
-    own = model.get_traversal(j, [float(z[0, j])], indices=[3])
-    expression = model.module.likelihood  # the cell itself, decoded from its own code
-    assert expression is not None
-    assert at.shape == (2, 200)
-    assert np.isfinite(own.to_numpy()).all()
+    own = model.get_traversal(j, [float(z[0, j])], indices=[3])  # the cell itself, from its own code
+    head = model.module.likelihood.head
+    logits = torch.as_tensor(z) @ head.weight.T + head.bias
+    np.testing.assert_allclose(own.iloc[0], torch.log1p(1e4 * logits.softmax(-1))[0].detach(), rtol=1e-4)
     with pytest.raises(ValueError, match="`latent=12` is not one of the 12 latents"):
         model.get_traversal(12)
 
@@ -84,9 +83,7 @@ def test_cells_of_a_latent_and_sparsity(coded):
         found = model.get_latent_cells(j)
         assert set(found.index) == set(active.index[active.iloc[:, j] >= 0.5])
         assert found["code"].abs().is_monotonic_decreasing
-    z, on = model.module.encode, model.get_active(indices=[4, 2])
-    assert z is not None
-    np.testing.assert_allclose(on, active.iloc[[4, 2]], atol=1e-6)
+    np.testing.assert_allclose(model.get_active(indices=[4, 2]), active.iloc[[4, 2]], atol=1e-6)
     summary = model.get_latent_summary()
     assert summary["active"].is_monotonic_decreasing
     np.testing.assert_allclose(summary["spread"].sort_index(), code.std(0), rtol=1e-5)
@@ -131,10 +128,31 @@ def test_bad_arguments(cells, settings, message):
 
 def test_pseudo_inputs_begin_at_cells(cells):
     sa.BetaVSC.setup_anndata(cells)
+    with pytest.raises(ValueError, match="`n_pseudo=201` is more than the 200 cells"):
+        sa.BetaVSC(cells, prior="pseudo", n_pseudo=201)
+    sa.BetaVSC.setup_anndata(cells)
     model = sa.BetaVSC(cells, prior="pseudo", n_pseudo=7)
     seen = np.log1p(cells.X.toarray())
     for u in model.module.pseudo_inputs.detach().numpy():
         assert np.abs(seen - u).sum(1).min() < 1e-4
+
+
+def test_traversal_of_data_as_given_and_of_models_without_cells(cells, quick, tmp_path):
+    given = cells.copy()
+    given.X = np.random.default_rng(0).normal(size=cells.shape).astype(np.float32)
+    sa.VAE.setup_anndata(given, allow_non_counts=True)
+    model = sa.VAE(given, gene_likelihood="normal", n_hidden=8, n_latent=2)
+    model.train(**quick)
+    assert np.isfinite(model.get_traversal(1).to_numpy()).all()
+    model.save(tmp_path / "model")
+    loaded = sa.load(tmp_path / "model")
+    with pytest.raises(ValueError, match="loaded without its cells"):
+        loaded.get_traversal(0)
+    pd.testing.assert_frame_equal(loaded.get_traversal(0, adata=given), model.get_traversal(0))
+    with pytest.raises(ValueError, match="selects no cells"):
+        model.get_traversal(0, indices=[])
+    with pytest.raises(ValueError, match="loaded without its cells"):
+        sa.pl.latent(loaded, "cluster")
 
 
 def test_source_settings_train_on_log_normalised_expression(cells, quick):

@@ -124,17 +124,23 @@ def test_pseudo_inputs_are_trained():
 def test_slab_follows_its_warmup():
     made = sparse_coder(slab_warmup=0.4)
     shares, changed = [], []
-    for end in (0.1, 0.2, 0.3, 0.4, 0.5, 1.0):
+    with torch.no_grad():
+        q = made.encode(batch())
+    z = torch.stack([made.train().draw(q)["z"] for _ in range(8000)])
+    for end in (0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 0.1):
         changed.append(made.begin_epoch(end, list))
         shares.append(float(made.slab))
-    np.testing.assert_allclose(shares, [0, 0, 0.5, 1, 1, 1], atol=1e-6)
-    assert changed == [True, False, True, True, False, False]
-    made.begin_epoch(0.1, list)
-    q = made.encode(batch())
-    z = torch.stack([made.draw(q)["z"] for _ in range(8000)])
+    np.testing.assert_allclose(shares, [0, 0, 0.5, 1, 1, 1, 1], atol=1e-6)  # a trained model is not sent back
+    assert changed == [True, True, True, True, False, False, False]
     on = z[z != 0]
     assert float(on.mean()) == pytest.approx(0, abs=0.03)
     assert float(on.std()) == pytest.approx(1, abs=0.03)
+    stopped = sparse_coder(slab_warmup=0.4)
+    stopped.begin_epoch(0.1, list)
+    own = torch.stack([stopped.eval().draw(q)["z"] for _ in range(8000)])
+    np.testing.assert_allclose(own.mean(0), q["z"].mean, atol=0.1)  # only training warms up
+    stopped.finish(list)
+    assert float(stopped.slab) == 1
     without = sparse_coder()
     assert not without.begin_epoch(0.01, list)
     assert float(without.slab) == 1

@@ -112,7 +112,7 @@ def power(
     n_simulations: int = 100,
     seed: int = 0,
     n_permutations: int = 1000,
-    classifier: bool = True,
+    classifier: bool = False,
 ) -> pd.DataFrame:
     """How often is a shift in a small part of the cells seen? Six and six donors, 400 cells each.
 

@@ -62,6 +62,10 @@ class Likelihood(nn.Module):
         """Expression of cells, dense, on the scale on which predictions are compared with it."""
         return dense(log_normalise(x) if self.draws_counts else self.features(x))
 
+    def predicted(self, p_x: Distribution) -> Tensor:
+        """What is expected on the scale of :meth:`observed`."""
+        return torch.log1p(1e4 * self.fraction(p_x)) if self.draws_counts else p_x.mean
+
     @torch.no_grad()
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
         """Begin at the moments of the genes, so that training need not find them first."""

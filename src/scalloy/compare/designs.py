@@ -16,12 +16,15 @@ design                       where                           permuted
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from math import comb, prod
+from dataclasses import dataclass, replace
+from math import comb, inf, prod
 
 import numpy as np
 
 UNITS = ("auto", "donor", "cell")
+MANY = 100  # units of a group of which the labelings are not counted
+AT_LEAST = 100  # cells of a group that are kept where there are so many
+AT_ONCE = 64  # permutations drawn
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,11 @@ class Design:
         return [np.flatnonzero(self.block == b) for b in np.unique(self.block)]
 
     @property
-    def n_labelings(self) -> int:
+    def n_labelings(self) -> float:
         """In how many ways the groups may be given."""
-        return prod(comb(len(b), int(self.group[b].sum())) for b in self.blocks)
+        sizes = [(len(b), int(self.group[b].sum())) for b in self.blocks]
+        many = any(min(k, n - k) > MANY for n, k in sizes)
+        return inf if many else float(prod(comb(n, k) for n, k in sizes))
 
     @property
     def smallest(self) -> float:
@@ -65,28 +70,29 @@ class Design:
         return (2 if swapped else 1) / self.n_labelings
 
     def thinned(self, n: int, rng: np.random.Generator) -> Design:
-        """With about ``n`` of its cells, of each unit alike."""
+        """With about ``n`` of its cells, of each unit alike (or of each group of a block of cells)."""
         cells = np.flatnonzero(self.unit >= 0)
         if len(cells) <= n:
             return self
+        each, of = len(cells) == len(self.group), self.unit[cells]
+        part = 2 * self.block[of] + self.group[of] if each else of
+        sizes = np.bincount(part)
+        parts = int((sizes > 0).sum())
+        share = np.maximum(sizes * n // len(cells), AT_LEAST) if each else np.full_like(sizes, n // parts)
+        order = rng.permutation(len(cells))
+        order = order[np.argsort(part[order], kind="stable")]
+        place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within its part
+        kept = np.sort(cells[order[place < np.maximum(share, 2)[part[order]]]])
         unit = np.full_like(self.unit, -1)
-        if len(cells) == len(self.group):
-            kept = np.sort(rng.choice(cells, n, replace=False))
-            of = self.unit[kept]
-            unit[kept] = np.arange(n)
-            return Design(self.kind, unit, self.group[of], self.block[of], self.apart[of])
-        order = rng.permutation(cells)
-        place = np.empty(len(order), dtype=int)  # of each cell within its unit
-        for u in range(len(self.group)):
-            own = np.flatnonzero(self.unit[order] == u)
-            place[own] = np.arange(len(own))
-        kept = order[place < max(2, n // len(self.group))]
-        unit[kept] = self.unit[kept]
-        return Design(self.kind, unit, self.group, self.block, self.apart)
+        if not each:
+            unit[kept] = self.unit[kept]
+            return replace(self, unit=unit)
+        unit[kept], of = np.arange(len(kept)), self.unit[kept]
+        return Design(self.kind, unit, self.group[of], self.block[of], self.apart[of])
 
     def labelings(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-        """Permuted groups, ``(units, permutations)``; whether they are all there are, the real one too."""
-        if self.n_labelings <= n:
+        """Other groups than the real ones, ``(units, permutations)``; whether they are all there are."""
+        if self.n_labelings <= n + 1:
             ways = [itertools.combinations(b, int(self.group[b].sum())) for b in self.blocks]
             chosen = [
                 np.concatenate([np.asarray(w, dtype=int) for w in way]) for way in itertools.product(*ways)
@@ -94,10 +100,12 @@ class Design:
             out = np.zeros((len(self.group), len(chosen)), dtype=np.int8)
             for i, ones in enumerate(chosen):
                 out[ones, i] = 1
-            return out, True
+            return out[:, (out != self.group[:, None]).any(0)], True
         rows = np.empty((n, len(self.group)), dtype=np.int8)
-        for b in self.blocks:
-            rows[:, b] = rng.permuted(np.tile(self.group[b].astype(np.int8), (n, 1)), axis=1)
+        for first in range(0, n, AT_ONCE):
+            some = rows[first : first + AT_ONCE]
+            for b in self.blocks:
+                some[:, b] = rng.permuted(np.tile(self.group[b].astype(np.int8), (len(some), 1)), axis=1)
         return rows.T, False
 
 
@@ -126,7 +134,8 @@ def design(group: np.ndarray, donor: np.ndarray | None, unit: str, *, at_least: 
     if unit == "cell":
         return _cells_within(group, codes, both)
     in_each = [int((one & enough[:, k]).sum()) for k in (0, 1)]
-    paired = both.sum() >= 2 and 2 ** int(both.sum()) >= comb(sum(in_each), in_each[0])
+    more = 2.0 ** int(both.sum()) >= comb(sum(in_each), in_each[0]) or min(in_each) < 2
+    paired = both.sum() >= 2 and more
     if not paired and min(in_each) < 2:
         found = f"{both.sum()} in both groups, {in_each[0]} and {in_each[1]} in one only"
         msg = (
@@ -148,8 +157,8 @@ def design(group: np.ndarray, donor: np.ndarray | None, unit: str, *, at_least: 
 
 def _cells_within(group: np.ndarray, codes: np.ndarray, both: np.ndarray) -> Design:
     kept = np.flatnonzero(both[codes])
-    if not len(kept):
-        msg = "`unit='cell'` permutes the cells of a donor, but no donor has cells in both groups."
+    if min(np.bincount(group[kept], minlength=2)) < 2:
+        msg = "`unit='cell'` permutes the cells of a donor, but no donor has enough cells in both groups."
         raise ValueError(msg)
     units = np.full(len(group), -1)
     units[kept] = each = np.arange(len(kept))

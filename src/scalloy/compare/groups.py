@@ -12,7 +12,7 @@ from scipy.stats import false_discovery_control
 from scalloy.compare import designs, statistics
 from scalloy.compare.designs import Design
 from scalloy.data.checks import few
-from scalloy.models._options import one_of
+from scalloy.models._options import one_of, positive
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 TESTS = ("mmd", "energy", "classifier")
 REFITS = 199  # permutations of a classifier
-CLOSE = 1e-6  # statistics that are the same but for rounding
+CLOSE = 1e-9  # statistics that are the same but for rounding, as a part of the mean kernel
+RESERVED = ("group_a", "group_b", "n_a", "n_b", "statistic", "effect", "pvalue", "padj", "design", "note")
 
 
 def groups(
@@ -79,20 +80,24 @@ def groups(
     A row for each comparison: ``n_a``, ``n_b`` cells, ``donors_a``, ``donors_b``, ``design`` (see
     :mod:`scalloy.compare.designs`), ``statistic``, ``effect`` (of MMD and energy the distance over the spread
     within groups, like Cohen's d; of the classifier 2 AUROC - 1; 0 is no difference), ``pvalue``, ``padj``
-    (Benjamini-Hochberg over all rows), ``smallest`` (the smallest p-value that so many donors
-    allow) and ``n_permutations``. ``frame.attrs["null"]`` holds the statistics of the permutations for
-    :func:`scalloy.pl.null`. Comparisons that are impossible have a ``note`` and no p-value.
+    (Benjamini-Hochberg over all rows), ``smallest`` (the smallest p-value that so many donors allow) and
+    ``n_permutations`` (the real labeling is not among them). ``frame.attrs["null"]`` holds the statistics of
+    the permutations for :func:`scalloy.pl.null`. Comparisons that are impossible have a ``note`` and no
+    p-value.
     """
     one_of("test", test, TESTS)
-    one_of("unit", unit, designs.UNITS)
+    check(unit, donor_key, n_permutations=n_permutations, at_least=at_least)
     rng = np.random.default_rng(rng)
     x, obs = representation(data, use_rep)
     of, parts = column(obs, "groupby", groupby), [("", np.ones(len(x), bool))]
     if by is not None:
         within = column(obs, "by", by)
         parts = [(level, within == level) for level in sorted(set(within))]
+        if by in RESERVED:
+            msg = f"`by={by!r}` is a column of the table that is returned. Rename it in `adata.obs`."
+            raise ValueError(msg)
     donors = None if donor_key is None else column(obs, "donor_key", donor_key)
-    rows, nulls = [], []
+    rows, nulls = [], {}
     for (level, inside), (a, b) in itertools.product(parts, pairs_of(of, reference)):
         row: dict[str, Any] = {by: level} if by is not None else {}
         cells = np.flatnonzero(inside & np.isin(of, (a, b)))
@@ -100,13 +105,15 @@ def groups(
         row |= {"group_a": a, "group_b": b, "n_a": int((group == 0).sum()), "n_b": int(group.sum())}
         try:
             design = design_of(group, own, unit, at_least)
+            used = design.unit >= 0
+            row |= {"n_a": int((used & (group == 0)).sum()), "n_b": int((used & (group == 1)).sum())}
             found, null = one(x[cells], design, test, n_permutations, rng)
         except ValueError as error:
             if by is None and len(pairs_of(of, reference)) == 1:
                 raise
             found, null = {"pvalue": np.nan, "note": str(error).split(". ")[0]}, []
         rows.append(row | found)
-        nulls.append(null)
+        nulls[key_of(row, by)] = null
     frame = pd.DataFrame(rows)
     whole = ["donors_a", "donors_b", "n_permutations"]  # missing where a comparison is impossible
     frame = frame.astype({c: "Int64" for c in whole if c in frame})
@@ -118,22 +125,40 @@ def groups(
     return frame
 
 
+def check(unit: str, donor_key: str | None, **numbers: int) -> None:
+    """Arguments that no comparison can do without."""
+    one_of("unit", unit, designs.UNITS)
+    positive(**numbers)
+    if donor_key is None and unit == "donor":
+        msg = "`unit='donor'` needs `donor_key`."
+        raise ValueError(msg)
+
+
+def key_of(row: Any, by: str | None) -> str:
+    """Which comparison it is, in ``frame.attrs["null"]``."""
+    return " | ".join([*([str(row[by])] if by is not None else []), row["group_a"], row["group_b"]])
+
+
 def representation(data: Any, use_rep: str | None) -> tuple[np.ndarray, pd.DataFrame]:
     """Cells in the latent space, and what is known about them."""
     if hasattr(data, "get_latent_representation"):
         if use_rep is not None:
             msg = f"`use_rep={use_rep!r}` is for cells; of a model its own latent representation is used."
             raise ValueError(msg)
-        return np.asarray(data.get_latent_representation()), data.adata.obs
+        return finite(data.get_latent_representation(), "the latent representation"), data.adata.obs
     if use_rep is None or use_rep not in data.obsm:
         msg = f"`use_rep={use_rep!r}` is not in `adata.obsm`. Pass one of: {', '.join(data.obsm.keys())}."
         raise KeyError(msg)
-    x = np.asarray(data.obsm[use_rep], dtype=float)
-    if not np.isfinite(x).all():
-        broken = int((~np.isfinite(x)).any(1).sum())
-        msg = f"`adata.obsm[{use_rep!r}]` has values that are not finite in {broken} cells. Leave these out."
+    return finite(data.obsm[use_rep], f"`adata.obsm[{use_rep!r}]`"), data.obs
+
+
+def finite(x: Any, name: str) -> np.ndarray:
+    """As numbers, all of which are finite."""
+    x = np.asarray(x, dtype=float)
+    if broken := int((~np.isfinite(x)).any(1).sum()):
+        msg = f"{name} has values that are not finite in {broken} cells. Leave these out."
         raise ValueError(msg)
-    return x, data.obs
+    return x
 
 
 def column(obs: pd.DataFrame, argument: str, key: str) -> np.ndarray:
@@ -155,15 +180,12 @@ def pairs_of(of: np.ndarray, reference: str | None) -> list[tuple[str, str]]:
         raise ValueError(msg)
     if reference is None:
         return list(itertools.combinations(names, 2))
-    one_of("reference", reference, names)
+    reference = one_of("reference", str(reference), names)
     return [(reference, name) for name in names if name != reference]
 
 
 def design_of(group: np.ndarray, donor: np.ndarray | None, unit: str, at_least: int) -> Design:
     """See :func:`scalloy.compare.designs.design`; with the checks of sizes and arguments."""
-    if donor is None and unit == "donor":
-        msg = "`unit='donor'` needs `donor_key`."
-        raise ValueError(msg)
     sizes = np.bincount(group, minlength=2)
     if sizes.min() < max(2, at_least):
         msg = f"a group has {sizes.min()} cells, fewer than `at_least={at_least}`"
@@ -182,13 +204,18 @@ def one(
     )
     labels = np.concatenate([design.group[:, None].astype(np.int8), labels], 1)
     if test == "classifier":
-        values = statistics.aurocs(x, design, labels, rng)
-        effect = 2 * values[0] - 1
+        values, scale = statistics.aurocs(x, design, labels, rng), 0.0
+        effect, smallest = 2 * values[0] - 1, 1 / labels.shape[1]  # folds are drawn, so no ties
     else:
         values, within, itself = statistics.differences(x, design, labels, test, rng)
-        effect = float(np.sqrt(max(values[0], 0.0) / max(itself - within[0], 1e-12)))
+        expected = values[1:].mean() if design.kind == "cells within donors" else 0.0  # unequal composition
+        effect = np.sqrt(max(values[0] - expected, 0.0) / max(itself - within[0], 1e-12))
+        scale, smallest = abs(within[0]), design.smallest
     observed, null = values[0], values[1:]
-    higher = int((null >= observed - CLOSE * abs(observed)).sum())
+    if not np.isfinite(observed):
+        msg = "The statistic is not finite: too few cells are left in a group."
+        raise ValueError(msg)
+    higher = int((null >= observed - CLOSE * scale).sum())
     donors = [len(np.unique(design.apart[design.group == k])) for k in (0, 1)]
     cells = "cells" in design.kind
     row = {
@@ -197,8 +224,8 @@ def one(
         "design": design.kind,
         "statistic": float(observed),
         "effect": float(effect),
-        "pvalue": higher / len(null) if every else (1 + higher) / (1 + len(null)),
-        "smallest": design.smallest if every else 1 / (1 + len(null)),
+        "pvalue": (1 + higher) / (1 + len(null)),
+        "smallest": smallest if every else max(smallest, 1 / (1 + len(null))),
         "n_permutations": len(null),
     }
     return row, null.tolist()

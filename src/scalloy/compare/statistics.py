@@ -25,6 +25,7 @@ FEATURES = 1_024
 ROWS = 1_024  # of the matrix of pairs at a time
 AT_ONCE = 128  # permutations
 FOLDS = 5
+FEW = 64  # units
 
 
 def differences(
@@ -36,7 +37,7 @@ def differences(
     in the number of cells; the other one knows no such way, so :meth:`Design.thinned` comes before.
     """
     cells = np.flatnonzero(design.unit >= 0)
-    z, unit = torch.as_tensor(np.asarray(x, dtype=np.float32)[cells]), torch.as_tensor(design.unit[cells])
+    z, unit = centred(np.asarray(x)[cells]), torch.as_tensor(design.unit[cells])
     n_units, scales = len(design.group), median_scales(z) if test == "mmd" else None
     b, apart = torch.as_tensor(labels), torch.as_tensor(np.unique(design.apart, return_inverse=True)[1])
     if scales is not None and len(cells) > EXACT:
@@ -55,6 +56,12 @@ def differences(
     return (aa + bb - 2 * ab).numpy(), ((aa + bb) / 2).numpy(), 0.0 if scales is None else 1.0
 
 
+def centred(x: np.ndarray) -> Tensor:
+    """Cells around zero, so that single precision suffices."""
+    x = np.asarray(x, dtype=float)
+    return torch.as_tensor((x - x.mean(0)).astype(np.float32))
+
+
 def features_of(z: Tensor, scales: Tensor, rng: np.random.Generator) -> RandomFeatures:
     """Random features of the kernel."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -64,16 +71,21 @@ def features_of(z: Tensor, scales: Tensor, rng: np.random.Generator) -> RandomFe
 def _matrix(z: Tensor, unit: Tensor, n_units: int, scales: Tensor | None) -> Tensor:
     """Mean kernel over the cells of each two units."""
     each = n_units == len(z)
-    total = torch.zeros(n_units, n_units, dtype=torch.float32 if each else torch.float64)
+    exact = n_units <= FEW or not each  # where all labelings are gone through, ties must be ties
+    total = torch.zeros(n_units, n_units, dtype=torch.float64 if exact else torch.float32)
     for rows, of in zip(z.split(ROWS), unit.split(ROWS)):
-        block = -torch.cdist(rows, z) if scales is None else kernel(rows, z, scales)
+        if scales is None:
+            block = -torch.cdist(rows, z, compute_mode="donot_use_mm_for_euclid_dist")
+        else:
+            block = kernel(rows, z, scales)
         if each:
-            total[of[:, None], unit[None]] = block
+            total[of[:, None], unit[None]] = block.to(total.dtype)
         else:
             by_unit = torch.zeros(len(rows), n_units, dtype=total.dtype)
             total.index_add_(0, of, by_unit.index_add_(1, unit, block.double()))
     size = torch.bincount(unit).to(total.dtype)
-    return total / size / size[:, None]
+    total = total / size / size[:, None]
+    return (total + total.T) / 2
 
 
 def _of_matrix(k: Tensor, apart: Tensor, b: Tensor) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,13 +11,13 @@ import scanpy as sc
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from scipy.stats import false_discovery_control, rankdata, ttest_1samp
+from scipy.stats import false_discovery_control, rankdata
 from torch import Tensor
 
 from scalloy.blocks.divergences import kernel, median_scales
 from scalloy.compare.designs import Design
-from scalloy.compare.groups import column, design_of, representation
-from scalloy.compare.statistics import EXACT, ROWS
+from scalloy.compare.groups import check, column, design_of, representation
+from scalloy.compare.statistics import EXACT, ROWS, centred
 from scalloy.models._options import one_of
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ def witness(
     For each cell of the two groups, by name: ``group``, ``donor`` (where there are some), ``witness``,
     ``zscore`` (against the permutations), ``pvalue`` and ``padj`` (Benjamini-Hochberg over cells).
     """
+    check(unit, donor_key, n_permutations=n_permutations, at_least=at_least)
     rng = np.random.default_rng(rng)
     x, obs = representation(data, use_rep)
-    of = column(obs, "groupby", groupby)
+    of, groups = column(obs, "groupby", groupby), (str(groups[0]), str(groups[1]))
     for name in groups:
         one_of("groups", name, sorted(set(of)))
     cells = np.flatnonzero(np.isin(of, groups))
@@ -65,55 +67,62 @@ def witness(
     donor = None if donor_key is None else column(obs, "donor_key", donor_key)[cells]
     whole = design_of(group, donor, unit, at_least)
     marks = whole.thinned(EXACT, rng)
-    labels, every = marks.labelings(n_permutations, rng)
-    labels = np.concatenate([marks.group[:, None].astype(np.int8), labels], 1)
-    parts = [_score(v, every) for v in _witnesses(x[cells], whole, marks, labels)]
+    labels = np.concatenate(
+        [marks.group[:, None].astype(np.int8), marks.labelings(n_permutations, rng)[0]], 1
+    )
+    own, apart = _own(whole, marks, donor)
+    parts = [_score(v) for v in _witnesses(x[cells], own, marks, apart, labels)]
     out = {"group": of[cells]} | ({} if donor is None else {"donor": donor})
     out |= {k: np.concatenate(v) for k, v in zip(("witness", "zscore", "pvalue"), zip(*parts))}
     frame = pd.DataFrame(out, index=obs.index[cells])
     return frame.assign(padj=false_discovery_control(frame["pvalue"]))
 
 
-def _witnesses(x: np.ndarray, whole: Design, marks: Design, labels: np.ndarray) -> list[np.ndarray]:
-    """Witness of some cells at a time for each labeling, over units apart from a cell's own."""
-    z = torch.as_tensor(np.asarray(x, dtype=np.float32))
+def _own(whole: Design, marks: Design, donor: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """What each cell is not compared with, and which units that is: its donor, or itself."""
     chosen = np.flatnonzero(marks.unit >= 0)
+    if "cells" in whole.kind:
+        own = np.full(len(whole.unit), -1)
+        own[chosen] = marks.unit[chosen]
+        return own, np.arange(len(marks.group))
+    codes, apart = pd.factorize(donor)[0], np.empty(len(marks.group), dtype=int)
+    apart[marks.unit[chosen]] = codes[chosen]
+    return codes, apart
+
+
+def _witnesses(
+    x: np.ndarray, own: np.ndarray, marks: Design, apart: np.ndarray, labels: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Witness of some cells at a time for each labeling, over units that are apart from a cell."""
+    z, chosen = centred(x), np.flatnonzero(marks.unit >= 0)
     marked, unit = z[chosen], torch.as_tensor(marks.unit[chosen])
     scales, size = median_scales(marked), torch.bincount(unit).float()
-    own_of_unit = np.full(len(whole.group), -1)  # what a unit is apart from, by its code in `marks`
-    own_of_unit[whole.unit[chosen]] = marks.apart[marks.unit[chosen]]
-    own = torch.as_tensor(np.where(whole.unit >= 0, own_of_unit[whole.unit], -1))
-    apart, b = torch.as_tensor(marks.apart), torch.as_tensor(labels).float()
-    out = []
-    for rows, of in zip(z.split(ROWS), own.split(ROWS)):
-        k = kernel(rows, marked, scales)
-        if len(size) < len(marked):
-            k = torch.zeros(len(rows), len(size)).index_add_(1, unit, k) / size
-        else:
-            k = k[:, torch.argsort(unit)]
-        others = (of[:, None] != apart).float()
-        out.append((_mean(k * others, others, b) - _mean(k * others, others, 1 - b)).numpy())
-    return out
+    of_unit, b = torch.as_tensor(apart), torch.as_tensor(labels).float()
+    for rows, of in zip(z.split(ROWS), torch.as_tensor(own).split(ROWS)):
+        k = torch.zeros(len(rows), len(size)).index_add_(1, unit, kernel(rows, marked, scales)) / size
+        others = (of[:, None] != of_unit).float()
+        yield (_mean(k * others, others, b) - _mean(k * others, others, 1 - b)).numpy()
 
 
 def _mean(k: Tensor, others: Tensor, b: Tensor) -> Tensor:
     return (k @ b) / (others @ b).clamp_min(1)
 
 
-def _score(values: np.ndarray, every: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _score(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Observed value, in units of the permutations' spread, and its p-value, by cell."""
     observed, null = values[:, 0], values[:, 1:]
     spread = np.maximum(null.std(1), 1e-12)
     as_high = (np.abs(null) >= np.abs(observed)[:, None] * (1 - 1e-5)).sum(1)
-    p = as_high / null.shape[1] if every else (1 + as_high) / (1 + null.shape[1])
-    return observed, (observed - null.mean(1)) / spread, np.clip(p, 1 / null.shape[1], 1)
+    return observed, (observed - null.mean(1)) / spread, (1 + as_high) / (1 + null.shape[1])
 
 
 def genes(adata: AnnData, found: pd.DataFrame, *, layer: str | None = None) -> pd.DataFrame:
     """Genes whose expression goes with the witness function, within each sample.
 
     Spearman's correlation of log-normalised expression with the witness is taken among the cells of each
-    group of each donor, where the group itself cannot cause it; samples weigh alike.
+    group of each donor, so that the group itself cannot cause it; the mean of a donor's samples counts, and
+    donors weigh alike. It describes the cells that differ. It is no test whether they do: the witness is a
+    function of the latent space, and so is the expression of most genes.
 
     Parameters
     ----------
@@ -126,34 +135,31 @@ def genes(adata: AnnData, found: pd.DataFrame, *, layer: str | None = None) -> p
 
     Returns
     -------
-    By gene, the strongest first: ``correlation`` (mean over samples), ``n_samples`` in which it could be
-    computed, ``pvalue`` (t-test over samples, from three on) and ``padj``.
+    By gene, the strongest first: ``correlation`` (mean over donors), ``spread`` (its standard deviation over
+    them) and ``n`` (donors, or groups without donors, in which the gene varies).
     """
+    if not adata.obs_names.is_unique:
+        msg = "Names of cells occur more than once. Call `adata.obs_names_make_unique()` before `witness`."
+        raise ValueError(msg)
     cells = adata[found.index]
     counts = sp.csr_matrix(cells.X if layer is None else cells.layers[layer], dtype=np.float64)
     normed = AnnData(counts, obs=cells.obs[[]].copy())
     sc.pp.normalize_total(normed, target_sum=1e4)
-    x = normed.X.tocsc()
-    keys = [k for k in ("group", "donor") if k in found]
-    samples = found.groupby(keys, sort=True).indices.values()
-    r = np.stack([_spearman(x[rows], found["witness"].to_numpy()[rows]) for rows in samples if len(rows) > 2])
-    known = np.isfinite(r).sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(known > 0, np.nansum(r, 0) / known, np.nan)
-    frame = pd.DataFrame({"correlation": mean, "n_samples": known}, index=adata.var_names)
-    frame["pvalue"] = np.nan
-    tested = np.flatnonzero(known >= 3)
-    if len(tested):
-        z = np.arctanh(np.clip(r[:, tested], -0.999999, 0.999999))
-        frame.iloc[tested, 2] = ttest_1samp(z, 0.0, nan_policy="omit").pvalue
-    ok = frame["pvalue"].notna()
-    frame["padj"] = np.nan
-    frame.loc[ok, "padj"] = false_discovery_control(frame.loc[ok, "pvalue"]) if ok.any() else np.nan
-    return frame.iloc[np.argsort(-frame["correlation"].abs().fillna(-1).to_numpy())]
+    x, w = normed.X.tocsc(), found["witness"].to_numpy()
+    keys = [k for k in ("donor", "group") if k in found]
+    samples = {k: rows for k, rows in found.groupby(keys, sort=True).indices.items() if len(rows) > 2}
+    if not samples:
+        msg = "No sample has more than two cells, so nothing can be correlated."
+        raise ValueError(msg)
+    r = pd.DataFrame({k: _spearman(x[rows], w[rows]) for k, rows in samples.items()}, index=adata.var_names).T
+    r = r.groupby(level=0).mean()  # of the samples of a donor
+    frame = pd.DataFrame({"correlation": r.mean(), "spread": r.std(), "n": r.notna().sum()})
+    return frame.iloc[np.argsort(-frame["correlation"].abs().fillna(-1).to_numpy(), kind="stable")]
 
 
 def _spearman(x: sp.csc_matrix, y: np.ndarray) -> np.ndarray:
     """Of each column of sparse values from zero with ``y``; not a number for a constant column."""
+    x.eliminate_zeros()
     y = rankdata(y)
     y = y - y.mean()
     n, out = len(y), np.full(x.shape[1], np.nan)

@@ -48,6 +48,7 @@ def knn_accuracy(z: np.ndarray, labels: np.ndarray, k: int = 15) -> float:
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
+        k = min(k, 4 * len(z) // 5)
         return float(cross_val_score(KNeighborsClassifier(k), z, labels, cv=folds).mean())
 
 
@@ -55,12 +56,15 @@ def hoyer(z: np.ndarray) -> float:
     """Sparsity of a code, mean over cells: 0 where all latents are of one size, 1 where only one is not zero.
 
     Latents are brought to the same spread first (Mathieu et al., ICML 2019); those that do not vary are zero.
+    Not a number for one latent, or where none varies.
     """
     z = np.asarray(z, dtype=float)
     sd = z.std(0)
     z = np.where(sd > 1e-8, z / np.maximum(sd, 1e-8), 0.0)
     size, root = np.sqrt(np.square(z).sum(1)), np.sqrt(z.shape[1])
     some = size > 0
+    if z.shape[1] == 1 or not some.any():
+        return float("nan")
     return float(((root - np.abs(z[some]).sum(1) / size[some]) / (root - 1)).mean())
 
 
@@ -80,7 +84,7 @@ def bio_conservation(z: np.ndarray, labels: np.ndarray) -> float:
     z, codes = np.asarray(z, dtype=np.float32), np.unique(labels, return_inverse=True)[1]
     near = pynndescent(z, n_neighbors=min(90, len(z) - 1), random_state=0)
     means = scib_metrics.nmi_ari_cluster_labels_kmeans(z, codes)
-    graph = scib_metrics.nmi_ari_cluster_labels_leiden(near, codes)
+    graph = scib_metrics.nmi_ari_cluster_labels_leiden(near.subset_neighbors(min(15, len(z) - 1)), codes)
     values = [*means.values(), *graph.values(), scib_metrics.silhouette_label(z, codes)]
     return float(np.mean([*values, scib_metrics.clisi_knn(near, codes)]))
 

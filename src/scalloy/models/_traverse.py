@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scalloy.data.loader import as_positions
 from scalloy.vae.base import Batch, Latents, VAEModule
 
 EDGE = 0.02  # of the cells lie beyond each end of a traversal
@@ -20,7 +21,7 @@ class Traverse:
     """See the head of this file."""
 
     module: VAEModule
-    adata: AnnData
+    _manager_of: Callable[..., Any]
     get_latent_representation: Callable[..., Any]
     get_var_names: Callable[[], Any]
     _read: Callable[..., Iterator[dict[str, torch.Tensor]]]
@@ -50,7 +51,8 @@ class Traverse:
 
         Returns
         -------
-        A row for each value (the index), a column for each gene: log1p of expression per 10,000.
+        A row for each value (the index), a column for each gene: log1p of expression per 10,000 (of
+        likelihoods of data as given, these; of Bernoulli, probabilities).
         """
         codes, rows = self._codes(adata, indices)
         if latent not in range(codes.shape[1]):
@@ -77,7 +79,7 @@ class Traverse:
 
         Returns
         -------
-        ``latent``, ``gene``, ``change`` (of log1p of expression per 10,000), the strongest first.
+        ``latent``, ``gene``, ``change`` (on the scale of :meth:`get_traversal`), the strongest first.
         """
         codes, rows = self._codes(adata, indices)
         ends = {j: np.asarray(span(codes[:, j])) for j in range(codes.shape[1])}
@@ -90,8 +92,8 @@ class Traverse:
 
     def _codes(self, adata: AnnData | None, indices: Any) -> tuple[np.ndarray, np.ndarray]:
         """Codes of the cells, and the rows of those to begin from."""
-        rows = np.arange((self.adata if adata is None else adata).n_obs)
-        rows = rows if indices is None else rows[np.asarray(indices)]
+        n = (self._manager_of(None).adata if adata is None else adata).n_obs
+        rows = np.arange(n) if indices is None else as_positions(indices, n)
         some = rows[np.linspace(0, len(rows) - 1, min(CELLS, len(rows))).astype(int)]
         return self.get_latent_representation(adata, rows), some
 
@@ -110,8 +112,7 @@ class Traverse:
                     z = latents["z"].clone()
                     z[:, j] = float(value)
                     p_x = self.module.decode(batch, {**latents, "z": z})["x"]
-                    share = self.module.likelihood.fraction(p_x)
-                    sums[j][i] += torch.log1p(1e4 * share).sum(0).cpu().numpy()
+                    sums[j][i] += self.module.likelihood.predicted(p_x).sum(0).cpu().numpy()
         return {j: pd.DataFrame(v / len(rows), index=at[j], columns=names) for j, v in sums.items()}
 
 

@@ -128,7 +128,10 @@ class BetaVSC(ScalloyModel):
         if self.adata is None:  # values come with the weights
             return torch.zeros(n, self._sizes().n_vars)
         x = self._all_cells().x
-        rows = torch.randint(x.shape[0], (n,)).numpy()
+        if n > x.shape[0]:
+            msg = f"`n_pseudo={n}` is more than the {x.shape[0]} cells, at which pseudo-inputs begin."
+            raise ValueError(msg)
+        rows = torch.randperm(x.shape[0])[:n].numpy()
         some = x[rows].toarray() if hasattr(x, "toarray") else np.asarray(x[rows])
         return likelihood.features(torch.as_tensor(some, dtype=torch.float32))
 

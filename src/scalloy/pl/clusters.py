@@ -80,12 +80,13 @@ def _composition(adata: AnnData, table: pd.DataFrame, key: str, by: str, ax: Axe
     share = table.div(table.sum(), axis=1)
     if ax is None:
         ax = plt.subplots(figsize=(2.8 + 0.4 * share.shape[1], 3.6), layout="constrained")[1]
-    colors, below = category_colors(adata, by, len(share)), np.zeros(share.shape[1])
-    for (name, row), color in zip(share.iterrows(), colors, strict=False):
-        ax.bar(range(len(row)), row, bottom=below, width=0.85, color=color, label=str(name))
+    names = list(adata.obs[by].astype("category").cat.categories)  # also those without cells
+    colors, below = dict(zip(names, category_colors(adata, by, len(names)))), np.zeros(share.shape[1])
+    for name, row in share.iterrows():
+        ax.bar(range(len(row)), row, bottom=below, width=0.85, color=colors[name], label=str(name))
         below = below + row.to_numpy()
-    names = [f"{c}\n{n:,}" for c, n in table.sum().items()]
-    ax.set_xticks(range(len(names)), names, fontsize="small", rotation=90 if len(names) > 12 else 0)
+    ticks = [f"{c}\n{n:,}" for c, n in table.sum().items()]
+    ax.set_xticks(range(len(ticks)), ticks, fontsize="small", rotation=90 if len(ticks) > 12 else 0)
     ax.set(xlabel=f"{key}, number of cells", ylabel=f"share of each {by}", ylim=(0, 1))
     ax.margins(x=0.01)
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", reverse=True)

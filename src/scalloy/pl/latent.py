@@ -73,6 +73,12 @@ def latent(
     one_of("legend", legend, LEGENDS)
     colors = [color] if isinstance(color, str) else list(color)
     adata = getattr(data, "adata", data)
+    if adata is None:
+        msg = "The model was loaded without its cells. Pass `adata=` to `load`."
+        raise ValueError(msg)
+    if adata is not data and (basis, use_rep) != (None, None):
+        msg = "`basis` and `use_rep` are for cells; of a model its own latent space is drawn."
+        raise ValueError(msg)
     values = {c: _values(adata, c) for c in colors}
     xy, name = _places(data, basis, use_rep, method, perplexity, n_dims, seed)
     if ax is None:

@@ -84,15 +84,15 @@ class VSC(VAEModule):
         self.dec_x = Stack(n_latent, **width, **known) if dec_x is None else dec_x
         self.pseudo_inputs = None if pseudo_inputs is None else nn.Parameter(pseudo_inputs)
         self.register_buffer("alpha", torch.tensor(alpha))
-        self.register_buffer("slab", torch.tensor(1.0))
+        self.register_buffer("slab", torch.tensor(float(slab_warmup == 0)))
 
     def encode(self, batch: Batch) -> Distributions:
         known = (batch.removed, batch.cont) if self.encode_covariates else ()
         return {"z": self.enc_z(self.likelihood.features(batch.x), *known)}
 
     def draw(self, q: Distributions, sample_shape: tuple[int, ...] = ()) -> Latents:
-        q_z = q["z"].slab(float(self.slab)) if self.slab < 1 else q["z"]
-        return {"z": q_z.rsample(sample_shape)}
+        warming = self.training and self.slab_warmup > 0 and self.slab < 1
+        return {"z": (q["z"].slab(float(self.slab)) if warming else q["z"]).rsample(sample_shape)}
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
         z = latents["z"]
@@ -121,6 +121,11 @@ class VSC(VAEModule):
         return Terms(recon, kl, penalty={"sparsity": excess})
 
     def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
-        before, half = float(self.slab), self.slab_warmup / 2
+        if self.slab == 1:  # none is wanted, or this is a trained model
+            return False
+        half = self.slab_warmup / 2
         self.slab.fill_(1.0 if end >= 2 * half else max(0.0, end / half - 1))
-        return float(self.slab) != before
+        return True
+
+    def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
+        self.slab.fill_(1.0)
