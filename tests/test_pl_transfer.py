@@ -60,7 +60,7 @@ def test_predicted_cells_lie_where_the_treated_ones_do():
         ax = sa.pl.joint(control, truth, predicted)
         xy = np.asarray(ax.collections[0].get_offsets())
         colours = ax.collections[0].get_facecolors()[:, :3]
-        legend = {t.get_text(): h.get_facecolor()[0, :3] for t, h in zip(*legend_of(ax), strict=True)}
+        legend = {t.get_text(): mpl.colors.to_rgb(h.get_color()) for t, h in zip(*legend_of(ax), strict=True)}
         of = {k: xy[np.isclose(colours, c).all(1)] for k, c in legend.items()}
         assert {k: len(v) for k, v in of.items()} == {
             "control": control.n_obs,
