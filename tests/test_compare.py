@@ -385,6 +385,13 @@ def test_effect_of_cells_within_donors_is_none_where_only_composition_differs():
     assert row["effect"] < 0.2
 
 
+def test_more_labelings_than_a_number_can_hold():
+    """Eight donors with ninety cells in each group: 10^400 ways."""
+    row = one(cells(8, 180, paired=True), donor_key="donor", unit="cell", n_permutations=9)
+    assert row["smallest"] == 1 / 10
+    assert 0.1 <= row["pvalue"] <= 1
+
+
 def test_far_from_zero_is_as_good_as_near():
     adata = cells(4, 25, shift=0.5)
     far = adata.copy()

@@ -22,6 +22,7 @@ from math import comb, inf, prod
 import numpy as np
 
 UNITS = ("auto", "donor", "cell")
+COUNTED = 10**12  # labelings; more are as good as infinitely many
 MANY = 100  # units of a group of which the labelings are not counted
 AT_LEAST = 100  # cells of a group that are kept where there are so many
 AT_ONCE = 64  # permutations drawn
@@ -61,7 +62,8 @@ class Design:
         """In how many ways the groups may be given."""
         sizes = [(len(b), int(self.group[b].sum())) for b in self.blocks]
         many = any(min(k, n - k) > MANY for n, k in sizes)
-        return inf if many else float(prod(comb(n, k) for n, k in sizes))
+        total = COUNTED if many else prod(comb(n, k) for n, k in sizes)
+        return inf if total >= COUNTED else float(total)
 
     @property
     def smallest(self) -> float:
