@@ -70,6 +70,15 @@ def test_warm_up_is_a_fraction_of_the_real_steps(cells, quick):
     np.testing.assert_allclose(model.history["kl_weight"].iloc[:, 0].astype(float), [0.5, 1, 1, 1])
 
 
+def test_warm_up_counts_steps_of_several_batches(cells, quick):
+    sa.VAE.setup_anndata(cells)
+    model = sa.VAE(cells, n_hidden=8, n_latent=2)
+    settings = {**quick, "max_epochs": 10, "batch_size": 30, "accumulate_grad_batches": 4}
+    model.train(plan_kwargs={"kl_warmup": 0.5}, early_stopping=False, **settings)
+    weights = model.history["kl_weight"].iloc[:, 0].astype(float).to_numpy()
+    np.testing.assert_allclose(weights[[0, 4, 9]], [0.2, 1, 1], atol=1e-6)
+
+
 def test_history_names_every_term_and_adds_up(cells, quick):
     sa.BetaVAE.setup_anndata(cells, batch_key="batch")
     model = sa.BetaVAE(cells, beta=3.0, library="learned", **SMALL)

@@ -116,7 +116,8 @@ class TermsPlan(pl.LightningModule):
         epochs = self.trainer.max_epochs or 1
         if epochs < 0:
             return 1.0
-        return self.global_step / max(1, epochs * self.trainer.num_training_batches)
+        batches, each = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+        return self.global_step / max(1, epochs * (-(-batches // each) if each > 1 else batches))
 
     def weigh(self, means: Mapping[str, Tensor], kl_weight: float = 1.0) -> Tensor:
         """Weighted sum of the means of the terms."""
