@@ -143,8 +143,12 @@ def test_kernel_equals_torch_in_single_precision(name, n, g, theta_per_cell, see
                 )
         results.append((value, *torch.autograd.grad(value.sum(), list(leaves.values()))))
     for part, (kernel, torch_, dense) in enumerate(zip(*results, strict=True)):
-        # gradients are differences of terms of the size of counts and means, and may cancel to nothing
+        # gradients are differences of terms of the size of counts, means and dispersions, and may cancel to
+        # nothing; that of a dispersion which cells share is a sum over them
         largest = max(x.max(), rate.log_mean.detach().exp().max(), torch.tensor(1.0))
+        if part and list(leaves)[part - 1] == "log_theta":
+            shared = 1 if theta_per_cell else n
+            largest = shared * max(largest, base.log_theta.detach().exp().max())
         scale = dense.abs().max() if part == 0 else max(dense.abs().max(), largest)
         assert (kernel - dense).abs().max() <= 1e-5 * scale
         assert (torch_ - dense).abs().max() <= 1e-5 * scale
