@@ -52,6 +52,13 @@ def positive(**arguments: float) -> None:
             raise ValueError(msg)
 
 
+def check_latent(latent: int, n_latent: int) -> None:
+    """A latent by its number."""
+    if latent not in range(n_latent):
+        msg = f"`latent={latent}` is not one of the {n_latent} latents, which begin at 0."
+        raise ValueError(msg)
+
+
 def check_range(name: str, counts: bool, x: Any) -> None:
     """The values lie where the likelihood has a density."""
     low, high = float(x.min()), float(x.max())

@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 
 from scalloy.data.loader import as_positions
+from scalloy.models import _options
 from scalloy.vae.base import Batch, Latents, VAEModule
 
 EDGE = 0.02  # of the cells lie beyond each end of a traversal
@@ -55,9 +56,7 @@ class Traverse:
         likelihoods of data as given, these; of Bernoulli, probabilities).
         """
         codes, rows = self._codes(adata, indices)
-        if latent not in range(codes.shape[1]):
-            msg = f"`latent={latent}` is not one of the {codes.shape[1]} latents, which begin at 0."
-            raise ValueError(msg)
+        _options.check_latent(latent, codes.shape[1])
         at = np.linspace(*span(codes[:, latent]), n_steps) if values is None else np.asarray(values, float)
         return self._traversed({latent: at}, adata, rows)[latent]
 

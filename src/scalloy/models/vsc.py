@@ -191,9 +191,7 @@ class BetaVSC(ScalloyModel):
         ``code`` and ``active`` of these cells, by name.
         """
         active = self.get_active(adata)
-        if latent not in range(active.shape[1]):
-            msg = f"`latent={latent}` is not one of the {active.shape[1]} latents, which begin at 0."
-            raise ValueError(msg)
+        _options.check_latent(latent, active.shape[1])
         code = self.get_latent_representation(adata)[:, latent]
         frame = pd.DataFrame({"code": code, "active": active.iloc[:, latent]}, index=active.index)
         frame = frame[frame["active"] >= least]
