@@ -303,7 +303,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="`reference='c'` is not known"):
         one(adata, reference="c")
     adata.obs.loc[adata.obs_names[3], "donor"] = np.nan
-    with pytest.raises(ValueError, match="`donor_key='donor'` has no value in 1 cells"):
+    with pytest.raises(ValueError, match=r"`donor_key='donor'` is missing \(NaN\) in 1 cell\(s\): cell_3"):
         one(adata, donor_key="donor")
     adata.obsm["z"][2, 0] = np.inf
     with pytest.raises(ValueError, match="not finite in 1 cells"):

@@ -11,7 +11,7 @@ from scipy.stats import false_discovery_control
 
 from scalloy.compare import designs, statistics
 from scalloy.compare.designs import Design
-from scalloy.data.checks import few
+from scalloy.data.checks import complete_column
 from scalloy.models._options import one_of, positive
 
 if TYPE_CHECKING:
@@ -163,13 +163,7 @@ def finite(x: Any, name: str) -> np.ndarray:
 
 def column(obs: pd.DataFrame, argument: str, key: str) -> np.ndarray:
     """A column as strings; none may be missing."""
-    if key not in obs:
-        msg = f"`{argument}={key!r}` is not a column of `adata.obs`. Columns: {few(obs.columns)}."
-        raise KeyError(msg)
-    if missing := int(obs[key].isna().sum()):
-        msg = f"`{argument}={key!r}` has no value in {missing} cells. Leave these cells out."
-        raise ValueError(msg)
-    return obs[key].astype(str).to_numpy()
+    return complete_column(obs, argument, key).astype(str).to_numpy()
 
 
 def pairs_of(of: np.ndarray, reference: str | None) -> list[tuple[str, str]]:

@@ -66,9 +66,9 @@ def check_keys(adata: AnnData, categorical: dict[str, Any], continuous: dict[str
     The arguments map the name of an argument to the column(s) that it names, or to ``None``.
     """
     for argument, key in _pairs(categorical):
-        _check_column(adata.obs, argument, key)
+        complete_column(adata.obs, argument, key)
     for argument, key in _pairs(continuous or {}):
-        column = _check_column(adata.obs, argument, key)
+        column = complete_column(adata.obs, argument, key)
         if not pd.api.types.is_numeric_dtype(column):
             msg = f"`{argument}={key!r}` has dtype {column.dtype}; expected numbers."
             raise TypeError(msg)
@@ -93,16 +93,22 @@ def _pairs(arguments: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _check_column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
+def find_column(obs: pd.DataFrame, argument: str, key: str, nor: str = "") -> pd.Series:
+    """A column by its name; ``nor`` is what else the name might have been of."""
     if key not in obs:
         close = difflib.get_close_matches(str(key), [str(c) for c in obs.columns], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         msg = (
-            f"`{argument}={key!r}` is not a column of `adata.obs`. "
+            f"`{argument}={key!r}` is not a column of `adata.obs`{nor}. "
             f"Columns: {few(obs.columns) or 'none'}. Pass one of these.{hint}"
         )
         raise KeyError(msg)
-    column = obs[key]
+    return obs[key]
+
+
+def complete_column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
+    """A column without missing values."""
+    column = find_column(obs, argument, key)
     if column.isna().any():
         cells = obs.index[column.isna()]
         msg = (

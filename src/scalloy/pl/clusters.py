@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
+from scalloy.data.checks import find_column
 from scalloy.models._options import one_of
 from scalloy.pl.latent import category_colors
 
@@ -45,12 +46,7 @@ def clusters(
         Axes to draw into.
     """
     one_of("kind", kind, KINDS)
-    for argument, column in (("key", key), ("by", by)):
-        if column not in adata.obs:
-            columns = ", ".join(map(str, adata.obs.columns[:10]))
-            msg = f"`{argument}={column!r}` is not a column of `adata.obs`: {columns}."
-            raise KeyError(msg)
-    table = pd.crosstab(adata.obs[by], adata.obs[key])
+    table = pd.crosstab(find_column(adata.obs, "by", by), find_column(adata.obs, "key", key))
     return _confusion(table, key, by, ax) if kind == "confusion" else _composition(adata, table, key, by, ax)
 
 

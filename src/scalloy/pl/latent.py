@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import patheffects
 
+from scalloy.data.checks import find_column
 from scalloy.models._options import one_of
 
 if TYPE_CHECKING:
@@ -160,13 +161,9 @@ def _places(
 
 
 def _values(adata: AnnData, color: str) -> pd.Series:
-    if color in adata.obs:
-        return adata.obs[color]
-    if color in adata.var_names:
+    if color not in adata.obs and color in adata.var_names:
         return pd.Series(np.asarray(adata.obs_vector(color), dtype=float), index=adata.obs_names)
-    columns = ", ".join(map(str, adata.obs.columns[:10]))
-    msg = f"`color={color!r}` is not a column of `adata.obs`: {columns}; nor a gene."
-    raise KeyError(msg)
+    return find_column(adata.obs, "color", color, nor=", nor a gene")
 
 
 def _draw(
