@@ -153,6 +153,10 @@ def test_traversal_of_data_as_given_and_of_models_without_cells(cells, quick, tm
         model.get_traversal(0, indices=[])
     with pytest.raises(ValueError, match="loaded without its cells"):
         sa.pl.latent(loaded, "cluster")
+    with pytest.raises(ValueError, match="loaded without its cells"):
+        sa.compare.groups(loaded, groupby="cluster")
+    with pytest.raises(ValueError, match="loaded without its cells"):
+        loaded.train()
 
 
 def test_source_settings_train_on_log_normalised_expression(cells, quick):

@@ -249,14 +249,10 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
         **kwargs
             As in scvi-tools: ``datasplitter_kwargs``, ``datamodule``, and arguments of its ``Trainer``.
         """
-        if self.adata is None:
-            msg = "The model was loaded without its cells. Pass `adata=` to `load` to train it further."
-            raise ValueError(msg)
         if not any(p.requires_grad for p in self.module.parameters()):
             logger.warning("Nothing to train: the query has no batch or covariate that the reference lacks.")
             return
-        self.adata_manager.validate()  # another set-up may have changed the codes since
-        n = self.adata.n_obs
+        n = self._manager_of(None).adata.n_obs
         batch_size = default_batch_size(n) if batch_size is None else batch_size
         max_epochs = default_epochs(n, batch_size) if max_epochs is None else max_epochs
         _options.positive(batch_size=batch_size, max_epochs=max_epochs)

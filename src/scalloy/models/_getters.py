@@ -46,7 +46,10 @@ class Getters:
         """Registration of the model's cells, or of new ones (which are left as they are)."""
         if adata is None or adata is self._adata:
             if self._adata_manager is None:
-                msg = "The model was loaded without its cells. Pass `adata=`."
+                msg = (
+                    "The model was loaded without its cells. Pass `adata=` to `load`, or to the method if "
+                    "it takes cells."
+                )
                 raise ValueError(msg)
             self._adata_manager.validate()  # another set-up may have changed the codes since
             return self._adata_manager

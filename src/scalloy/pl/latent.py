@@ -73,10 +73,7 @@ def latent(
     """
     one_of("legend", legend, LEGENDS)
     colors = [color] if isinstance(color, str) else list(color)
-    adata = getattr(data, "adata", data)
-    if adata is None:
-        msg = "The model was loaded without its cells. Pass `adata=` to `load`."
-        raise ValueError(msg)
+    adata = data._manager_of(None).adata if hasattr(data, "get_latent_representation") else data
     if adata is not data and (basis, use_rep) != (None, None):
         msg = "`basis` and `use_rep` are for cells; of a model its own latent space is drawn."
         raise ValueError(msg)
