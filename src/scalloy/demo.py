@@ -82,11 +82,10 @@ def table(model: VAE, adata: AnnData, minutes: float) -> Any:
     import scanpy as sc
     from rich.table import Table
 
+    from scalloy.benchmark.fit import normed_copy
+
     held = model.validation_indices
-    normed = adata.copy()
-    sc.pp.normalize_total(normed, target_sum=1e4)
-    sc.pp.log1p(normed)
-    pca = sc.pp.pca(normed.X, n_comps=model.module.n_latent)
+    pca = sc.pp.pca(normed_copy(adata).X, n_comps=model.module.n_latent)
     latent = adata.obsm["X_vae"]
     out = Table(title=f"VAE, {len(model.history['elbo_train'])} epochs in {minutes:.1f} min")
     for column in ("", "VAE latent", f"PCA, {pca.shape[1]} components"):

@@ -17,7 +17,7 @@ from sklearn.mixture import GaussianMixture
 
 from scalloy import metrics
 from scalloy.benchmark.evidence import keeps_seed
-from scalloy.benchmark.fit import QUIET, load
+from scalloy.benchmark.fit import QUIET, load, normed_copy
 from scalloy.models import CGMDVAE, GMVAE
 from scalloy.models._mixture import MixtureModel
 
@@ -100,9 +100,7 @@ def ours(
 
 def principal_components(adata: AnnData, n: int = 30) -> np.ndarray:
     """Of log-normalised counts."""
-    normed = adata.copy()
-    sc.pp.normalize_total(normed, target_sum=1e4)
-    sc.pp.log1p(normed)
+    normed = normed_copy(adata)
     sc.pp.pca(normed, n_comps=n)
     return np.array(normed.obsm["X_pca"])
 

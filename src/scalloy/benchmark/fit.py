@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+import scanpy as sc
 import scvi
 from anndata import AnnData
 from scvi.model import SCVI
@@ -79,8 +80,6 @@ def fit(
 
 def load(name: str, n_genes: int | None) -> AnnData:
     """A data set by name, reduced to its most variable genes."""
-    import scanpy as sc
-
     sets = {
         "kang": lambda: datasets.kang(full=True),
         "kang_subset": datasets.kang,
@@ -90,14 +89,20 @@ def load(name: str, n_genes: int | None) -> AnnData:
     _options.one_of("data", name, names)
     adata = sets[name]() if name in sets else datasets.labelled(name)
     if n_genes and n_genes < adata.n_vars:
-        normed = adata.copy()
-        sc.pp.normalize_total(normed)
-        sc.pp.log1p(normed)
+        normed = normed_copy(adata, None)
         sc.pp.highly_variable_genes(normed, n_top_genes=n_genes)
         adata = adata[:, normed.var["highly_variable"]].copy()
     sc.pp.filter_cells(adata, min_counts=1)
     sc.pp.filter_genes(adata, min_counts=1)
     return adata
+
+
+def normed_copy(adata: AnnData, total: float | None = 1e4) -> AnnData:
+    """With ``log1p`` of counts scaled to ``total`` in each cell; ``None`` is the median of the cells."""
+    normed = adata.copy()
+    sc.pp.normalize_total(normed, target_sum=total)
+    sc.pp.log1p(normed)
+    return normed
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

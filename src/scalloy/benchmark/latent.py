@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scvi
 import torch
 from anndata import AnnData
@@ -23,7 +22,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from scalloy import metrics, pl
 from scalloy.benchmark.clustering import leiden
 from scalloy.benchmark.evidence import keeps_seed, three_parts
-from scalloy.benchmark.fit import QUIET, load
+from scalloy.benchmark.fit import QUIET, load, normed_copy
 from scalloy.models import AE, VAE, BetaVAE, BetaVSC, _options
 from scalloy.models._base import ScalloyModel
 from scalloy.vae.base import Batch
@@ -83,7 +82,7 @@ def latent(
     rows: list[dict[str, Any]] = []
     for name in data:
         adata = load(name, n_genes)
-        types, x = adata.obs["cell_type"].astype(str).to_numpy(), _log_normalised(adata)
+        types, x = adata.obs["cell_type"].astype(str).to_numpy(), normed_copy(adata).X.toarray()
         for seed in seeds:
             parts = three_parts(adata.n_obs, seed)
             for size in n_latent:
@@ -172,13 +171,6 @@ def _r2(predicted: np.ndarray, truth: np.ndarray) -> float:
     return float(1 - np.square(t - slope * p).sum() / np.square(t).sum())
 
 
-def _log_normalised(adata: AnnData) -> np.ndarray:
-    normed = adata.copy()
-    sc.pp.normalize_total(normed, target_sum=1e4)
-    sc.pp.log1p(normed)
-    return normed.X.toarray()
-
-
 @keeps_seed()
 def pictures(
     folder: Path, name: str, *, n_latent: int = 10, n_genes: int = 2000, max_epochs: int | None = None
@@ -200,7 +192,7 @@ def pictures(
 
     folder.mkdir(parents=True, exist_ok=True)
     adata = load(name, n_genes)
-    adata.obsm["PCA"] = PCA(n_latent, random_state=0).fit_transform(_log_normalised(adata))
+    adata.obsm["PCA"] = PCA(n_latent, random_state=0).fit_transform(normed_copy(adata).X.toarray())
     for model in ("AE", "VAE", "BetaVAE", "BetaVSC"):
         scvi.settings.seed = 0
         cls, settings = MODELS[model]

@@ -19,7 +19,7 @@ from scalloy import datasets, metrics
 from scalloy.baselines import METHODS, Baseline, LatentShift
 from scalloy.baselines.predictors import normalised
 from scalloy.benchmark.evidence import keeps_seed, spread
-from scalloy.benchmark.fit import QUIET
+from scalloy.benchmark.fit import QUIET, normed_copy
 from scalloy.models import CGMDVAE, TRVAE, _options
 
 DONORS = ("donor_101", "donor_107", "donor_1015")
@@ -272,9 +272,7 @@ def with_counts(adata: AnnData) -> AnnData:
 
 def variable_genes(adata: AnnData, n_genes: int) -> np.ndarray:
     """Names of the most variable genes."""
-    normed = adata.copy()
-    sc.pp.normalize_total(normed, target_sum=1e4)
-    sc.pp.log1p(normed)
+    normed = normed_copy(adata)
     sc.pp.highly_variable_genes(normed, n_top_genes=min(n_genes, normed.n_vars))
     return np.asarray(normed.var_names[normed.var["highly_variable"]])
 
