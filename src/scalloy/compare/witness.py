@@ -119,10 +119,11 @@ def _score(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def genes(adata: AnnData, found: pd.DataFrame, *, layer: str | None = None) -> pd.DataFrame:
     """Genes whose expression goes with the witness function, within each sample.
 
-    Spearman's correlation of log-normalised expression with the witness is taken among the cells of each
-    group of each donor, so that the group itself cannot cause it; the mean of a donor's samples counts, and
-    donors weigh alike. It describes the cells that differ. It is no test whether they do: the witness is a
-    function of the latent space, and so is the expression of most genes.
+    Spearman's correlation of normalised expression (or of its logarithm, which has the same ranks) with the
+    witness is taken among the cells of each group of each donor, so that the group itself cannot cause it;
+    the mean of a donor's samples counts, and donors weigh alike. It describes the cells that differ. It is no
+    test whether they do: the witness is a function of the latent space, and so is the expression of most
+    genes.
 
     Parameters
     ----------
