@@ -116,15 +116,17 @@ def test_labelings_keep_what_they_must():
     within = design(group, donor, "cell", at_least=5)
     labels, every = within.labelings(50, rng)
     assert not every
+    np.testing.assert_array_equal(labels[:, 0], within.group)
     for d in range(5):
         own = within.block == d
         np.testing.assert_array_equal(labels[own].sum(0), within.group[own].sum())
-    assert len(np.unique(labels, axis=1).T) == 50
+    assert len(np.unique(labels, axis=1).T) == labels.shape[1] == 1 + 50
     pairs = design(group, donor, "auto", at_least=5)
     labels, every = pairs.labelings(1000, rng)
     assert every
-    assert len(np.unique(labels, axis=1).T) == labels.shape[1] == 2**5 - 1
-    assert (labels != pairs.group[:, None]).any(0).all()
+    assert len(np.unique(labels, axis=1).T) == labels.shape[1] == 2**5
+    np.testing.assert_array_equal(labels[:, 0], pairs.group)
+    assert (labels[:, 1:] != pairs.group[:, None]).any(0).all()
 
 
 def test_random_features_come_near_the_kernel_and_their_number_says_how_near():

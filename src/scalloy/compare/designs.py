@@ -93,7 +93,7 @@ class Design:
         return Design(self.kind, unit, self.group[of], self.block[of], self.apart[of])
 
     def labelings(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-        """Other groups than the real ones, ``(units, permutations)``; whether they are all there are."""
+        """The real groups, then others, ``(units, 1 + permutations)``; whether they are all there are."""
         if self.n_labelings <= n + 1:
             ways = [itertools.combinations(b, int(self.group[b].sum())) for b in self.blocks]
             chosen = [
@@ -102,9 +102,11 @@ class Design:
             out = np.zeros((len(self.group), len(chosen)), dtype=np.int8)
             for i, ones in enumerate(chosen):
                 out[ones, i] = 1
-            return out[:, (out != self.group[:, None]).any(0)], True
-        rows = np.empty((n, len(self.group)), dtype=np.int8)
-        for first in range(0, n, AT_ONCE):
+            others = (out != self.group[:, None]).any(0)
+            return out[:, np.argsort(others, kind="stable")], True
+        rows = np.empty((1 + n, len(self.group)), dtype=np.int8)
+        rows[0] = self.group
+        for first in range(1, 1 + n, AT_ONCE):
             some = rows[first : first + AT_ONCE]
             for b in self.blocks:
                 some[:, b] = rng.permuted(np.tile(self.group[b].astype(np.int8), (len(some), 1)), axis=1)

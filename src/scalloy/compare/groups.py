@@ -196,7 +196,6 @@ def one(
     labels, every = design.labelings(
         n_permutations if test != "classifier" else min(n_permutations, REFITS), rng
     )
-    labels = np.concatenate([design.group[:, None].astype(np.int8), labels], 1)
     if test == "classifier":
         values, scale = statistics.aurocs(x, design, labels, rng), 0.0
         effect, smallest = 2 * values[0] - 1, 1 / labels.shape[1]  # folds are drawn, so no ties

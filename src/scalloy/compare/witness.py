@@ -67,9 +67,7 @@ def witness(
     donor = None if donor_key is None else column(obs, "donor_key", donor_key)[cells]
     whole = design_of(group, donor, unit, at_least)
     marks = whole.thinned(EXACT, rng)
-    labels = np.concatenate(
-        [marks.group[:, None].astype(np.int8), marks.labelings(n_permutations, rng)[0]], 1
-    )
+    labels, _ = marks.labelings(n_permutations, rng)
     own, apart = _own(whole, marks, donor)
     parts = [_score(v) for v in _witnesses(x[cells], own, marks, apart, labels)]
     out = {"group": of[cells]} | ({} if donor is None else {"donor": donor})
