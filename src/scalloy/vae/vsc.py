@@ -91,7 +91,7 @@ class VSC(VAEModule):
         return {"z": self.enc_z(self.likelihood.features(batch.x), *known)}
 
     def draw(self, q: Distributions, sample_shape: tuple[int, ...] = ()) -> Latents:
-        warming = self.training and self.slab_warmup > 0 and self.slab < 1
+        warming = self.training and self.slab_warmup > 0
         return {"z": (q["z"].slab(float(self.slab)) if warming else q["z"]).rsample(sample_shape)}
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
