@@ -19,6 +19,7 @@ _MODELS = {
     "CGMDVAE": "cgmdvae",
     "TRVAE": "trvae",
     "BetaVSC": "vsc",
+    "POISEVAE": "poisevae",
 }
 _MODULES = (
     "baselines",

@@ -13,6 +13,9 @@ where       key                                    what
 ``.obsm``   ``<model>_active``                     probability of each latent of being on (a DataFrame), by
                                                    :meth:`annotate` of :class:`scalloy.BetaVSC`
 ``.obs``    ``<model>_sparsity``                   share of the latents that are off, likewise
+``.obsm``   ``X_<model>_<modality>``               code of each modality, by :meth:`annotate` of
+            ``<model>_<second modality>``          :class:`scalloy.POISEVAE`; expected counts of the
+                                                   second one, by all that was measured (a DataFrame)
 ``.uns``    ``<model>``                            settings and versions of the model, by :meth:`annotate`
 ``.obs``    ``_scvi_batch``, ``_scvi_labels``,     codes of the registered columns, by scvi-tools in
             ``_scvi_condition``                    ``setup_anndata``
@@ -28,6 +31,7 @@ where       key                                    what
 from __future__ import annotations
 
 CONDITION_KEY = "condition"  # in scvi-tools' registry
+SECOND_KEY = "second"  # likewise, the second modality
 
 SETUP_OBS = ("_scvi_batch", "_scvi_labels", "_scvi_condition")
 SETUP_OBSM = ("_scvi_extra_categorical_covs", "_scvi_extra_continuous_covs")
@@ -77,6 +81,11 @@ def active(model: str) -> str:
 def sparsity(model: str) -> str:
     """Key of the share of latents that are off in ``.obs``."""
     return f"{model}_sparsity"
+
+
+def completed(model: str, modality: str) -> str:
+    """Key of the expected counts of a modality in ``.obsm``."""
+    return f"{model}_{modality}"
 
 
 def settings(model: str) -> str:

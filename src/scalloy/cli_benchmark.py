@@ -308,6 +308,34 @@ def style(
     show(run(data, seeds=range(seeds), max_epochs=epochs, folder=pictures), out)
 
 
+@benchmark.command()
+def multimodal(
+    what: Annotated[str, typer.Option(help="cross, panel or speed.")] = "cross",
+    data: Annotated[str, typer.Option(help="citeseq, or citeseq_subset, which is embedded.")] = "citeseq",
+    model: Annotated[list[str] | None, typer.Option(help="Names of models, not all.")] = None,
+    totalvi: Annotated[bool, typer.Option(help="totalVI as a rival, for cross and panel.")] = False,
+    folds: Annotated[int | None, typer.Option(help="Of five, not all; seeds of panel.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of ours, instead of the default.")] = None,
+    totalvi_epochs: Annotated[int | None, typer.Option(help="Of totalVI, instead of its default.")] = None,
+    out: Out = None,
+) -> None:
+    """RNA and protein from each other, a panel of which half is missing, time of an epoch; totalVI beside."""
+    from scalloy.benchmark import multimodal as tasks
+    from scalloy.models._options import one_of
+
+    rival = ["totalVI"] if totalvi else []
+    epochs_of = {"max_epochs": epochs, "totalvi_epochs": totalvi_epochs}
+    if one_of("what", what, ("cross", "panel", "speed")) == "speed":
+        show(tasks.speed(data), out)
+    elif what == "panel":
+        names = [*(model or ("POISEVAE", "product of experts")), *rival]
+        show(tasks.panel(data, names, seeds=range(folds or 3), **epochs_of), out)
+    else:
+        frame = tasks.multimodal(data, [*(model or tasks.MODELS), *rival], n_folds=folds, **epochs_of)
+        show(frame, out)
+        typer.echo(tasks.summary(frame).to_string())
+
+
 def show(frame: pd.DataFrame, out: Path | None) -> None:
     """Print a table, and write it if asked."""
     typer.echo(frame.round(3).to_string(index=False))

@@ -21,6 +21,7 @@ DOWNLOADS = {
     "mouse_bladder_2746.h5ad": "fcd687ee2d7c1fca43de3b4f7fc17972f62b3f21f83fd5d774e5db9430dd9437",
     "zeisel_cortex.h5ad": "bb66c8f01973d891dd670754baa24013274f4b5caffdff42d7da0f7e81089675",
     "paul15.h5ad": "b43cb559ba3a6ec7956801693f3aa3ab36497cff5a74ea4c3083731d9afe3c7e",
+    "pbmc10k_citeseq.h5ad": "0f425762d87215a570b68071650ea9ddeb63559a38117908e345ef8b05c90c28",
     "pbmc_4study.h5ad": "c3eec8263b11f225f1ad11162c02a5a60d3a312a3ec1011ec9a4bc1be3e0c930",
     "mnist/train-images-idx3-ubyte.gz": "7ff28fd295f802eefc6d40e461175dfe4b969b1842b2abc8c6dc8c20711cf79f",
     "mnist/train-labels-idx1-ubyte.gz": "81a978ae83d39ffdba0db3ce2fcaf80a8921e9629e874428996a2b03242d4b2a",
@@ -47,6 +48,23 @@ def kang(*, full: bool = False) -> AnnData:
         )
         return adata
     with as_file(files("scalloy.data") / "kang_subset.h5ad") as path:
+        return ad.read_h5ad(path)
+
+
+def citeseq(*, full: bool = False) -> AnnData:
+    """PBMC with RNA and protein (10x Genomics, CITE-seq), raw counts of both.
+
+    1,000 variable genes, and 14 proteins in ``.obsm["protein_counts"]``; ``.obs["cell_type"]`` has seven
+    types named after their proteins. The embedded subset has 2,500 cells (``scripts/make_citeseq_subset.py``).
+
+    Parameters
+    ----------
+    full
+        All 6,661 cells: see :func:`fetch`.
+    """
+    if full:
+        return ad.read_h5ad(fetch("pbmc10k_citeseq.h5ad"))
+    with as_file(files("scalloy.data") / "citeseq_subset.h5ad") as path:
         return ad.read_h5ad(path)
 
 

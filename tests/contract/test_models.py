@@ -45,6 +45,10 @@ MODELS = {
     "BetaVSC_pseudo": lambda adata, **kw: sa.BetaVSC(
         adata, prior="pseudo", n_pseudo=5, decoder="mlp", slab_warmup=0.5, beta=2.0, **SMALL, **kw
     ),
+    "POISEVAE": lambda adata, **kw: sa.POISEVAE(adata, n_chains=32, **SMALL, **kw),
+    "POISEVAE_product": lambda adata, **kw: sa.POISEVAE(
+        adata, joint="product", protein_likelihood="nb", gene_likelihood="zinb", **SMALL, **kw
+    ),
     "TRVAE": lambda adata, **kw: sa.TRVAE(adata, **SMALL, **kw),
     "CGMDVAE": lambda adata, **kw: sa.CGMDVAE(adata, **SMALL, **kw),
     "CGMDVAE_full": lambda adata, **kw: sa.CGMDVAE(
@@ -54,9 +58,15 @@ MODELS = {
 every = pytest.mark.parametrize("name", MODELS)
 
 
+def width(model):
+    """Of the code: two of them are side by side."""
+    return 8 if model.init_params_["non_kwargs"].get("joint") == "poise" else 4
+
+
 def model_keys(key):
     named = (_keys.cluster, _keys.cluster_probability, _keys.probabilities, _keys.active, _keys.sparsity)
-    return {f(key) for f in (*named, _keys.label, _keys.label_probability, _keys.unknown)}
+    of_pairs = {_keys.latent(f"{key}_rna"), _keys.latent(f"{key}_prot"), _keys.completed(key, "prot")}
+    return of_pairs | {f(key) for f in (*named, _keys.label, _keys.label_probability, _keys.unknown)}
 
 
 def class_of(name):
@@ -83,7 +93,7 @@ def trained(request, cells, quick):
 
 def test_getters(trained, cells):
     z = trained.get_latent_representation()
-    assert z.shape == (200, 4)
+    assert z.shape == (200, width(trained))
     assert np.isfinite(z).all()
     np.testing.assert_array_equal(z, trained.get_latent_representation())
     np.testing.assert_allclose(trained.get_latent_representation(batch_size=7), z, rtol=1e-4, atol=1e-5)
@@ -149,7 +159,7 @@ def test_differential_expression(trained, cells):
 
 def test_annotate_writes_documented_keys_only(trained, cells, quick):
     before = cells.copy()
-    assert trained.annotate(cells, key_added="mine", copy=True).obsm["X_mine"].shape == (200, 4)
+    assert trained.annotate(cells, key_added="mine", copy=True).obsm["X_mine"].shape == (200, width(trained))
     assert "X_mine" not in cells.obsm
     trained.annotate()
     key = trained.name
@@ -222,7 +232,11 @@ def test_new_cells_views_and_copies(trained, cells):
     turned = cells[::-1].copy()
     turned.X = sp.csc_matrix(turned.X).astype(np.int64)
     np.testing.assert_allclose(trained.get_latent_representation(turned), z[::-1], atol=1e-5)
-    plain = ad.AnnData(cells.X.toarray(), obs=cells.obs[["batch", "cluster", "lane", "score"]], var=cells.var)
+    obs, obsm = (
+        cells.obs[["batch", "cluster", "lane", "score"]],
+        {"protein_counts": cells.obsm["protein_counts"]},
+    )
+    plain = ad.AnnData(cells.X.toarray(), obs=obs, var=cells.var, obsm=obsm)
     keys = set(plain.obs), set(plain.uns)
     np.testing.assert_allclose(trained.get_latent_representation(plain), z, atol=1e-5)
     assert (set(plain.obs), set(plain.uns)) == keys

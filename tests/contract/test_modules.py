@@ -14,11 +14,12 @@ from scalloy.vae.autoencoder import AE
 from scalloy.vae.base import Batch, Sizes, Terms
 from scalloy.vae.cgmdvae import CGMDVAE
 from scalloy.vae.gmvae import GMVAE
+from scalloy.vae.poisevae import POISEVAE
 from scalloy.vae.trvae import TRVAE
 from scalloy.vae.vae import VAE, library_prior
 from scalloy.vae.vsc import VSC
 
-SIZES = Sizes(n_vars=12, n_batch=2, n_cats=(3,), n_cont=1)
+SIZES = Sizes(n_vars=12, n_batch=2, n_cats=(3,), n_cont=1, n_vars2=4)
 
 
 def cgmdvae(lik, n_w=0, **more):
@@ -39,6 +40,12 @@ def gmvae(lik, n_clusters=4, **more):
     return GMVAE(SIZES, lik, prior, n_hidden=8, n_latent=3, dropout_rate=0.0, **more)
 
 
+def poisevae(lik, joint, second="background"):
+    prior = _options.joint(joint, 3, kappa=0.7, n_chains=16, n_sweeps=1, chains="kept")
+    lik2 = _options.second_likelihood(second, SIZES, 8)
+    return POISEVAE(SIZES, lik, lik2, prior, n_hidden=8, n_latent=3, dropout_rate=0.0, hidden_rate=0.0)
+
+
 MODULES = {
     "gmvae": gmvae,
     "gmvae_all": lambda lik: gmvae(lik, n_decoded=4, encode_covariates=True),
@@ -57,6 +64,9 @@ MODULES = {
     "ae_deep_encode": lambda lik: AE(
         SIZES, lik, n_hidden=8, n_latent=3, n_layers=2, dropout_rate=0.0, encode_covariates=True
     ),
+    "poisevae": lambda lik: poisevae(lik, "poise"),
+    "poisevae_independent": lambda lik: poisevae(lik, "independent", "normal"),
+    "poisevae_product": lambda lik: poisevae(lik, "product", "nb"),
     "vae": lambda lik: VAE(SIZES, lik, n_hidden=8, n_latent=3, dropout_rate=0.0),
     "vae_batch_norm": lambda lik: VAE(SIZES, lik, n_hidden=8, n_latent=3, norm="batch", dropout_rate=0.0),
     "vae_learned_library": lambda lik: VAE(
@@ -87,6 +97,7 @@ def tensors(n=20, seed=0, *, sparse=True):
         "X": x.to_sparse_csr() if sparse else x,
         "batch": torch.tensor(rng.integers(2, size=(n, 1))),
         "extra_categorical_covs": torch.tensor(rng.integers(3, size=(n, 1))),
+        "second": torch.tensor(rng.poisson(5, (n, 4)), dtype=torch.float32),
         "extra_continuous_covs": torch.tensor(rng.normal(size=(n, 1)), dtype=torch.float32),
     }
 
@@ -103,7 +114,7 @@ def test_terms_are_per_cell_and_finite(module, likelihood):
     for value in (terms.recon, *terms.kl.values()):
         assert value.shape == (20,)
         assert torch.isfinite(value).all()
-    if not module.startswith("cgmdvae"):  # there only the mean over samples is not negative
+    if module not in {"cgmdvae", "cgmdvae_w", "poisevae"}:  # there only the mean over samples is not negative
         assert all((v >= -1e-5).all() for v in terms.kl.values())
 
 

@@ -1,7 +1,19 @@
 """The simple rivals: what any prediction under another condition should beat."""
 
 from scalloy.baselines.latent import LatentShift
+from scalloy.baselines.modalities import CROSS_METHODS, CrossModal, ProbabilisticCCA
 from scalloy.baselines.predictors import METHODS, Baseline
 from scalloy.baselines.shifts import SHIFTS, kernel_ridge, mean_shift, tuned
 
-__all__ = ["METHODS", "SHIFTS", "Baseline", "LatentShift", "kernel_ridge", "mean_shift", "tuned"]
+__all__ = [
+    "CROSS_METHODS",
+    "METHODS",
+    "SHIFTS",
+    "Baseline",
+    "CrossModal",
+    "LatentShift",
+    "ProbabilisticCCA",
+    "kernel_ridge",
+    "mean_shift",
+    "tuned",
+]

@@ -84,7 +84,7 @@ class Baseline:
         tune: bool = True,
     ) -> None:
         checks.check_object(adata)
-        checks.check_keys(adata, {"condition_key": condition_key, "labels_key": labels_key}, {})
+        checks.check_keys(adata, {"condition_key": condition_key, "labels_key": labels_key})
         checks.check_counts(adata, layer, allow_non_counts=False)
         self.adata, self.method, self.tune = adata, _options.one_of("method", method, METHODS), tune
         self.condition_key, self.labels_key, self.layer = condition_key, labels_key, layer

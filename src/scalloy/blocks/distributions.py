@@ -225,6 +225,52 @@ class ZeroInflated(CountDistribution):
             return counts * torch.bernoulli(torch.sigmoid(-self.gate).expand_as(counts))
 
 
+class BackgroundMixture(CountDistribution):
+    r"""Counts of antibodies: negative binomial around a background, or around a foreground above it.
+
+    :math:`p(x) = \pi\,\mathrm{NB}(x; \beta, \theta) + (1 - \pi)\,\mathrm{NB}(x; \mu, \theta)` with
+    :math:`\mu \ge \beta` and :math:`\pi = \sigma(\mathrm{gate})`.
+    """
+
+    def __init__(self, log_background: Tensor, log_rise: Tensor, gate: Tensor, log_theta: Tensor) -> None:
+        low = Rate(log_background, None)
+        high = Rate(low.logits + F.softplus(full(log_rise)), None)
+        self.background, self.foreground = (NegativeBinomial(rate, log_theta) for rate in (low, high))
+        self.gate = full(gate)
+        super().__init__(high)
+
+    @cached_property
+    def pi(self) -> Tensor:
+        """Probability that a count is background."""
+        return torch.sigmoid(self.gate)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        return self.pi * self.background.mean + (1 - self.pi) * self.foreground.mean
+
+    @property
+    def variance(self) -> Tensor:
+        parts = (self.pi, self.background), (1 - self.pi, self.foreground)
+        return sum(w * (p.variance + p.mean.square()) for w, p in parts) - self.mean.square()
+
+    @property
+    def fraction(self) -> Tensor:
+        """Share of each protein in what is expected without background."""
+        clean = (1 - self.pi) * self.foreground.mean
+        return clean / clean.sum(-1, keepdim=True).clamp_min(1e-12)
+
+    def log_pmf(self, value: Tensor) -> Tensor:
+        low = self.background.log_pmf(value) + F.logsigmoid(self.gate)
+        return torch.logaddexp(low, self.foreground.log_pmf(value) + F.logsigmoid(-self.gate))
+
+    def _log_prob_sparse(self, value: Tensor) -> Tensor:
+        return self.log_pmf(value.to_dense()).sum(-1)
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        low, high = (p.sample(sample_shape) for p in (self.background, self.foreground))
+        return torch.where(torch.rand_like(low) < self.pi, low, high)
+
+
 class PiecewiseCategorical(CountDistribution):
     r"""Counts below :math:`K` as categories; the others are :math:`K` and counts of another distribution.
 

@@ -4,6 +4,7 @@ r"""Likelihoods as objects: the decoder's hidden vector in, the distribution of 
     ``Poisson``         x ~ Poisson(mu)
     ``NB``              x ~ NB(mu, theta)             theta per gene, per gene and batch, or per entry
     ``ZeroInflated``    x = 0 with probability pi_0 = sigmoid(C h), else as the likelihood within
+    ``Background``      x ~ pi NB(beta, theta) + (1 - pi) NB(mu, theta), mu >= beta: counts of antibodies
     ``Piecewise``       x < K with probability pi_x = softmax(D h), else K and a draw of the likelihood within
     ``Gaussian``        t(x) ~ N(A h, sigma^2)        t: log-normalised, or the data as given
     ``Bernoulli``       [x > 0] ~ Bernoulli(sigmoid(A h)), or values within [0, 1] as given
@@ -14,6 +15,7 @@ A new one is a class with three methods: ``forward`` (the distribution), ``log_p
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -45,6 +47,10 @@ class Likelihood(nn.Module):
     def log_prob(self, p_x: Distribution, x: Tensor) -> Tensor:
         """Log-probability per cell of raw ``x``, dense or sparse CSR."""
         return p_x.log_prob(x)
+
+    def log_prob_entries(self, p_x: Distribution, x: Tensor) -> Tensor:
+        """Log-probability of every entry of dense ``x``."""
+        return p_x.log_pmf(x)
 
     def fraction(self, p_x: Distribution) -> Tensor:
         """Normalised expression under ``p_x``: rows sum to one for counts."""
@@ -152,6 +158,29 @@ class ZeroInflated(Likelihood):
             self.gate.bias.fill_(-3.0)  # few extra zeros until the data ask for them
 
 
+class Background(Likelihood):
+    """Counts of antibodies, of which some bind where there is nothing to bind to.
+
+    As in totalVI (Gayoso et al., Nature Methods 2021), whose background is a latent of its own; here it is
+    read from the hidden vector like everything else. Rates are free of the library size.
+    """
+
+    def __init__(self, n_hidden: int, n_vars: int) -> None:
+        super().__init__(n_hidden, n_vars)
+        self.rise, self.gate = nn.Linear(n_hidden, n_vars), nn.Linear(n_hidden, n_vars)
+        self.log_theta = nn.Parameter(torch.zeros(1, n_vars))
+
+    def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.BackgroundMixture:
+        return dist.BackgroundMixture(self.head(h), self.rise(h), self.gate(h), self.log_theta)
+
+    def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
+        """Half of the cells at the background: the mean is a third of it above, and a third below."""
+        with torch.no_grad():
+            self.head.bias.copy_((mean / 2 + 1e-3).log())
+            self.rise.bias.fill_(math.log(math.expm1(math.log(3.0))))
+            self.log_theta.zero_()
+
+
 class Piecewise(Likelihood):
     """Counts below ``k_max`` as categories, the others shifted by it: scVAE's PC-Poisson and PC-NB.
 
@@ -230,6 +259,9 @@ class Gaussian(Likelihood):
     def log_prob(self, p_x: Distribution, x: Tensor) -> Tensor:
         return p_x.log_prob(dense(self.features(x)))
 
+    def log_prob_entries(self, p_x: Distribution, x: Tensor) -> Tensor:
+        return p_x.base_dist.log_prob(dense(self.features(x)))  # type: ignore[attr-defined]
+
     def fraction(self, p_x: Distribution) -> Tensor:
         return torch.expm1(p_x.mean.clamp_min(0)) / 1e4 if self.on == "log1p" else p_x.mean
 
@@ -260,8 +292,11 @@ class Bernoulli(Likelihood):
         return map_values(x, lambda v: (v > 0).to(v.dtype)) if self.on == "detected" else x
 
     def log_prob(self, p_x: Distribution, x: Tensor) -> Tensor:
+        return self.log_prob_entries(p_x, x).sum(-1)
+
+    def log_prob_entries(self, p_x: Distribution, x: Tensor) -> Tensor:
         target, logits = dense(self.features(x)), p_x.base_dist.logits  # type: ignore[attr-defined]
-        return (target * logits - F.softplus(logits)).sum(-1)
+        return target * logits - F.softplus(logits)
 
     def fraction(self, p_x: Distribution) -> Tensor:
         return p_x.mean

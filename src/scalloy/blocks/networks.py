@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
-from torch.nn.functional import one_hot
+from torch.distributions import Independent
+from torch.nn.functional import dropout, one_hot
 
 from scalloy.blocks.distributions import Delta, bounded, gaussian
-from scalloy.blocks.sparse import SparseLinear
+from scalloy.blocks.sparse import SparseLinear, map_values
 
 Norm = Literal["batch", "layer", "none"]
 
@@ -143,22 +143,29 @@ class PointHead(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From counts (and covariates, if ``encode_covariates``) to the distribution of a latent."""
+    """From counts (and covariates, if ``encode_covariates``) to the distribution of a latent.
+
+    In training, a share ``hidden_rate`` of the counts is hidden, and the others are scaled up.
+    """
 
     def __init__(
         self,
         n_vars: int,
-        head: GaussianHead | PointHead,
+        head: nn.Module,
         *,
         n_hidden: int,
         n_layers: int,
         n_cats: Sequence[int] = (),
         n_cont: int = 0,
+        hidden_rate: float = 0.0,
         **layer: Any,
     ) -> None:
         super().__init__()
+        self.hidden_rate = hidden_rate
         self.stack = Stack(n_vars, n_hidden, n_layers, sparse=True, n_cats=n_cats, n_cont=n_cont, **layer)
         self.head = head
 
-    def forward(self, x: Tensor, cats: Sequence[Tensor] = (), cont: Tensor | None = None) -> Distribution:
+    def forward(self, x: Tensor, cats: Sequence[Tensor] = (), cont: Tensor | None = None) -> Any:
+        if self.training and self.hidden_rate:
+            x = map_values(x, lambda v: dropout(v, self.hidden_rate))
         return self.head(self.stack(x, cats, cont))

@@ -60,14 +60,27 @@ def check_object(adata: Any) -> AnnData:
     return adata
 
 
-def check_keys(adata: AnnData, categorical: dict[str, Any], continuous: dict[str, Any] | None = None) -> None:
-    """Every named column exists in ``obs`` and has no missing values; continuous ones are finite numbers.
+CATEGORICAL = ("batch_key", "condition_key", "labels_key", "categorical_covariate_keys")
+CONTINUOUS = ("size_factor_key", "continuous_covariate_keys")
 
-    The arguments map the name of an argument to the column(s) that it names, or to ``None``.
-    """
-    for argument, key in _pairs(categorical):
+
+def columns(
+    given: dict[str, Any], arguments: Sequence[str] = (*CATEGORICAL, *CONTINUOUS)
+) -> list[tuple[str, str]]:
+    """Argument and column, for each column of ``.obs`` that the arguments of a set-up name."""
+    return [
+        (name, key)
+        for name in arguments
+        if (keys := given.get(name)) is not None
+        for key in ([keys] if isinstance(keys, str) else keys)
+    ]
+
+
+def check_keys(adata: AnnData, given: dict[str, Any]) -> None:
+    """Every column that a set-up names exists without missing values; continuous ones are finite numbers."""
+    for argument, key in columns(given, CATEGORICAL):
         complete_column(adata.obs, argument, key)
-    for argument, key in _pairs(continuous or {}):
+    for argument, key in columns(given, CONTINUOUS):
         column = complete_column(adata.obs, argument, key)
         if not pd.api.types.is_numeric_dtype(column):
             msg = f"`{argument}={key!r}` has dtype {column.dtype}; expected numbers."
@@ -82,15 +95,6 @@ def check_keys(adata: AnnData, categorical: dict[str, Any], continuous: dict[str
                 f"{few(adata.obs_names[bad])}. Fix or remove these cells."
             )
             raise ValueError(msg)
-
-
-def _pairs(arguments: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (name, key)
-        for name, keys in arguments.items()
-        if keys is not None
-        for key in ([keys] if isinstance(keys, str) else keys)
-    ]
 
 
 def find_column(obs: pd.DataFrame, argument: str, key: str, nor: str = "") -> pd.Series:
@@ -154,11 +158,17 @@ def check_layer(adata: AnnData, layer: str | None) -> Any:
 
 
 def check_counts(
-    adata: AnnData, layer: str | None = None, *, allow_non_counts: bool = False, genes: bool = True
+    adata: AnnData,
+    layer: str | None = None,
+    *,
+    allow_non_counts: bool = False,
+    genes: bool = True,
+    known: np.ndarray | None = None,
 ) -> None:
     """All entries are finite, non-negative and whole, and every cell has at least one count.
 
-    With ``genes`` there is a warning about genes that have none.
+    With ``genes`` there is a warning about genes that have none. Cells that are ``known`` by something else
+    need no counts.
     """
     x = check_layer(adata, layer)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
@@ -185,8 +195,9 @@ def check_counts(
         )
         raise ValueError(msg)
     totals = np.asarray(x.sum(axis=1)).ravel()
-    if (totals == 0).any():
-        empty = adata.obs_names[totals == 0]
+    nothing = totals == 0 if known is None else (totals == 0) & ~known
+    if nothing.any():
+        empty = adata.obs_names[nothing]
         msg = (
             f"{len(empty)} cell(s) have no counts in `{where}`: {few(empty)}. Remove them with "
             "`sc.pp.filter_cells(adata, min_counts=1)`."
@@ -199,6 +210,45 @@ def check_counts(
             "cost time and teach nothing; `sc.pp.filter_genes(adata, min_counts=1)` removes them.",
             stacklevel=4,
         )
+
+
+def check_second(
+    adata: AnnData, argument: str, key: str | None, *, allow_non_counts: bool = False
+) -> np.ndarray:
+    """Values of a second modality in ``.obsm``: numbers, whole and not negative, NaN where not measured.
+
+    Returns whether each cell has any.
+    """
+    if key is None or key not in adata.obsm:
+        msg = (
+            f"`{argument}={key!r}` is not in `adata.obsm`. It holds: {few(adata.obsm.keys()) or 'nothing'}. "
+            "Pass the key of the second modality, such as the counts of proteins."
+        )
+        raise KeyError(msg)
+    given = adata.obsm[key]
+    values = given.to_numpy() if isinstance(given, pd.DataFrame) else given
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "iufb":
+        kind = f"{type(given).__name__} of {getattr(values, 'dtype', 'mixed types')}"
+        msg = (
+            f"`adata.obsm[{key!r}]` is a {kind}. "
+            "Expected a DataFrame or an array of numbers, cells x variables."
+        )
+        raise TypeError(msg)
+    values = values.astype(float)
+    there = ~np.isnan(values)
+    wrong = np.isinf(values)
+    if not allow_non_counts:
+        wrong |= there & ((values < 0) | ~_whole(values))
+    if wrong.any():
+        kind = "finite" if allow_non_counts else "raw counts (whole, not negative)"
+        cells = few(adata.obs_names[wrong.any(1)], 5)
+        msg = (
+            f"`adata.obsm[{key!r}]` holds {values[wrong][0]:.4g} in {wrong.any(1).sum()} cell(s) ({cells}). "
+            f"Expected values that are {kind}, or NaN where not measured; other data need "
+            "`allow_non_counts=True` and `protein_likelihood='normal'`."
+        )
+        raise ValueError(msg)
+    return there.any(1)
 
 
 def _whole(values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from scalloy.metrics.clustering import (
     matched_correlation,
     purity,
 )
+from scalloy.metrics.modalities import clr, rmse_z, variable_correlation, within
 from scalloy.metrics.transfer import (
     ceilings,
     coverage,
@@ -32,6 +33,7 @@ __all__ = [
     "best_match",
     "bio_conservation",
     "ceilings",
+    "clr",
     "coverage",
     "de_auprc",
     "de_overlap",
@@ -49,7 +51,10 @@ __all__ = [
     "r2_mean",
     "r2_variance",
     "resid_pearson_delta",
+    "rmse_z",
     "skill",
     "spearman_brown",
+    "variable_correlation",
     "wilcoxon",
+    "within",
 ]

@@ -12,12 +12,13 @@ from scalloy.models._files import ABOUT
 from scalloy.models.autoencoder import AE
 from scalloy.models.cgmdvae import CGMDVAE
 from scalloy.models.gmvae import GMVAE
+from scalloy.models.poisevae import POISEVAE
 from scalloy.models.trvae import TRVAE
 from scalloy.models.vae import VAE, BetaVAE
 from scalloy.models.vsc import BetaVSC
 
 MODELS: dict[str, type[ScalloyModel]] = {
-    m.__name__: m for m in (AE, CGMDVAE, GMVAE, TRVAE, BetaVAE, BetaVSC, VAE)
+    m.__name__: m for m in (AE, CGMDVAE, GMVAE, POISEVAE, TRVAE, BetaVAE, BetaVSC, VAE)
 }
 
 
@@ -42,4 +43,4 @@ def load(dir_path: str | Path, adata: AnnData | None = None) -> ScalloyModel:
     return MODELS[name].load(dir_path, adata)
 
 
-__all__ = ["AE", "CGMDVAE", "GMVAE", "MODELS", "TRVAE", "VAE", "BetaVAE", "BetaVSC", "load"]
+__all__ = ["AE", "CGMDVAE", "GMVAE", "MODELS", "POISEVAE", "TRVAE", "VAE", "BetaVAE", "BetaVSC", "load"]

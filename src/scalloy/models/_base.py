@@ -45,16 +45,13 @@ from scalloy.vae.vae import LibraryPrior, library_prior
 logger = logging.getLogger("scalloy")
 
 
-CATEGORICAL = ("batch_key", "condition_key", "labels_key", "categorical_covariate_keys")
-CONTINUOUS = ("size_factor_key", "continuous_covariate_keys")
-
-
 class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseModelClass):
     """Base of the users' classes. A leaf builds ``self.module`` and says ``self.init_params_``."""
 
     _training_plan_cls = TermsPlan
     _data_splitter_cls = CellSplitter
     _data_loader_cls = CellLoader
+    _default_steps = 2500
     _plan_defaults: dict[str, Any] = {}  # noqa: RUF012
 
     module: VAEModule
@@ -111,17 +108,32 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
         """Check what the arguments of :meth:`setup_anndata` name, and register it."""
         given = args["setup_args"]
         checks.check_object(adata)
-        checks.check_keys(
-            adata, {k: given.get(k) for k in CATEGORICAL}, {k: given.get(k) for k in CONTINUOUS}
-        )
-        checks.check_counts(adata, given["layer"], allow_non_counts=given["allow_non_counts"])
+        checks.check_keys(adata, given)
+        allow = given["allow_non_counts"]
+        known = cls._known_otherwise(adata, given)
+        checks.check_counts(adata, given.get("layer"), allow_non_counts=allow, known=known)
         cls._register(adata, cls._fields(**given), args, **kwargs)
+
+    @classmethod
+    def _joined(cls, adata: Any, registry: dict) -> AnnData:
+        """Cells as one AnnData, with what is registered; only models of two modalities make another one."""
+        return adata
+
+    @classmethod
+    def _obsm_keys(cls, given: dict) -> tuple[str, ...]:
+        """Keys of ``.obsm`` that are modelled."""
+        return ()
+
+    @classmethod
+    def _known_otherwise(cls, adata: AnnData, given: dict) -> np.ndarray | None:
+        """Cells that need no counts, since something else was measured of them."""
+        return None
 
     @classmethod
     def _fields(
         cls,
         *,
-        layer: str | None,
+        layer: str | None = None,
         batch_key: str | None,
         labels_key: str | None,
         size_factor_key: str | None,
@@ -192,7 +204,7 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
         if self.adata is not None:
             whole = self._all_cells()
             _options.check_range(name, made.counts, whole.x)
-            made.start_at(*_moments(whole.x), whole.log_ell)
+            made.start_at(*moments(whole.x), whole.log_ell)
         return made
 
     def _library_prior(self, library: str) -> LibraryPrior | None:
@@ -254,7 +266,8 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
             return
         n = self._manager_of(None).adata.n_obs
         batch_size = default_batch_size(n) if batch_size is None else batch_size
-        max_epochs = default_epochs(n, batch_size) if max_epochs is None else max_epochs
+        if max_epochs is None:
+            max_epochs = default_epochs(n, batch_size, self._default_steps)
         _options.positive(batch_size=batch_size, max_epochs=max_epochs)
         chosen = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
         parts = chosen or split(n, train_size, validation_size)
@@ -309,7 +322,7 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
         copy
             Whether to return an annotated copy and leave ``adata`` as it is.
         """
-        target = self.adata if adata is None else adata
+        target = self._own() if adata is None else adata
         key = key_added or self.name
         written = self._annotations(adata, key)
         target = target.copy() if copy else target
@@ -317,6 +330,10 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
             for name, value in values.items():
                 getattr(target, attribute)[name] = value
         return target if copy else None
+
+    def _own(self) -> Any:
+        """The object that the model was made from."""
+        return self.adata
 
     def _annotations(self, adata: AnnData | None, key: str) -> dict[str, dict[str, Any]]:
         """What :meth:`annotate` writes: attribute of the AnnData, key, value. Leaves add theirs."""
@@ -350,19 +367,20 @@ def default_batch_size(n_obs: int) -> int:
     return int(2 ** np.clip(np.floor(np.log2(max(n_obs, 2) / 40)), 6, 9))
 
 
-def default_epochs(n_obs: int, batch_size: int) -> int:
-    """Epochs that make about 2,500 steps, from 20 to 200."""
-    steps = max(1.0, 0.9 * n_obs / batch_size)
-    return int(np.clip(np.ceil(2500 / steps), 20, 200))
+def default_epochs(n_obs: int, batch_size: int, steps: int = 2500) -> int:
+    """Epochs that make about so many steps, from 20 to 200."""
+    return int(np.clip(np.ceil(steps / max(1.0, 0.9 * n_obs / batch_size)), 20, 200))
 
 
-def _moments(x: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of each gene."""
-    mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
+def moments(x: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of each variable, where it is not NaN."""
     if sp.issparse(x):
+        mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
         square = np.bincount(x.indices, x.data.astype(np.float64) ** 2, x.shape[1]) / x.shape[0]
     else:
-        square = np.square(x, dtype=np.float64).mean(axis=0)
+        there = ~np.isnan(x)
+        n, known = np.maximum(there.sum(0), 1), np.where(there, x, 0.0)
+        mean, square = known.sum(0, dtype=np.float64) / n, np.square(known, dtype=np.float64).sum(0) / n
     variance = np.maximum(square - mean**2, 0)
     return torch.from_numpy(mean).float(), torch.from_numpy(variance).float()
 

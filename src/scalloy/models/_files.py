@@ -67,9 +67,11 @@ def load(cls: type[ScalloyModel], path: Path, adata: AnnData | None) -> ScalloyM
 
         adata = anndata.read_h5ad(path / CELLS)
     if adata is not None:
+        adata = cls._joined(adata, registry)
         names = registry["field_registries"]["X"]["state_registry"]["column_names"]
         check_same_genes(names, adata)
-        cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+        args = {k: registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
+        cls._set_up(adata, args, source_registry=registry)
     init = about["init"]
     model = cls(adata, **init) if adata is not None else cls(None, registry=registry, **init)
     model.module.load_state_dict(load_file(path / WEIGHTS))

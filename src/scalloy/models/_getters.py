@@ -39,12 +39,16 @@ class Getters:
     _sizes: Callable[[], Sizes]
     _check_if_trained: Callable[..., None]
     _fields: Callable[..., list]
+    _known_otherwise: Callable[..., np.ndarray | None]
+    _joined: Callable[..., AnnData]
+    _own: Callable[[], Any]
+    _obsm_keys: Callable[[dict], tuple[str, ...]]
 
     # reading cells ------------------------------------------------------------------------------
 
     def _manager_of(self, adata: AnnData | None) -> AnnDataManager:
         """Registration of the model's cells, or of new ones (which are left as they are)."""
-        if adata is None or adata is self._adata:
+        if adata is None or adata is self._adata or adata is self._own():
             if self._adata_manager is None:
                 msg = (
                     "The model was loaded without its cells. Pass `adata=` to `load`, or to the method if "
@@ -53,20 +57,18 @@ class Getters:
                 raise ValueError(msg)
             self._adata_manager.validate()  # another set-up may have changed the codes since
             return self._adata_manager
-        checks.check_same_genes(self.get_var_names(), adata)
         setup = self.registry["setup_args"]
+        adata = self._joined(adata, self.registry)
+        checks.check_same_genes(self.get_var_names(), adata)
         layer, allow = setup.get("layer"), setup.get("allow_non_counts", False)
         x = checks.check_layer(adata, layer)
-        cells = (
-            AnnData(obs=adata.obs.copy(), var=pd.DataFrame(index=adata.var_names), layers={layer: x})
-            if layer
-            else AnnData(x, obs=adata.obs.copy(), var=pd.DataFrame(index=adata.var_names))
-        )
-        checks.check_counts(cells, layer, allow_non_counts=allow, genes=False)
+        parts = {"obs": adata.obs.copy(), "var": pd.DataFrame(index=adata.var_names)}
+        parts |= {"obsm": {k: adata.obsm[k] for k in self._obsm_keys(setup)}}
+        cells = AnnData(layers={layer: x}, **parts) if layer else AnnData(x, **parts)
+        known = self._known_otherwise(cells, setup)
+        checks.check_counts(cells, layer, allow_non_counts=allow, genes=False, known=known)
         self._complete_labels(cells, setup)
-        named = {k: v for k, v in setup.items() if k.endswith(("_key", "_keys"))}
-        continuous = {k: named.pop(k, None) for k in ("size_factor_key", "continuous_covariate_keys")}
-        checks.check_keys(cells, named, continuous)
+        checks.check_keys(cells, setup)
         checks.check_categories(cells, self._known_categories())
         if self._adata_manager is not None:
             return self._adata_manager.transfer_fields(cells)

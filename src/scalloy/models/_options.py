@@ -10,6 +10,8 @@ import torch
 
 from scalloy.blocks import likelihoods as lik
 from scalloy.blocks import mixtures as mix
+from scalloy.blocks.coupling import FirstOrder, SecondOrder, Uncoupled
+from scalloy.blocks.joints import Coupled, Joint, Mixture, Product
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.data.checks import few
 from scalloy.vae.base import Sizes
@@ -26,6 +28,8 @@ GeneLikelihood = Literal[
     "bernoulli",
     "bernoulli_given",
 ]
+SecondLikelihood = Literal["background", "nb", "normal", "bernoulli"]
+JointKind = Literal["poise", "gaussian", "independent", "product", "mixture"]
 Library = Literal["observed", "learned", "none"]
 CONDITIONING = ("decoder", "shared", "interaction", "full")
 NORMS = ("layer", "batch", "none")
@@ -52,6 +56,14 @@ def positive(**arguments: float) -> None:
             raise ValueError(msg)
 
 
+def shares(**arguments: float) -> None:
+    """Shares, which are at least zero and below one."""
+    for name, value in arguments.items():
+        if not 0 <= value < 1:
+            msg = f"`{name}={value}` is a share: pass a number from 0 to below 1."
+            raise ValueError(msg)
+
+
 def check_latent(latent: int, n_latent: int) -> None:
     """A latent by its number."""
     if latent not in range(n_latent):
@@ -59,19 +71,18 @@ def check_latent(latent: int, n_latent: int) -> None:
         raise ValueError(msg)
 
 
-def check_range(name: str, counts: bool, x: Any) -> None:
+def check_range(name: str, counts: bool, x: Any, argument: str = "gene_likelihood") -> None:
     """The values lie where the likelihood has a density."""
     low, high = float(x.min()), float(x.max())
     if counts and low < 0:
         msg = (
-            f"`gene_likelihood={name!r}` needs values from 0, but the data go down to {low:.4g}. "
+            f"`{argument}={name!r}` needs values from 0, but the data go down to {low:.4g}. "
             "Pass 'normal', or raw counts."
         )
         raise ValueError(msg)
-    if name == "bernoulli_given" and not 0 <= low <= high <= 1:
-        msg = (
-            f"`gene_likelihood={name!r}` needs values within [0, 1]; the data lie in [{low:.4g}, {high:.4g}]."
-        )
+    given = name == "bernoulli_given" or (name, argument) == ("bernoulli", "protein_likelihood")
+    if given and not 0 <= low <= high <= 1:
+        msg = f"`{argument}={name!r}` needs values within [0, 1]; the data lie in [{low:.4g}, {high:.4g}]."
         raise ValueError(msg)
 
 
@@ -169,3 +180,30 @@ def cluster_weights(given: str | Sequence[float], n_clusters: int) -> mix.Weight
         )
         raise ValueError(msg)
     return mix.Fixed(torch.tensor(given))
+
+
+def joint(name: str, n_latent: int, *, kappa: float, **chains: Any) -> Joint:
+    """How the codes of two modalities go together, by its name."""
+    shares(kappa=kappa)
+    one_of("chains", chains["chains"], ("kept", "restarted"))
+    both = (n_latent, n_latent)
+    makers: dict[str, Callable[[], Joint]] = {
+        "poise": lambda: Coupled(SecondOrder(*both, kappa=kappa, **chains)),
+        "gaussian": lambda: Coupled(FirstOrder(*both)),
+        "independent": lambda: Coupled(Uncoupled(*both)),
+        "product": lambda: Product(n_latent),
+        "mixture": lambda: Mixture(n_latent),
+    }
+    return makers[one_of("joint", name, makers)]()
+
+
+def second_likelihood(name: str, sizes: Sizes, n_hidden: int) -> Likelihood:
+    """Likelihood of the second of two modalities, whose variables may be missing one by one."""
+    at = (n_hidden, sizes.n_vars2)
+    makers: dict[str, Callable[[], Likelihood]] = {
+        "background": lambda: lik.Background(*at),
+        "nb": lambda: lik.NB(*at, library=False),
+        "normal": lambda: lik.Gaussian(*at, on="given"),
+        "bernoulli": lambda: lik.Bernoulli(*at, on="given"),
+    }
+    return makers[one_of("protein_likelihood", name, makers)]()

@@ -94,7 +94,7 @@ class Traverse:
         n = (self._manager_of(None).adata if adata is None else adata).n_obs
         rows = np.arange(n) if indices is None else as_positions(indices, n)
         some = rows[np.linspace(0, len(rows) - 1, min(CELLS, len(rows))).astype(int)]
-        return self.get_latent_representation(adata, rows), some
+        return self.get_latent_representation(adata, rows, which="z"), some
 
     @torch.inference_mode()
     def _traversed(

@@ -23,7 +23,7 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from scalloy._keys import CONDITION_KEY
+from scalloy._keys import CONDITION_KEY, SECOND_KEY
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.sparse import cell_totals
 
@@ -41,6 +41,7 @@ class Sizes:
     n_conditions: int = 1
     n_cats: tuple[int, ...] = ()
     n_cont: int = 0
+    n_vars2: int = 0
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -50,7 +51,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some cells: counts ``x`` (dense or sparse CSR), and codes of what is known about each."""
+    """Some cells: counts ``x`` (dense or sparse CSR), and codes of what is known about each.
+
+    ``x2`` is what was measured besides, dense, with NaN where it was not.
+    """
 
     x: Tensor
     log_ell: Tensor
@@ -59,6 +63,7 @@ class Batch:
     y: Tensor | None = None
     cats: Tensor | None = None
     cont: Tensor | None = None
+    x2: Tensor | None = None
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Batch:
@@ -74,6 +79,7 @@ class Batch:
             y=codes(tensors.get(REGISTRY_KEYS.LABELS_KEY)),
             cats=tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
             cont=tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+            x2=tensors.get(SECOND_KEY),
         )
 
     @property

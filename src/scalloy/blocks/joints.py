@@ -1,0 +1,250 @@
+"""Posteriors of two modalities' latents, from what each tells: an expert, and a message to the other.
+
+    ``Coupled``   private latents, product of the coupled prior with the experts; drawn in order, the first
+                  from a Gaussian with the message of the other modality, the second from its exact
+                  conditional
+    ``Product``   one shared latent, N(0, I) times the experts        (Wu & Goodman, NeurIPS 2018)
+    ``Mixture``   one shared latent, one of the experts at random     (Shi et al., NeurIPS 2019)
+
+An expert is a vector of natural parameters ``nu``: it multiplies a density by ``exp{nu^T T(z)}``. That of a
+modality that is not seen is zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+
+from scalloy.blocks import gibbs
+from scalloy.blocks.coupling import Coupling
+from scalloy.blocks.distributions import bounded, standard_normal
+
+Latents = dict[str, Tensor]
+BOTH = ("z", "z2")
+ORDERS = (BOTH, BOTH[::-1])
+
+
+class Told(NamedTuple):
+    """What one modality tells: natural parameters for its own latent, and for that of the other one."""
+
+    own: Tensor
+    other: Tensor
+
+
+class ExpertHead(nn.Module):
+    """Experts from a hidden vector, as ``N(mean, 1 / precision)`` in natural parameters.
+
+    Without ``n_other`` there is no message.
+    """
+
+    def __init__(self, n_hidden: int, n_own: int, n_other: int) -> None:
+        super().__init__()
+        self.own = nn.Linear(n_hidden, 2 * n_own)
+        self.other = nn.Linear(n_hidden, 2 * n_other) if n_other else None
+
+    def forward(self, h: Tensor) -> Told:
+        return Told(_natural(self.own(h)), h.new_zeros(()) if self.other is None else _natural(self.other(h)))
+
+
+def _natural(raw: Tensor) -> Tensor:
+    mean, log_precision = raw.chunk(2, -1)
+    precision = bounded(log_precision, lower=-8.0, upper=12.0).exp()
+    return torch.cat([mean * precision, -0.5 * precision], -1)
+
+
+class Posterior(dict[str, Distribution]):
+    """Of each latent by itself, with the experts and which modalities they stand for, ``(n, 2)``."""
+
+    def __init__(self, q: dict[str, Distribution], experts: tuple[Tensor, Tensor], seen: Tensor) -> None:
+        super().__init__(q)
+        self.experts, self.seen = experts, seen
+
+
+class Joint(nn.Module):
+    """What all share. Latents are ``z`` and ``z2``, and ``z_first``: whether that one was drawn first."""
+
+    sends = False  # whether modalities send messages to each other's latent
+
+    def posterior(self, told: tuple[Told, Told], seen: Tensor) -> Posterior:
+        raise NotImplementedError
+
+    def draw(self, q: Posterior, sample_shape: tuple[int, ...] = ()) -> Latents:
+        raise NotImplementedError
+
+    def kl(self, q: Posterior, latents: Latents) -> Tensor:
+        """KL of the posterior from the prior per cell, as exactly as one sample allows."""
+        raise NotImplementedError
+
+    def log_ratio(self, q: Posterior, latents: Latents) -> Tensor:
+        """``log p(z, z2) - log q(z, z2 | ...)`` of the latents."""
+        raise NotImplementedError
+
+    def code(self, q: Posterior) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the code of each cell by all that was seen of it."""
+        raise NotImplementedError
+
+    def together(self, latents: Latents) -> Tensor:
+        """Code of each cell from its latents."""
+        raise NotImplementedError
+
+    def prior(self, n: int, n_sweeps: int) -> Latents:
+        """Latents of ``n`` cells that nothing is known of."""
+        raise NotImplementedError
+
+
+class Coupled(Joint):
+    """Private latents under a coupled prior."""
+
+    sends = True
+
+    def __init__(self, coupling: Coupling) -> None:
+        super().__init__()
+        self.coupling = coupling
+
+    def posterior(self, told: tuple[Told, Told], seen: Tensor) -> Posterior:
+        here = seen.unbind(-1)
+        experts = tuple(t.own * s.unsqueeze(-1) for t, s in zip(told, here, strict=True))
+        heard = told[1].other * here[1].unsqueeze(-1), told[0].other * here[0].unsqueeze(-1)
+        q = {k: gibbs.normal(nu + m) for k, nu, m in zip(BOTH, experts, heard, strict=True)}
+        return Posterior(q, experts, seen)  # type: ignore[arg-type]
+
+    def _second(self, q: Posterior, latents: Latents) -> dict[str, tuple[Distribution, Distribution]]:
+        """Of each latent, given the other: posterior and prior."""
+        g = self.coupling()
+        out: dict[str, tuple[Distribution, Distribution]] = {}
+        for k, other, expert, matrix in zip(BOTH, BOTH[::-1], q.experts, (g.T, g), strict=True):
+            heard = gibbs.message(latents[other], matrix)
+            out[k] = gibbs.normal(heard + expert), gibbs.normal(heard)
+        return out
+
+    def draw(self, q: Posterior, sample_shape: tuple[int, ...] = ()) -> Latents:
+        drawn = {k: q[k].rsample(sample_shape) for k in BOTH}
+        only = q.seen[..., 0] != q.seen[..., 1]
+        either = torch.rand(drawn["z"].shape[:-1], device=only.device) < 0.5
+        z_first = torch.where(only, q.seen[..., 0] > 0, either).unsqueeze(-1)
+        second = {k: posterior.rsample() for k, (posterior, _) in self._second(q, drawn).items()}
+        return {
+            "z": torch.where(z_first, drawn["z"], second["z"]),
+            "z2": torch.where(z_first, second["z2"], drawn["z2"]),
+            "z_first": z_first,
+        }
+
+    def _in_order(self, latents: Latents, if_z: Tensor, if_z2: Tensor) -> Tensor:
+        """By which latent was drawn first; ``z``, where that is not said."""
+        z_first = latents.get("z_first")
+        return if_z if z_first is None else torch.where(z_first.squeeze(-1), if_z, if_z2)
+
+    def kl(self, q: Posterior, latents: Latents) -> Tensor:
+        g, second = self.coupling(), self._second(q, latents)
+        parts = {}
+        for k, other, matrix in zip(BOTH, BOTH[::-1], (g, g.T), strict=True):
+            first = kl_divergence(q[k], standard_normal(q[k].mean))
+            potential = gibbs.log_normaliser(gibbs.message(latents[k], matrix))
+            parts[k] = first - potential + kl_divergence(*second[other])
+        return self._in_order(latents, parts["z"], parts["z2"]) + self.coupling.log_partition()
+
+    def log_ratio(self, q: Posterior, latents: Latents) -> Tensor:
+        g, second = self.coupling(), self._second(q, latents)
+        z, z2 = (latents[k] for k in BOTH)
+        energy = (gibbs.message(z, g) * gibbs.statistics(z2)).sum(-1)
+        log_p = sum(standard_normal(latents[k]).log_prob(latents[k]) for k in BOTH) + energy
+        log_q = {k: q[k].log_prob(latents[k]) + second[o][0].log_prob(latents[o]) for k, o in ORDERS}
+        return log_p - self.coupling.log_partition() - self._in_order(latents, log_q["z"], log_q["z2"])
+
+    def code(self, q: Posterior) -> tuple[Tensor, Tensor]:
+        return torch.cat([q[k].mean for k in BOTH], -1), torch.cat([q[k].variance for k in BOTH], -1)
+
+    def together(self, latents: Latents) -> Tensor:
+        return torch.cat([latents[k] for k in BOTH], -1)
+
+    def from_one(self, z: Tensor, side: int) -> Latents:
+        """Latents of which one is given and the other one drawn from the prior."""
+        g = self.coupling()
+        other = gibbs.normal(gibbs.message(z, g if side == 0 else g.T)).rsample()
+        return dict(zip(BOTH, (z, other) if side == 0 else (other, z), strict=True))
+
+    def prior(self, n: int, n_sweeps: int) -> Latents:
+        state = self.coupling.sample(n, n_sweeps)
+        return {"z": state.first, "z2": state.second}
+
+
+class Shared(Joint):
+    """One latent for both modalities, under N(0, I)."""
+
+    def __init__(self, n_latent: int) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+
+    def log_q(self, q: Posterior, latents: Latents) -> Tensor:
+        raise NotImplementedError
+
+    def log_ratio(self, q: Posterior, latents: Latents) -> Tensor:
+        z = latents["z"]
+        return standard_normal(z).log_prob(z) - self.log_q(q, latents)
+
+    def kl(self, q: Posterior, latents: Latents) -> Tensor:
+        return -self.log_ratio(q, latents)
+
+    def together(self, latents: Latents) -> Tensor:
+        return latents["z"]
+
+    def prior(self, n: int, n_sweeps: int) -> Latents:
+        z = torch.randn(n, self.n_latent)
+        return {"z": z, "z2": z}
+
+
+class Product(Shared):
+    """See the head of this file."""
+
+    def posterior(self, told: tuple[Told, Told], seen: Tensor) -> Posterior:
+        here = seen.unsqueeze(-1).unbind(-2)
+        experts = tuple(t.own * s for t, s in zip(told, here, strict=True))
+        shared = gibbs.normal(experts[0] + experts[1])
+        return Posterior({"z": shared, "z2": shared}, experts, seen)  # type: ignore[arg-type]
+
+    def draw(self, q: Posterior, sample_shape: tuple[int, ...] = ()) -> Latents:
+        z = q["z"].rsample(sample_shape)
+        return {"z": z, "z2": z}
+
+    def log_q(self, q: Posterior, latents: Latents) -> Tensor:
+        return q["z"].log_prob(latents["z"])
+
+    def kl(self, q: Posterior, latents: Latents) -> Tensor:
+        return kl_divergence(q["z"], standard_normal(latents["z"]))
+
+    def code(self, q: Posterior) -> tuple[Tensor, Tensor]:
+        return q["z"].mean, q["z"].variance
+
+
+class Mixture(Shared):
+    """See the head of this file. Each modality that is seen has the same weight."""
+
+    def posterior(self, told: tuple[Told, Told], seen: Tensor) -> Posterior:
+        q = {
+            k: gibbs.normal(t.own * s.unsqueeze(-1))
+            for k, t, s in zip(BOTH, told, seen.unbind(-1), strict=True)
+        }
+        return Posterior(q, (told[0].own, told[1].own), seen)  # type: ignore[arg-type]
+
+    def _weights(self, q: Posterior) -> Tensor:
+        """Of the experts, ``(n, 2)``; equal where nothing is seen."""
+        return (q.seen + 1e-9) / (q.seen + 1e-9).sum(-1, keepdim=True)
+
+    def draw(self, q: Posterior, sample_shape: tuple[int, ...] = ()) -> Latents:
+        each = {k: q[k].rsample(sample_shape) for k in BOTH}
+        weight = self._weights(q)[:, :1].expand(*each["z"].shape[:-1], 1)
+        z = torch.where(torch.rand_like(weight) < weight, each["z"], each["z2"])
+        return {"z": z, "z2": z}
+
+    def log_q(self, q: Posterior, latents: Latents) -> Tensor:
+        each = torch.stack([q[k].log_prob(latents["z"]) for k in BOTH], -1)
+        return torch.logsumexp(each + self._weights(q).log(), -1)
+
+    def code(self, q: Posterior) -> tuple[Tensor, Tensor]:
+        mean, variance = (torch.stack([getattr(q[k], v) for k in BOTH], -1) for v in ("mean", "variance"))
+        weight = self._weights(q).unsqueeze(-2)
+        first, second = ((weight * v).sum(-1) for v in (mean, variance + mean.square()))
+        return first, second - first.square()

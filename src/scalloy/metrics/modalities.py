@@ -1,0 +1,28 @@
+"""Is one modality predicted from another? Cells x variables in, floats out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def clr(log_counts: np.ndarray) -> np.ndarray:
+    """Centred log-ratio of each cell: ``log1p`` of counts less their mean over the variables of the cell."""
+    return log_counts - log_counts.mean(1, keepdims=True)
+
+
+def variable_correlation(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Pearson correlation over cells of each variable; NaN where the truth is constant, 0 the prediction."""
+    p, t = (v - v.mean(0) for v in (np.asarray(predicted, float), np.asarray(truth, float)))
+    size = np.sqrt(np.square(p).sum(0)) * np.sqrt(np.square(t).sum(0))
+    out = (p * t).sum(0) / np.where(size > 0, size, 1.0)
+    return np.where(np.square(t).sum(0) > 0, out, np.nan)
+
+
+def rmse_z(predicted: np.ndarray, truth: np.ndarray, sd: np.ndarray) -> float:
+    """Root of the mean squared error of each variable in units of its standard deviation, averaged."""
+    return float((np.sqrt(np.square(predicted - truth).mean(0)) / sd).mean())
+
+
+def within(low: np.ndarray, high: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the values that lie between the bounds, both included."""
+    return float(((truth >= low) & (truth <= high)).mean())

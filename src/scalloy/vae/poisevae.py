@@ -1,0 +1,140 @@
+"""POISEVAE: two modalities with private latents under one coupled prior.
+
+    model                                            inference
+    z, z2       ~ N(0, I) N(0, I)                    in either order, as nu, nu2 and messages m come from the
+                  exp{T(z)^T G T(z2)} / Z(G)         encoders of what is seen, T(z) = (z, z^2):
+    x  | z      ~ likelihood(ell, b)                 q(z | x, x2)      ~ N(z; 0, I) exp{(nu + m2)^T T(z)}
+    x2 | z2     ~ likelihood(b)                      q(z2 | z, x2)     ~ p(z2 | z) exp{nu2^T T(z2)}
+
+    -ELBO = E[-log p(x | z, ell, b)] + E[-log p(x2 | z2, b)]         recon    (of what was measured)
+          + KL(q(z | x, x2) || N(0, I)) - E[log Z(z)]                z        or the same from z2 to z
+          + E[KL(q(z2 | z, x2) || p(z2 | z))] + log Z(G)
+
+``log Z(z)`` is the potential of :mod:`scalloy.blocks.gibbs`, what the coupling adds to the density of ``z``
+when ``z2`` is summed out; ``log Z(G)`` is one number for all cells (:mod:`scalloy.blocks.coupling`). So the
+bound has one sample of the latents and nothing else that is not exact.
+
+In training one modality of some cells is hidden from the encoders, and not from the likelihood: the bound
+holds for whatever the posterior sees, and it teaches each modality to tell what the other one will be.
+
+Kumar, Gong & Pearson, "Product of identifiable sufficient experts" (POISE-VAE). Differs from it: no chain per
+cell but a posterior in two steps, the second of them exact, so that there is an ELBO; the KL is that from the
+coupled prior.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalloy.blocks.joints import ExpertHead, Joint, Posterior
+from scalloy.blocks.likelihoods import Likelihood
+from scalloy.blocks.networks import Encoder, Stack
+from scalloy.blocks.sparse import cell_totals
+from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
+
+
+class POISEVAE(VAEModule):
+    """See the head of this file.
+
+    Parameters
+    ----------
+    sizes
+        Of the data.
+    likelihood, likelihood2
+        Of each modality, from a hidden vector of ``n_hidden``.
+    joint
+        Prior and posterior of the two latents.
+    n_latent
+        Dimensions of each.
+    hide
+        Shares of the cells of which the first, or the second, modality is hidden from the encoders in
+        training.
+    hidden_rate
+        Share of the counts of the first modality that is hidden from its encoder in training.
+    """
+
+    middle: Tensor
+    usual_log_ell: Tensor
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        likelihood: Likelihood,
+        likelihood2: Likelihood,
+        joint: Joint,
+        *,
+        n_latent: int = 10,
+        n_hidden: int = 256,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        norm: str = "layer",
+        hide: tuple[float, float] = (0.25, 0.5),
+        hidden_rate: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.likelihood, self.likelihood2, self.joint, self.hide = likelihood, likelihood2, joint, hide
+        width: dict[str, Any] = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm}
+        known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
+        encoder = {**width, "dropout_rate": dropout_rate}
+        head, head2 = (ExpertHead(n_hidden, n_latent, n_latent * joint.sends) for _ in range(2))
+        self.enc_z = Encoder(sizes.n_vars, head, hidden_rate=hidden_rate, **encoder)
+        self.enc_z2 = Encoder(sizes.n_vars2, head2, **encoder)
+        self.dec_x = Stack(n_latent, **width, **known)
+        self.dec_x2 = Stack(n_latent, **width, **{**known, "n_cont": sizes.n_cont + 1})
+        self.register_buffer("middle", torch.zeros(sizes.n_vars2))
+        self.register_buffer("usual_log_ell", torch.zeros(()))
+
+    def measured(self, batch: Batch) -> Tensor:
+        """Whether each modality of each cell was measured, ``(n, 2)`` of 0 and 1."""
+        assert batch.x2 is not None
+        given = ~batch.x2.isnan().all(-1)
+        return torch.stack([(cell_totals(batch.x) > 0).to(given), given], -1).to(self.middle)
+
+    def seen(self, batch: Batch) -> Tensor:
+        """What the encoders see; in training one of two modalities is hidden in a share of the cells."""
+        measured = self.measured(batch)
+        if not self.training:
+            return measured
+        u, both = torch.rand_like(measured[:, 0]), measured.prod(-1) > 0
+        hidden = torch.stack([u < self.hide[0], u > 1.0 - self.hide[1]], -1) & both.unsqueeze(-1)
+        return measured * ~hidden
+
+    def encode(self, batch: Batch) -> Posterior:  # type: ignore[override]
+        assert batch.x2 is not None
+        x2 = self.likelihood2.features(batch.x2) - self.middle
+        told = self.enc_z(self.likelihood.features(batch.x)), self.enc_z2(x2.nan_to_num(0.0))
+        return self.joint.posterior(told, self.seen(batch))
+
+    def draw(self, q: Posterior, sample_shape: tuple[int, ...] = ()) -> Latents:  # type: ignore[override]
+        return self.joint.draw(q, sample_shape)
+
+    def decode(self, batch: Batch, latents: Latents) -> Distributions:
+        log_ell = torch.where(cell_totals(batch.x).unsqueeze(-1) > 0, batch.log_ell, self.usual_log_ell)
+        h = self.dec_x(latents["z"], batch.removed, batch.cont)
+        depth = log_ell - self.usual_log_ell
+        cont = depth if batch.cont is None else torch.cat([batch.cont, depth], -1)
+        h2 = self.dec_x2(latents["z2"], batch.removed, cont)
+        return {"x": self.likelihood(h, log_ell, batch.b), "x2": self.likelihood2(h2, log_ell, batch.b)}
+
+    def log_likelihoods(self, batch: Batch, p: Distributions) -> tuple[Tensor, Tensor]:
+        """``log p(x | z)`` and ``log p(x2 | z2)`` of what was measured."""
+        assert batch.x2 is not None
+        log_p = self.likelihood.log_prob(p["x"], batch.x) * self.measured(batch)[:, 0]
+        each = self.likelihood2.log_prob_entries(p["x2"], batch.x2.nan_to_num(0.0))
+        return log_p, torch.where(batch.x2.isnan(), 0.0, each).sum(-1)
+
+    def terms(self, batch: Batch, q: Posterior, latents: Latents, p: Distributions) -> Terms:  # type: ignore[override]
+        recon = -sum(self.log_likelihoods(batch, p))
+        return Terms(recon, {"z": self.joint.kl(q, latents)})
+
+    def log_weight(self, batch: Batch, q: Posterior, latents: Latents, p: Distributions) -> Tensor:  # type: ignore[override]
+        return sum(self.log_likelihoods(batch, p)) + self.joint.log_ratio(q, latents)
+
+    @torch.no_grad()
+    def start_at(self, middle: Tensor, log_ell: Tensor) -> None:
+        """Begin at the mean of the second modality, as the encoder sees it, and the usual library size."""
+        self.middle.copy_(middle)
+        self.usual_log_ell.copy_(log_ell.mean())
