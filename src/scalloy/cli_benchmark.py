@@ -336,6 +336,26 @@ def multimodal(
         typer.echo(tasks.summary(frame).to_string())
 
 
+@benchmark.command()
+def coupling(
+    what: Annotated[str, typer.Option(help="classes, sources or starvation.")] = "classes",
+    joint: Annotated[list[str] | None, typer.Option(help="Of POISEVAE, not all.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
+    out: Out = None,
+) -> None:
+    """Two modalities where the truth is known: cross-generation, identifiability, a small modality."""
+    from scalloy.benchmark import coupling as tasks
+    from scalloy.models._options import one_of
+
+    given = {"joints": joint, "seeds": seeds and range(seeds), "max_epochs": epochs}
+    run = getattr(tasks, one_of("what", what, ("classes", "sources", "starvation")))
+    frame = run(**{k: v for k, v in given.items() if v is not None})
+    show(frame, out)
+    by = [c for c in ("radius", "joint") if c in frame]
+    typer.echo(frame.drop(columns="seed").groupby(by, sort=False).agg(["mean", "std"]).round(3).to_string())
+
+
 def show(frame: pd.DataFrame, out: Path | None) -> None:
     """Print a table, and write it if asked."""
     typer.echo(frame.round(3).to_string(index=False))

@@ -55,7 +55,8 @@ def citeseq(*, full: bool = False) -> AnnData:
     """PBMC with RNA and protein (10x Genomics, CITE-seq), raw counts of both.
 
     1,000 variable genes, and 14 proteins in ``.obsm["protein_counts"]``; ``.obs["cell_type"]`` has seven
-    types named after their proteins. The embedded subset has 2,500 cells (``scripts/make_citeseq_subset.py``).
+    types named after their proteins. The embedded subset has 2,500 cells; ``scripts/make_citeseq_subset.py``
+    made it.
 
     Parameters
     ----------

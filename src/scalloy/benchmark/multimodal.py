@@ -228,14 +228,16 @@ def panel(
 def speed(
     data: str = "citeseq", *, max_epochs: int = 5, repeats: int = 3, batch_size: int = 256
 ) -> pd.DataFrame:
-    """Seconds of an epoch of POISEVAE and of totalVI with equal batches and sizes of layers, and their ratio.
+    """How many times less an epoch of POISEVAE takes than one of totalVI, both at their default sizes.
+
+    Processor time, of the second to the last epoch, with equal batches.
 
     Parameters
     ----------
     data
         As in :func:`multimodal`.
     max_epochs
-        Of each training; the time of two epochs less is subtracted, so that set-up does not count.
+        That are measured.
     repeats
         How many measurements.
     batch_size
@@ -247,17 +249,18 @@ def speed(
 
     def seconds(make: Callable[[], Any]) -> float:
         times = []
-        for epochs in (2, 2 + max_epochs):
+        for epochs in (1, 1 + max_epochs):
             scvi.settings.seed = 0
             model = make()
-            began = time.perf_counter()
-            model.train(epochs, batch_size=batch_size, early_stopping=False, **QUIET)
-            times.append(time.perf_counter() - began)
+            began = time.process_time()
+            model.train(epochs, batch_size=batch_size, early_stopping=False, accelerator="cpu", **QUIET)
+            times.append(time.process_time() - began)
         return (times[1] - times[0]) / max_epochs
 
     cells, rival = adata.copy(), adata.copy()
     POISEVAE.setup_anndata(cells, protein_obsm_key=KEY)
     TOTALVI.setup_anndata(rival, protein_expression_obsm_key=KEY)
+    seconds(lambda: POISEVAE(cells))  # compiles what is compiled
     for repeat in range(repeats):
         own = {name: seconds(lambda j=joint: POISEVAE(cells, joint=j)) for name, joint in JOINTS.items()}
         theirs = seconds(lambda: TOTALVI(rival))

@@ -95,6 +95,14 @@ class Joint(nn.Module):
         raise NotImplementedError
 
 
+class Given(NamedTuple):
+    """A latent given the other one: posterior, prior, and the natural parameters that it hears."""
+
+    posterior: Distribution
+    prior: Distribution
+    heard: Tensor
+
+
 class Coupled(Joint):
     """Private latents under a coupled prior."""
 
@@ -111,13 +119,12 @@ class Coupled(Joint):
         q = {k: gibbs.normal(nu + m) for k, nu, m in zip(BOTH, experts, heard, strict=True)}
         return Posterior(q, experts, seen)  # type: ignore[arg-type]
 
-    def _second(self, q: Posterior, latents: Latents) -> dict[str, tuple[Distribution, Distribution]]:
-        """Of each latent, given the other: posterior and prior."""
-        g = self.coupling()
-        out: dict[str, tuple[Distribution, Distribution]] = {}
+    def _second(self, q: Posterior, latents: Latents) -> dict[str, Given]:
+        """Each latent, given the other."""
+        g, out = self.coupling(), {}
         for k, other, expert, matrix in zip(BOTH, BOTH[::-1], q.experts, (g.T, g), strict=True):
             heard = gibbs.message(latents[other], matrix)
-            out[k] = gibbs.normal(heard + expert), gibbs.normal(heard)
+            out[k] = Given(gibbs.normal(heard + expert), gibbs.normal(heard), heard)
         return out
 
     def draw(self, q: Posterior, sample_shape: tuple[int, ...] = ()) -> Latents:
@@ -125,7 +132,7 @@ class Coupled(Joint):
         only = q.seen[..., 0] != q.seen[..., 1]
         either = torch.rand(drawn["z"].shape[:-1], device=only.device) < 0.5
         z_first = torch.where(only, q.seen[..., 0] > 0, either).unsqueeze(-1)
-        second = {k: posterior.rsample() for k, (posterior, _) in self._second(q, drawn).items()}
+        second = {k: given.posterior.rsample() for k, given in self._second(q, drawn).items()}
         return {
             "z": torch.where(z_first, drawn["z"], second["z"]),
             "z2": torch.where(z_first, second["z2"], drawn["z2"]),
@@ -138,20 +145,18 @@ class Coupled(Joint):
         return if_z if z_first is None else torch.where(z_first.squeeze(-1), if_z, if_z2)
 
     def kl(self, q: Posterior, latents: Latents) -> Tensor:
-        g, second = self.coupling(), self._second(q, latents)
-        parts = {}
-        for k, other, matrix in zip(BOTH, BOTH[::-1], (g, g.T), strict=True):
-            first = kl_divergence(q[k], standard_normal(q[k].mean))
-            potential = gibbs.log_normaliser(gibbs.message(latents[k], matrix))
-            parts[k] = first - potential + kl_divergence(*second[other])
+        parts, second = {}, self._second(q, latents)
+        for k, other in ORDERS:
+            given = second[other]
+            first = kl_divergence(q[k], standard_normal(q[k].mean)) - gibbs.log_normaliser(given.heard)
+            parts[k] = first + kl_divergence(given.posterior, given.prior)
         return self._in_order(latents, parts["z"], parts["z2"]) + self.coupling.log_partition()
 
     def log_ratio(self, q: Posterior, latents: Latents) -> Tensor:
-        g, second = self.coupling(), self._second(q, latents)
-        z, z2 = (latents[k] for k in BOTH)
-        energy = (gibbs.message(z, g) * gibbs.statistics(z2)).sum(-1)
+        second = self._second(q, latents)
+        energy = (second["z2"].heard * gibbs.statistics(latents["z2"])).sum(-1)
         log_p = sum(standard_normal(latents[k]).log_prob(latents[k]) for k in BOTH) + energy
-        log_q = {k: q[k].log_prob(latents[k]) + second[o][0].log_prob(latents[o]) for k, o in ORDERS}
+        log_q = {k: q[k].log_prob(latents[k]) + second[o].posterior.log_prob(latents[o]) for k, o in ORDERS}
         return log_p - self.coupling.log_partition() - self._in_order(latents, log_q["z"], log_q["z2"])
 
     def code(self, q: Posterior) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,221 @@
+"""What a coupled prior can do where the truth is known: cross-generation, identifiability, a small modality.
+
+``classes``      eight classes in 80 genes and 16 proteins: is what is generated from the other modality of
+                 the right class?
+``sources``      codes drawn from a coupled prior: are they found again, up to scale and order?
+``starvation``   eight Gaussians on a circle paired with handwritten digits: is the small modality learned?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scvi
+import torch
+from anndata import AnnData
+
+from scalloy import datasets, metrics
+from scalloy.benchmark.evidence import keeps_seed
+from scalloy.benchmark.fit import QUIET
+from scalloy.blocks.coupling import SecondOrder
+from scalloy.models import POISEVAE
+
+N_CLASSES = 8
+KEY = "protein_counts"
+
+
+def eight_classes(n: int = 2500, seed: int = 0) -> AnnData:
+    """NB counts of 80 genes (with factors of their own, and depth) and of 16 proteins; ``obs["class"]``."""
+    rng = np.random.default_rng(seed)
+    k = rng.integers(N_CLASSES, size=n)
+    own = 0.4 * rng.normal(size=(n, 3)) @ rng.normal(size=(3, 80))
+    depth = rng.normal(0, 0.3, (n, 1))
+    log_genes = rng.normal(0.5, 0.7, 80) + rng.normal(0, 0.8, (N_CLASSES, 80))[k] + own + depth
+    log_proteins = rng.normal(2.5, 0.5, 16) + rng.normal(0, 1.0, (N_CLASSES, 16))[k]
+    x, x2 = (rng.poisson(rng.gamma(4.0, np.exp(v) / 4.0)) for v in (log_genes, log_proteins))
+    x[x.sum(1) == 0, 0] = 1
+    obs = pd.DataFrame({"class": pd.Categorical(k.astype(str))}, index=[f"cell_{i}" for i in range(n)])
+    adata = AnnData(x.astype(np.float32), obs=obs, var=pd.DataFrame(index=[f"gene_{i}" for i in range(80)]))
+    adata.obsm[KEY] = pd.DataFrame(x2, index=obs.index, columns=[f"protein_{i}" for i in range(16)])
+    return adata
+
+
+@keeps_seed()
+def classes(
+    joints: Sequence[str] = ("poise", "gaussian", "independent", "product", "mixture"),
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    max_epochs: int | None = None,
+    **model: Any,
+) -> pd.DataFrame:
+    """Share of 500 held-out cells of which what is generated from the other modality has the right class.
+
+    The class is that with the nearest mean of ``log1p`` (of genes, scaled to 10,000) among the 2,000 others;
+    chance is 1/8.
+
+    Parameters
+    ----------
+    joints
+        Of :class:`~scalloy.POISEVAE`.
+    seeds
+        Of data and training.
+    max_epochs
+        Instead of the default.
+    **model
+        Arguments of the model.
+    """
+    rows = []
+    for seed in seeds:
+        whole = eight_classes(seed=seed)
+        train, test = whole[:2000].copy(), whole[2000:].copy()
+        for joint in joints:
+            scvi.settings.seed = seed
+            POISEVAE.setup_anndata(train, protein_obsm_key=KEY)
+            trained = POISEVAE(train, **{"joint": joint, "n_latent": 4, "n_hidden": 64, **model})
+            trained.train(max_epochs, **QUIET)
+            row: dict[str, Any] = {"joint": joint, "seed": seed}
+            for name, from_ in (("prot", "rna"), ("rna", "prot")):
+                predicted = trained.predict(name, from_=from_, adata=test, scale="log1p").to_numpy()
+                row[f"{from_}_to_{name}"] = _right_class(predicted, _observed(train, name), train, test)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _observed(cells: AnnData, name: str) -> np.ndarray:
+    if name == "prot":
+        return np.log1p(cells.obsm[KEY].to_numpy(float))
+    return np.log1p(1e4 * cells.X / cells.X.sum(1, keepdims=True))
+
+
+def _right_class(predicted: np.ndarray, known: np.ndarray, train: AnnData, test: AnnData) -> float:
+    codes, truth = (c.obs["class"].astype(int).to_numpy() for c in (train, test))
+    profiles = np.stack([known[codes == k].mean(0) for k in range(N_CLASSES)])
+    nearest = np.square(predicted[:, None] - profiles).sum(-1).argmin(1)
+    return float((nearest == truth).mean())
+
+
+def drawn_sources(n: int = 5000, d: int = 3, seed: int = 0) -> tuple[AnnData, np.ndarray, np.ndarray]:
+    """Codes from a coupled prior, seen through two random networks with little noise."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        prior = SecondOrder(d, d, kappa=0.95)
+        prior.g11.copy_(0.8 * torch.randn(d, d))
+        prior.log_g22.fill_(-2.5)
+        z, z2 = prior.sample(n, 500)
+        seen = []
+        for code in (z, z2):
+            h = torch.nn.functional.leaky_relu(code @ torch.randn(d, 30) / d**0.5, 0.2)
+            x = h @ torch.randn(30, 30) / 30**0.5
+            seen.append((x + 0.1 * torch.randn_like(x)).numpy())
+    adata = AnnData(seen[0], var=pd.DataFrame(index=[f"a_{i}" for i in range(30)]))
+    adata.obsm["protein_b"] = pd.DataFrame(
+        seen[1], index=adata.obs_names, columns=[f"b_{i}" for i in range(30)]
+    )
+    return adata, z.numpy(), z2.numpy()
+
+
+@keeps_seed()
+def sources(
+    joints: Sequence[str] = ("poise", "gaussian", "independent"),
+    *,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    max_epochs: int | None = None,
+) -> pd.DataFrame:
+    """Mean correlation of true sources with the latents they match best, one to one, in each modality.
+
+    Parameters
+    ----------
+    joints
+        Of :class:`~scalloy.POISEVAE`; all have the same networks.
+    seeds
+        Of data and training.
+    max_epochs
+        Instead of the default.
+    """
+    rows = []
+    for seed in seeds:
+        adata, z, z2 = drawn_sources(seed=seed)
+        POISEVAE.setup_anndata(adata, protein_obsm_key="protein_b", allow_non_counts=True)
+        for joint in joints:
+            scvi.settings.seed = seed
+            settings: dict[str, Any] = {"gene_likelihood": "normal", "protein_likelihood": "normal"}
+            model = POISEVAE(adata, joint=joint, n_latent=z.shape[1], hidden_rate=0.0, **settings)
+            model.train(max_epochs, **QUIET)
+            found = [model.get_latent_representation(which=k) for k in model.modalities]
+            each = [metrics.matched_correlation(a, b).mean() for a, b in zip((z, z2), found, strict=True)]
+            rows.append({"joint": joint, "seed": seed, "first": each[0], "second": each[1]})
+    return pd.DataFrame(rows)
+
+
+def circle_and_digits(radius: float, n: int = 6000, seed: int = 0) -> AnnData:
+    """Digits 1 to 8, and points of eight Gaussians (variance 1/5) on a circle."""
+    images = datasets.digits(seed=seed)
+    digit = images.obs["digit"].astype(int).to_numpy()
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(np.flatnonzero((digit >= 1) & (digit <= 8)), n, replace=False)
+    cells = images[rows].copy()
+    angle = 2 * np.pi * (digit[rows] - 1) / 8
+    points = radius * np.c_[np.cos(angle), np.sin(angle)] + rng.normal(0, 0.2**0.5, (n, 2))
+    cells.obsm["protein_point"] = pd.DataFrame(points, index=cells.obs_names, columns=["x", "y"])
+    return cells
+
+
+@keeps_seed()
+def starvation(
+    joints: Sequence[str] = ("poise", "product", "mixture"),
+    *,
+    radii: Sequence[float] = (5.0, 3.0, 2.0),
+    seeds: Sequence[int] = (0, 1, 2),
+    max_epochs: int = 40,
+) -> pd.DataFrame:
+    """Points on a circle beside images: classes told from the code of a point alone, and points generated.
+
+    ``from_point`` and ``from_image`` are the shares of points whose class is that of the centre nearest to
+    what is decoded from the point, or from the image, alone; ``distance`` is the mean distance of generated
+    points from the nearest centre, over that of real ones.
+
+    Parameters
+    ----------
+    joints
+        Of :class:`~scalloy.POISEVAE`.
+    radii
+        Of the circle.
+    seeds
+        Of data and training.
+    max_epochs
+        Of training.
+    """
+    rows = []
+    for radius in radii:
+        angle = 2 * np.pi * np.arange(8) / 8
+        centres = radius * np.c_[np.cos(angle), np.sin(angle)]
+        for seed in seeds:
+            cells = circle_and_digits(radius, seed=seed)
+            truth = cells.obs["digit"].astype(int).to_numpy() - 1
+            POISEVAE.setup_anndata(cells, protein_obsm_key="protein_point", allow_non_counts=True)
+            real, _ = _nearest(cells.obsm["protein_point"].to_numpy(), centres)
+            for joint in joints:
+                scvi.settings.seed = seed
+                settings: dict[str, Any] = {
+                    "gene_likelihood": "bernoulli_given",
+                    "protein_likelihood": "normal",
+                }
+                model = POISEVAE(cells, joint=joint, hidden_rate=0.0, **settings)
+                model.train(max_epochs, **QUIET)
+                row: dict[str, Any] = {"radius": radius, "joint": joint, "seed": seed}
+                for name, from_ in (("point", "prot"), ("image", "rna")):
+                    _, k = _nearest(model.predict("prot", from_=from_).to_numpy(), centres)
+                    row[f"from_{name}"] = float((k == truth).mean())
+                made = model.generate(2000, seed=seed).obsm["prot"].to_numpy()
+                row["distance"] = _nearest(made, centres)[0].mean() / real.mean()
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _nearest(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance of each point from the nearest centre, and which that is."""
+    distance = np.sqrt(np.square(points[:, None] - centres).sum(-1))
+    return distance.min(1), distance.argmin(1)
