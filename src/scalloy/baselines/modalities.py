@@ -21,6 +21,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from scipy.linalg import inv, sqrtm
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyRegressor
@@ -79,7 +80,9 @@ class CrossModal:
             "knn": lambda: make_pipeline(pcs, KNeighborsRegressor(N_NEAREST)),
             "cca": lambda: make_pipeline(pcs, CCA(n, max_iter=5000)),
             "pcca": lambda: make_pipeline(pcs, ProbabilisticCCA(n)),
-            "mlp": lambda: MLPRegressor((256, 128), early_stopping=True, random_state=self.seed),
+            "mlp": lambda: MLPRegressor(
+                hidden_layer_sizes=(256, 128), early_stopping=True, random_state=self.seed
+            ),
         }[self.method]()
 
     def predict(self, modality: str, from_: str, adata: AnnData | None = None) -> pd.DataFrame:
@@ -102,7 +105,7 @@ class CrossModal:
         return np.log1p(np.asarray(cells.obsm[self.key], dtype=float))
 
 
-class ProbabilisticCCA:
+class ProbabilisticCCA(RegressorMixin, BaseEstimator):
     """Two views of one latent: ``x_m = W_m y + mean_m + noise_m``, by maximum likelihood.
 
     Bach & Jordan 2005: with whitened cross-covariance ``U P V^T``, the posterior mean of ``y`` given the

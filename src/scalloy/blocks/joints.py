@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from scalloy.blocks import gibbs
-from scalloy.blocks.coupling import Coupling
+from scalloy.blocks.coupling import Coupling, Uncoupled
 from scalloy.blocks.distributions import bounded, standard_normal
 
 Latents = dict[str, Tensor]
@@ -106,11 +106,10 @@ class Given(NamedTuple):
 class Coupled(Joint):
     """Private latents under a coupled prior."""
 
-    sends = True
-
     def __init__(self, coupling: Coupling) -> None:
         super().__init__()
         self.coupling = coupling
+        self.sends = not isinstance(coupling, Uncoupled)
 
     def posterior(self, told: tuple[Told, Told], seen: Tensor) -> Posterior:
         here = seen.unbind(-1)

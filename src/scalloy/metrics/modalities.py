@@ -12,10 +12,13 @@ def clr(log_counts: np.ndarray) -> np.ndarray:
 
 def variable_correlation(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Pearson correlation over cells of each variable; NaN where the truth is constant, 0 the prediction."""
-    p, t = (v - v.mean(0) for v in (np.asarray(predicted, float), np.asarray(truth, float)))
-    size = np.sqrt(np.square(p).sum(0)) * np.sqrt(np.square(t).sum(0))
-    out = (p * t).sum(0) / np.where(size > 0, size, 1.0)
-    return np.where(np.square(t).sum(0) > 0, out, np.nan)
+    p, t = np.asarray(predicted, float), np.asarray(truth, float)
+    varies = (np.ptp(p, 0) > 0) & (np.ptp(t, 0) > 0)
+    p, t = p - p.mean(0), t - t.mean(0)
+    size = np.sqrt(np.square(p).sum(0) * np.square(t).sum(0))
+    return np.where(
+        varies, (p * t).sum(0) / np.where(varies, size, 1.0), np.where(np.ptp(t, 0) > 0, 0.0, np.nan)
+    )
 
 
 def rmse_z(predicted: np.ndarray, truth: np.ndarray, sd: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from scalloy.pl.clusters import clusters
 from scalloy.pl.compare import null
+from scalloy.pl.coupling import coupling
 from scalloy.pl.history import history, terms
 from scalloy.pl.latent import embedding, latent
 from scalloy.pl.likelihoods import counts, likelihoods
@@ -11,6 +12,7 @@ from scalloy.pl.traversal import traversal
 __all__ = [
     "clusters",
     "counts",
+    "coupling",
     "embedding",
     "held_out",
     "history",
