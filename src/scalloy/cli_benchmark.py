@@ -320,20 +320,22 @@ def multimodal(
     out: Out = None,
 ) -> None:
     """RNA and protein from each other, a panel of which half is missing, time of an epoch; totalVI beside."""
-    from scalloy.benchmark import multimodal as tasks
+    from scalloy.benchmark.multimodal import MODELS, panel, summary
+    from scalloy.benchmark.multimodal import multimodal as run
+    from scalloy.benchmark.multimodal import speed as run_speed
     from scalloy.models._options import one_of
 
     rival = ["totalVI"] if totalvi else []
     epochs_of = {"max_epochs": epochs, "totalvi_epochs": totalvi_epochs}
     if one_of("what", what, ("cross", "panel", "speed")) == "speed":
-        show(tasks.speed(data), out)
+        show(run_speed(data), out)
     elif what == "panel":
         names = [*(model or ("POISEVAE", "product of experts")), *rival]
-        show(tasks.panel(data, names, seeds=range(folds or 3), **epochs_of), out)
+        show(panel(data, names, seeds=range(folds or 3), **epochs_of), out)
     else:
-        frame = tasks.multimodal(data, [*(model or tasks.MODELS), *rival], n_folds=folds, **epochs_of)
+        frame = run(data, [*(model or MODELS), *rival], n_folds=folds, **epochs_of)
         show(frame, out)
-        typer.echo(tasks.summary(frame).to_string())
+        typer.echo(summary(frame).to_string())
 
 
 @benchmark.command()

@@ -6,7 +6,18 @@ from scalloy.benchmark.cost import cost
 from scalloy.benchmark.fit import fit
 from scalloy.benchmark.latent import latent
 from scalloy.benchmark.likelihoods import likelihoods
+from scalloy.benchmark.multimodal import multimodal
 from scalloy.benchmark.speed import speed
 from scalloy.benchmark.transfer import transfer
 
-__all__ = ["clustering", "cost", "fit", "latent", "likelihoods", "speed", "to_cell_eval", "transfer"]
+__all__ = [
+    "clustering",
+    "cost",
+    "fit",
+    "latent",
+    "likelihoods",
+    "multimodal",
+    "speed",
+    "to_cell_eval",
+    "transfer",
+]

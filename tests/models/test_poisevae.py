@@ -1,0 +1,248 @@
+"""POISEVAE for its user: MuData, what is missing, predictions, the prior."""
+
+from __future__ import annotations
+
+import anndata as ad
+import matplotlib as mpl
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+import scalloy as sa
+from scalloy import metrics
+
+mpl.use("Agg")
+SMALL = {"n_hidden": 16, "n_latent": 3, "n_chains": 32}
+
+
+def pair(n_rna=slice(None), n_prot=slice(None)):
+    """A MuData of simulated cells, of which some may lack a modality."""
+    whole = sa.datasets.simulate(200, 40, seed=1, n_proteins=3)
+    proteins = whole.obsm["protein_counts"]
+    prot = ad.AnnData(proteins.to_numpy(np.float32), var=pd.DataFrame(index=proteins.columns))
+    prot.obs_names = whole.obs_names
+    rna = ad.AnnData(whole.X, obs=whole.obs[["batch"]].copy(), var=pd.DataFrame(index=whole.var_names))
+    prot.obs["batch"] = rna.obs["batch"]
+    return mudata.MuData({"rna": rna[n_rna].copy(), "prot": prot[n_prot].copy()})
+
+
+@pytest.fixture
+def trained(cells, quick):
+    sa.POISEVAE.setup_anndata(cells, protein_obsm_key="protein_counts", batch_key="batch")
+    model = sa.POISEVAE(cells, **SMALL)
+    model.train(**quick)
+    return model
+
+
+def test_mudata_of_cells_that_lack_a_modality(quick, tmp_path):
+    mdata = pair(slice(0, 150), slice(50, 200))
+    sa.POISEVAE.setup_mudata(mdata, batch_key="batch")
+    model = sa.POISEVAE(mdata, **SMALL)
+    model.train(**quick)
+    measured = np.concatenate([model.module.measured(b).numpy() for b in batches(model)])
+    names = model.adata.obs_names
+    assert (measured[:, 0] == names.isin(mdata["rna"].obs_names)).all()
+    assert (measured[:, 1] == names.isin(mdata["prot"].obs_names)).all()
+    np.testing.assert_array_equal(model.adata[mdata["rna"].obs_names].X.toarray(), mdata["rna"].X.toarray())
+    np.testing.assert_array_equal(model.adata.obsm["prot"].loc[mdata["prot"].obs_names], mdata["prot"].X)
+    before = set(mdata.obsm)
+    model.annotate()
+    new = {"X_poisevae", "X_poisevae_rna", "X_poisevae_prot", "poisevae_prot"}
+    assert set(mdata.obsm) - before == new
+    completed = mdata.obsm["poisevae_prot"]
+    assert completed.shape == (200, 3)
+    assert (np.asarray(completed) > 0).all()
+    model.save(tmp_path / "model")
+    z = model.get_latent_representation()
+    np.testing.assert_array_equal(sa.load(tmp_path / "model", mdata).get_latent_representation(), z)
+    alone = sa.load(tmp_path / "model")
+    np.testing.assert_allclose(alone.get_latent_representation(mdata), z, atol=1e-6)
+    rna_only = mudata.MuData({"rna": mdata["rna"].copy()})
+    assert alone.predict("prot", adata=rna_only).shape == (150, 3)
+    prot_only = mudata.MuData({"prot": mdata["prot"].copy()})
+    assert alone.predict("rna", adata=prot_only).shape == (150, 40)
+
+
+def without_rows(x, rows):
+    x = x.toarray()
+    x[rows] = 0
+    return sp.csr_matrix(x)
+
+
+def batches(model, adata=None):
+    from scalloy.vae.base import Batch
+
+    return [Batch.of(t) for t in model._read(adata, None, None)]
+
+
+def test_mudata_without_set_up_and_with_layers(quick):
+    mdata = pair()
+    model = sa.POISEVAE(mdata, **SMALL)
+    assert model.modalities == ("rna", "prot")
+    mdata["rna"].layers["counts"] = mdata["rna"].X.copy()
+    mdata["rna"].X = mdata["rna"].X * 0.5
+    sa.POISEVAE.setup_mudata(mdata, layers=("counts", None))
+    np.testing.assert_array_equal(
+        sa.POISEVAE(mdata, **SMALL).adata.X.toarray(), mdata["rna"].layers["counts"].toarray()
+    )
+
+
+def test_rna_alone_equals_proteins_that_are_missing(trained, cells):
+    rna = cells.copy()
+    del rna.obsm["protein_counts"]
+    missing = cells.copy()
+    missing.obsm["protein_counts"] = missing.obsm["protein_counts"] * np.nan
+    a, b = (trained.get_latent_representation(c) for c in (rna, missing))
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - trained.get_latent_representation()).max() > 1e-3
+    from_rna = trained.predict("prot", from_="rna", n_samples=5)
+    pd.testing.assert_frame_equal(from_rna, trained.predict("prot", adata=rna, n_samples=5))
+    assert "protein_counts" not in rna.obsm
+
+
+def test_a_cell_without_counts_is_one_whose_rna_was_not_measured(cells, quick):
+    cells.X = without_rows(cells.X, slice(0, 20))
+    sa.POISEVAE.setup_anndata(cells)
+    model = sa.POISEVAE(cells, **SMALL)
+    model.train(**quick)
+    usual = np.exp(np.log(np.asarray(cells[20:].X.sum(1))).mean())
+    predicted = model.predict("rna", n_samples=3)
+    np.testing.assert_allclose(predicted.iloc[:20].sum(1), usual, rtol=1e-3)
+    np.testing.assert_allclose(predicted.iloc[20:].sum(1), np.asarray(cells[20:].X.sum(1)).ravel(), rtol=1e-3)
+
+
+def test_intervals_scales_and_seeds(trained, cells):
+    mean, low, high = trained.predict("prot", from_="rna", interval=0.9)
+    assert (low.to_numpy() <= high.to_numpy()).all()
+    assert list(mean.columns) == [f"protein_{i}" for i in range(3)]
+    wide = trained.predict("prot", from_="rna", interval=0.99)
+    assert (wide[2].to_numpy() >= high.to_numpy()).all()
+    again = trained.predict("prot", from_="rna", interval=0.9)[0]
+    pd.testing.assert_frame_equal(mean, again)
+    assert not mean.equals(trained.predict("prot", from_="rna", interval=0.9, seed=1)[0])
+    logged = trained.predict("prot", from_="rna", scale="log1p", n_samples=400)
+    assert (logged.to_numpy() < np.log1p(mean.to_numpy()) + 0.2).all()  # Jensen
+    state = torch.get_rng_state()
+    trained.predict("rna", from_="prot", n_samples=2)
+    assert torch.equal(state, torch.get_rng_state())
+    moved = trained.predict("prot", transform_batch="batch_1", n_samples=3)
+    assert (moved.to_numpy() != trained.predict("prot", n_samples=3).to_numpy()).any()
+    some = trained.predict("prot", indices=[5, 3], n_samples=3)
+    assert list(some.index) == ["cell_5", "cell_3"]
+
+
+def test_the_prior_and_what_is_drawn_from_it(trained):
+    frame = trained.get_coupling()
+    assert list(frame.index) == ["rna_0", "rna_1", "rna_2", "rna_0^2", "rna_1^2", "rna_2^2"]
+    assert (frame.iloc[3:, 3:] < 0).all(axis=None)
+    mixing = trained.get_mixing(n_sweeps=100)
+    assert mixing["r_hat"].between(0.9, 1.3).all()
+    assert mixing["autocorrelation"].abs().max() < 1
+    made = trained.generate(50, seed=1)
+    assert made.shape == (50, 40)
+    assert made.obsm["prot"].shape == (50, 3)
+    assert made.obsm["X_poisevae"].shape == (50, 6)
+    assert (np.round(made.X) == made.X).all()
+    np.testing.assert_array_equal(made.X, trained.generate(50, seed=1).X)
+    rows = trained.get_cross_traversal(1, of="rna")
+    assert list(rows.columns) == ["protein_0", "protein_1", "protein_2"]
+    assert len(rows) == 7
+    assert trained.get_cross_traversal(0, of="prot", values=[-1.0, 1.0]).shape == (2, 40)
+    assert trained.get_traversal(0).shape == (7, 40)
+    ax = sa.pl.coupling(trained)
+    assert ax.images[0].get_array().shape == (6, 6)
+
+
+def test_missing_proteins_of_a_batch_are_predicted_by_the_others(quick):
+    adata = sa.datasets.citeseq()[:1200].copy()
+    truth = np.log1p(adata.obsm["protein_counts"].to_numpy(float))
+    lacks = np.arange(1200) % 2 == 1
+    columns = ["CD4", "CD14", "CD19"]
+    adata.obsm["protein_counts"] = adata.obsm["protein_counts"].astype(float)
+    adata.obsm["protein_counts"].loc[lacks, columns] = np.nan
+    sa.POISEVAE.setup_anndata(adata)
+    model = sa.POISEVAE(adata, n_hidden=64)
+    model.train(**{**quick, "max_epochs": 25})
+    predicted = model.predict("prot", indices=lacks, scale="log1p")
+    at = [adata.obsm["protein_counts"].columns.get_loc(c) for c in columns]
+    r = metrics.variable_correlation(predicted[columns].to_numpy(), truth[lacks][:, at])
+    assert r.min() > 0.6
+
+
+def test_cross_generation_needs_the_coupling():
+    from scalloy.benchmark.coupling import classes
+
+    found = classes(("poise", "independent"), seeds=[0], max_epochs=60).set_index("joint")
+    sides = ["rna_to_prot", "prot_to_rna"]
+    assert (found.loc["poise", sides] > 0.75).all()
+    assert (found.loc["independent", sides] < 0.3).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"joint": "poisson"}, "`joint='poisson'` is not known"),
+        ({"protein_likelihood": "nbb"}, "`protein_likelihood='nbb'` is not known. .* Did you mean 'nb'"),
+        ({"kappa": 1.0}, "`kappa=1.0` is a share"),
+        ({"hide": (0.6, 0.5)}, "`hide=1.1` is a share"),
+        ({"chains": "new"}, "`chains='new'` is not known"),
+        ({"protein_likelihood": "bernoulli"}, "`protein_likelihood='bernoulli'` needs values within"),
+    ],
+)
+def test_wrong_arguments(cells, arguments, message):
+    sa.POISEVAE.setup_anndata(cells)
+    with pytest.raises(ValueError, match=message):
+        sa.POISEVAE(cells, **{**SMALL, **arguments})
+
+
+def test_wrong_data(cells):
+    with pytest.raises(
+        KeyError, match=r"`protein_obsm_key='adt'` is not in `adata.obsm`. It holds: protein_counts"
+    ):
+        sa.POISEVAE.setup_anndata(cells, protein_obsm_key="adt")
+    for value, message in ((-1.0, "raw counts"), (0.5, "raw counts"), (np.inf, "raw counts")):
+        bad = cells.copy()
+        bad.obsm["protein_counts"] = bad.obsm["protein_counts"].astype(float)
+        bad.obsm["protein_counts"].iloc[3, 1] = value
+        with pytest.raises(ValueError, match=rf"holds {value:.4g} in 1 cell\(s\) \(cell_3\).*{message}"):
+            sa.POISEVAE.setup_anndata(bad)
+    words = cells.copy()
+    words.obsm["protein_counts"] = words.obsm["protein_counts"].astype(str)
+    with pytest.raises(TypeError, match="Expected a DataFrame or an array of numbers"):
+        sa.POISEVAE.setup_anndata(words)
+    nothing = cells.copy()
+    nothing.obsm["protein_counts"] = nothing.obsm["protein_counts"] * np.nan
+    sa.POISEVAE.setup_anndata(nothing)
+    with pytest.raises(ValueError, match="'prot' is NaN throughout"):
+        sa.POISEVAE(nothing)
+    neither = cells.copy()
+    neither.X = without_rows(neither.X, 0)
+    neither.obsm["protein_counts"] = neither.obsm["protein_counts"].astype(float)
+    neither.obsm["protein_counts"].iloc[0] = np.nan
+    with pytest.raises(ValueError, match=r"1 cell\(s\) have no counts .*cell_0"):
+        sa.POISEVAE.setup_anndata(neither)
+    with pytest.raises(TypeError, match="Pass a MuData"):
+        sa.POISEVAE.setup_mudata(cells)
+    with pytest.raises(KeyError, match="names 'atac', but the MuData has rna, prot"):
+        sa.POISEVAE.setup_mudata(pair(), modalities=("rna", "atac"))
+    twice = pair()
+    twice.mod["prot"].obs_names = ["same"] * 200
+    with pytest.raises(ValueError, match="more than once in `mdata\\['prot'\\]`"):
+        sa.POISEVAE.setup_mudata(twice)
+
+
+def test_wrong_questions(trained, cells, quick):
+    with pytest.raises(ValueError, match=r"`modality='atac'` is not known. Pass one of: rna, prot"):
+        trained.predict("atac")
+    with pytest.raises(ValueError, match="`interval=90` is a probability"):
+        trained.predict("prot", interval=90)
+    with pytest.raises(ValueError, match="`which='w'` is not known"):
+        trained.get_latent_representation(which="w")
+    with pytest.raises(ValueError, match="`latent=9` is not one of the 3 latents"):
+        trained.get_cross_traversal(9, of="rna")
+    shared = sa.POISEVAE(cells, joint="product", **SMALL)
+    with pytest.raises(ValueError, match="share one code, which nothing couples"):
+        shared.get_coupling()

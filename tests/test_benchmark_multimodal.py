@@ -1,0 +1,73 @@
+"""Benchmarks of two modalities on the embedded data, quickly: what is in the tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from scalloy.benchmark import coupling, multimodal
+from scalloy.benchmark.multimodal import panel, speed, summary
+from scalloy.cli import app
+
+
+def test_table_of_cross_generation():
+    models = ["POISEVAE", "product of experts", "knn", "mean"]
+    frame = multimodal("citeseq_subset", models, n_folds=1, max_epochs=2)
+    assert list(frame["model"]) == models
+    assert frame["r"].notna().all()
+    row = frame.set_index("model")
+    assert row.loc["mean", "r"] == 0
+    assert row.loc["knn", "r"] > 0.6
+    assert 0.5 < row.loc["POISEVAE", "coverage"] <= 1
+    assert (row["rmse"] > 0).all()
+    assert row.loc["mean", "rmse"] == pytest.approx(1.0, abs=0.1)
+    assert np.isnan(row.loc["knn", "ari"])
+    table = summary(frame)
+    assert ("r", "mean") in table.columns
+    with pytest.raises(ValueError, match="`models='magic'` is not known"):
+        multimodal("citeseq_subset", ["magic"], n_folds=1)
+
+
+def test_totalvi_in_the_same_table_and_panel():
+    frame = multimodal("citeseq_subset", ["totalVI"], n_folds=1, totalvi_epochs=1)
+    assert frame.loc[0, "epochs"] == 1
+    assert frame["r"].between(-1, 1).all()
+    found = panel("citeseq_subset", ["POISEVAE", "totalVI"], seeds=[0], max_epochs=1, totalvi_epochs=1)
+    assert list(found["model"]) == ["POISEVAE", "totalVI"]
+    assert found["r_missing"].between(-1, 1).all()
+
+
+def test_speed_is_a_ratio():
+    frame = speed("citeseq_subset", max_epochs=1, repeats=1)
+    assert (frame["times_faster"] > 0).all()
+    assert len(frame) == 5
+
+
+def test_sources_are_drawn_from_a_coupled_prior_and_seen_with_little_noise():
+    adata, z, z2 = coupling.drawn_sources(n=3000)
+    assert adata.obsm["protein_b"].shape == (3000, 30)
+    both = np.corrcoef(np.c_[z, np.square(z)].T, np.c_[z2, np.square(z2)].T)[:6, 6:]
+    assert np.abs(both).max() > 0.2
+    again = coupling.drawn_sources(n=3000)
+    np.testing.assert_array_equal(again[1], z)
+    frame = coupling.sources(("poise",), seeds=[0], max_epochs=1)
+    assert frame[["first", "second"]].to_numpy().min() > 0
+
+
+def test_circle_beside_digits(benchmark_data, monkeypatch):
+    monkeypatch.setenv("SCALLOY_DATA", str(benchmark_data))
+    cells = coupling.circle_and_digits(5.0, n=400)
+    points = cells.obsm["protein_point"].to_numpy()
+    angle = 2 * np.pi * (cells.obs["digit"].astype(int).to_numpy() - 1) / 8
+    residual = points - 5 * np.c_[np.cos(angle), np.sin(angle)]
+    assert residual.var() == pytest.approx(0.2, rel=0.15)
+
+
+def test_command_line(tmp_path):
+    torch.manual_seed(0)
+    args = ["benchmark", "multimodal", "--data", "citeseq_subset", "--model", "ridge", "--folds", "1"]
+    done = CliRunner().invoke(app, [*args, "--out", str(tmp_path / "table.csv")])
+    assert done.exit_code == 0, done.output
+    assert "ridge" in (tmp_path / "table.csv").read_text()
