@@ -59,6 +59,28 @@ def test_pages_run(page, monkeypatch):
         assert set(names["cells"]["group"]) == {"control", "stimulated"}
 
 
+def test_two_modalities_page_runs(monkeypatch):
+    """As above, on fewer cells that have both."""
+    pytest.importorskip("mudata", reason="the extra `multimodal` is not installed")
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    train = sa.POISEVAE.train
+    monkeypatch.setattr(sa.POISEVAE, "train", lambda self: train(self, 1, enable_progress_bar=False))
+    cells = sa.datasets.citeseq()[::4].copy()
+    monkeypatch.setattr(sa.datasets, "citeseq", cells.copy)
+    adata = cells.copy()
+    adata.obs["batch"] = np.where(np.arange(adata.n_obs) % 2, "first", "second")
+    names = {"sa": sa, "np": np, "adata": adata}
+    for code in blocks("docs/models/poisevae.md"):
+        exec(code, names)
+    rna_only, made, mdata = (names[k] for k in ("rna_only", "made", "mdata"))
+    assert "protein_counts" not in rna_only.obsm
+    assert rna_only.obsm["poisevae_prot"].shape == (125, 14)
+    assert made.obsm["prot"].shape == (500, 14)
+    assert mdata.obsm["X_poisevae"].shape == (625, 20)
+
+
 def test_own_model_runs(cells, quick):
     names: dict = {}
     for code in blocks("docs/own_model.md"):
@@ -83,7 +105,8 @@ def test_every_plan_argument_is_documented():
 def test_every_likelihood_is_documented():
     from typing import get_args
 
-    from scalloy.models._options import GeneLikelihood
+    from scalloy.models._options import GeneLikelihood, SecondLikelihood
 
     text = (ROOT / "docs" / "likelihoods.md").read_text()
-    assert not [k for k in get_args(GeneLikelihood) if f'`"{k}"`' not in text]
+    known = (*get_args(GeneLikelihood), *get_args(SecondLikelihood))
+    assert not [k for k in known if f'`"{k}"`' not in text]
