@@ -76,6 +76,19 @@ def test_chains_have_the_moments_of_the_prior_and_of_the_posterior():
     np.testing.assert_allclose(torch.cat(found), POSTERIOR, atol=0.01)
 
 
+def test_annealed_draws_have_both_modes_in_the_right_proportions():
+    """Two modes 10 nats above what lies between them, the one with a larger share than the other."""
+    g = torch.tensor([[3.0, 0.009], [0.009, -0.1]], dtype=torch.double)
+    z, t, density = on_grid(g)
+    exact = float(density[z > 0].sum() / density.sum())
+    assert 0.6 < exact < 0.95
+    torch.manual_seed(0)
+    drawn = gibbs.sample(g, 20_000, 200)
+    assert float((drawn.first > 0).double().mean()) == pytest.approx(exact, abs=0.03)
+    expected = t.T @ density @ t / density.sum()
+    torch.testing.assert_close(gibbs.moments(drawn, g), expected, rtol=0.05, atol=0.3)
+
+
 def test_marginal_of_the_chains_is_that_of_the_grid():
     z, _, density = on_grid(G, NU)
     marginal = density.sum(1) / density.sum()

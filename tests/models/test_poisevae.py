@@ -90,6 +90,50 @@ def test_mudata_without_set_up_and_with_layers(quick):
     )
 
 
+def test_a_copy_of_a_mudata_is_not_set_up(quick, caplog):
+    mdata = pair()
+    sa.POISEVAE.setup_mudata(mdata, batch_key="batch")
+    model = sa.POISEVAE(mdata, **SMALL)
+    assert model.summary_stats.n_batch == 2
+    some = mdata[:120].copy()
+    caplog.clear()
+    other = sa.POISEVAE(some, **SMALL)
+    assert "without `setup_mudata`" in caplog.text
+    assert other.adata.n_obs == 120
+    assert other.summary_stats.n_batch == 1
+    assert model.get_latent_representation().shape == (200, 6)
+
+
+def test_code_of_a_modality_that_was_not_measured_is_the_expected_one(cells, quick):
+    sa.POISEVAE.setup_anndata(cells)
+    model = sa.POISEVAE(cells, joint="gaussian", n_hidden=16, n_latent=3)
+    model.train(**quick)
+    model.module.joint.coupling.raw.data = torch.diag(torch.tensor([3.0, -1.0, 0.5]))
+    g11 = model.module.joint.coupling.g11().detach().numpy()
+    rna = cells.copy()
+    del rna.obsm["protein_counts"]
+    z, z2 = (model.get_latent_representation(rna, which=k) for k in ("rna", "prot"))
+    np.testing.assert_allclose(z2, z @ g11, atol=1e-5)
+    np.testing.assert_allclose(model.get_latent_representation(rna), np.c_[z, z2], atol=1e-6)
+    sampled = [model.get_latent_representation(rna, give_mean=False, which="prot") for _ in range(400)]
+    np.testing.assert_allclose(np.mean(sampled, 0), z2, atol=0.3)
+
+
+def test_data_that_are_no_counts(quick):
+    rng = np.random.default_rng(0)
+    adata = ad.AnnData(rng.normal(size=(100, 6)).astype(np.float32))
+    adata.obsm["protein_b"] = pd.DataFrame(rng.normal(size=(100, 4)), index=adata.obs_names)
+    sa.POISEVAE.setup_anndata(adata, allow_non_counts=True)
+    settings = {"gene_likelihood": "normal", "protein_likelihood": "normal", "hidden_rate": 0.0}
+    model = sa.POISEVAE(adata, **settings, **SMALL)
+    assert all((model.module.measured(b) == 1).all() for b in batches(model))
+    model.train(**quick)
+    half = adata.copy()
+    half.X = half.X * np.sign(half.X.sum(1, keepdims=True))  # totals are positive now
+    same = model.predict("prot", from_="prot", adata=half, n_samples=3)
+    pd.testing.assert_frame_equal(same, model.predict("prot", from_="prot", n_samples=3))
+
+
 def test_rna_alone_equals_proteins_that_are_missing(trained, cells):
     rna = cells.copy()
     del rna.obsm["protein_counts"]
@@ -138,6 +182,9 @@ def test_the_prior_and_what_is_drawn_from_it(trained):
     frame = trained.get_coupling()
     assert list(frame.index) == ["rna_0", "rna_1", "rna_2", "rna_0^2", "rna_1^2", "rna_2^2"]
     assert (frame.iloc[3:, 3:] < 0).all(axis=None)
+    value, se = trained.get_log_partition()
+    assert value == pytest.approx(float(trained.module.joint.coupling.log_partition()), abs=0.05)
+    assert 0 < se < 0.05
     mixing = trained.get_mixing(n_sweeps=100)
     assert mixing["r_hat"].between(0.9, 1.3).all()
     assert mixing["autocorrelation"].abs().max() < 1
@@ -188,6 +235,7 @@ def test_cross_generation_needs_the_coupling():
         ({"protein_likelihood": "nbb"}, "`protein_likelihood='nbb'` is not known. .* Did you mean 'nb'"),
         ({"kappa": 1.0}, "`kappa=1.0` is a share"),
         ({"hide": (0.6, 0.5)}, "`hide=1.1` is a share"),
+        ({"hide": (-0.2, 0.5)}, "`hide=-0.2` is a share"),
         ({"chains": "new"}, "`chains='new'` is not known"),
         ({"protein_likelihood": "bernoulli"}, "`protein_likelihood='bernoulli'` needs values within"),
     ],

@@ -68,6 +68,11 @@ class CrossModal:
     def train(self) -> None:
         """Learn both directions."""
         genes, proteins = self._genes(self.adata), self._proteins(self.adata)
+        if lacking := int(np.isnan(proteins).any(1).sum()):
+            msg = (
+                f"{lacking} cell(s) lack proteins (NaN) in `adata.obsm[{self.key!r}]`. Leave these cells out."
+            )
+            raise ValueError(msg)
         for name, x, y in (("prot", genes, proteins), ("rna", proteins, genes[:, :-1])):
             self._fitted[name] = make_pipeline(StandardScaler(), self._regression(x, y)).fit(x, y)
 

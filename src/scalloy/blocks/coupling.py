@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from scalloy.blocks import gibbs
 
 Chains = Literal["kept", "restarted"]
+N_STEPS = 100  # of annealing
 
 
 class Coupling(nn.Module):
@@ -38,10 +39,12 @@ class Coupling(nn.Module):
         """``log Z`` relative to two standard normals, with its gradient."""
         raise NotImplementedError
 
-    def sample(self, n: int, n_sweeps: int) -> gibbs.State:
+    def begin_epoch(self) -> None:
+        """Called before each epoch of training."""
+
+    def sample(self, n: int, n_steps: int) -> gibbs.State:
         """Draws from the prior."""
-        g = self()
-        return gibbs.run(gibbs.start(g, n), g, n_sweeps)
+        return gibbs.sample(self(), n, n_steps)
 
 
 class Uncoupled(Coupling):
@@ -96,8 +99,8 @@ class SecondOrder(Coupling):
     n_chains, n_sweeps
         Chains that follow the prior while it is learned, and sweeps of each at every step.
     chains
-        ``"kept"`` from step to step (persistent contrastive divergence, Tieleman 2008), or ``"restarted"``
-        from the standard normals.
+        ``"kept"`` from step to step (persistent contrastive divergence, Tieleman 2008), beginning each epoch
+        at annealed draws, so that every mode has its share; or ``"restarted"`` from the standard normals.
     """
 
     value: Tensor
@@ -143,6 +146,13 @@ class SecondOrder(Coupling):
             return self.value
         slope = self._follow(g.detach())
         return self.value + ((g - g.detach()) * slope).sum()
+
+    @torch.no_grad()
+    def begin_epoch(self) -> None:
+        if self.chains == "kept":
+            state = gibbs.sample(self(), len(self.first), N_STEPS)
+            self.first.copy_(state.first)
+            self.second.copy_(state.second)
 
     @torch.no_grad()
     def _follow(self, g: Tensor) -> Tensor:

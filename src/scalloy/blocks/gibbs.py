@@ -104,13 +104,13 @@ def moments(state: State, g: Tensor) -> Tensor:
     return expected.T @ statistics(state.second) / len(state.second)
 
 
-def log_partition(
-    g: Tensor, *, n_chains: int = 1024, n_steps: int = 100, generator: Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logarithm of the partition function, and its standard error, by annealed importance sampling.
+def annealed(
+    g: Tensor, n_chains: int, n_steps: int, generator: Generator | None = None
+) -> tuple[State, Tensor]:
+    """Chains that are led from no coupling to the whole one, and their logarithmic importance weights.
 
-    From no coupling to the whole one, in steps that grow; between them one sweep. The weights are those of
-    the second latent alone, the first being summed out.
+    In steps of equal size, with one sweep between them. The weights are those of the second latent alone, the
+    first being summed out; their mean is the partition function (Neal 2001).
     """
     state = start(g, n_chains, generator)
     log_weight = g.new_zeros(n_chains)
@@ -120,6 +120,24 @@ def log_partition(
         log_weight += log_normaliser(message(state.second, now.T)) - before
         state = sweep(state, now, generator=generator)
         before = log_normaliser(message(state.second, now.T))
+    return state, log_weight
+
+
+def log_partition(
+    g: Tensor, *, n_chains: int = 1024, n_steps: int = 100, generator: Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logarithm of the partition function, and its standard error."""
+    _, log_weight = annealed(g, n_chains, n_steps, generator)
     value = torch.logsumexp(log_weight, 0) - math.log(n_chains)
     weight = (log_weight - value).exp()
     return value, weight.std() / math.sqrt(n_chains)
+
+
+def sample(g: Tensor, n: int, n_steps: int, generator: Generator | None = None) -> State:
+    """Draws from the prior, its modes in the right proportions: annealed chains chosen by their weights.
+
+    A chain of sweeps alone stays in the mode that it fell into.
+    """
+    state, log_weight = annealed(g, 4 * n, n_steps, generator)
+    rows = torch.multinomial(torch.softmax(log_weight, 0), n, replacement=True, generator=generator)
+    return State(*(v[rows] for v in state))

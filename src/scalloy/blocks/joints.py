@@ -23,6 +23,7 @@ from scalloy.blocks.coupling import Coupling, Uncoupled
 from scalloy.blocks.distributions import bounded, standard_normal
 
 Latents = dict[str, Tensor]
+Moments = tuple[Tensor, Tensor]
 BOTH = ("z", "z2")
 ORDERS = (BOTH, BOTH[::-1])
 
@@ -82,15 +83,22 @@ class Joint(nn.Module):
         """``log p(z, z2) - log q(z, z2 | ...)`` of the latents."""
         raise NotImplementedError
 
-    def code(self, q: Posterior) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the code of each cell by all that was seen of it."""
+    def begin_epoch(self) -> None:
+        """Called before each epoch of training."""
+
+    def codes(self, q: Posterior) -> dict[str, Moments]:
+        """Mean and variance of each latent of each cell, by all that was seen of it."""
+        raise NotImplementedError
+
+    def code(self, q: Posterior) -> Moments:
+        """The same of the whole code."""
         raise NotImplementedError
 
     def together(self, latents: Latents) -> Tensor:
         """Code of each cell from its latents."""
         raise NotImplementedError
 
-    def prior(self, n: int, n_sweeps: int) -> Latents:
+    def prior(self, n: int, n_steps: int) -> Latents:
         """Latents of ``n`` cells that nothing is known of."""
         raise NotImplementedError
 
@@ -158,8 +166,21 @@ class Coupled(Joint):
         log_q = {k: q[k].log_prob(latents[k]) + second[o].posterior.log_prob(latents[o]) for k, o in ORDERS}
         return log_p - self.coupling.log_partition() - self._in_order(latents, log_q["z"], log_q["z2"])
 
-    def code(self, q: Posterior) -> tuple[Tensor, Tensor]:
-        return torch.cat([q[k].mean for k in BOTH], -1), torch.cat([q[k].variance for k in BOTH], -1)
+    def begin_epoch(self) -> None:
+        self.coupling.begin_epoch()
+
+    def codes(self, q: Posterior) -> dict[str, Moments]:
+        """Of a modality that was not seen, given the mean of the other one."""
+        second, out = self._second(q, {k: q[k].mean for k in BOTH}), {}
+        for k, seen in zip(BOTH, q.seen.unsqueeze(-1).unbind(-2), strict=True):
+            p, own = second[k].posterior, seen > 0
+            out[k] = torch.where(own, q[k].mean, p.mean), torch.where(own, q[k].variance, p.variance)
+        return out
+
+    def code(self, q: Posterior) -> Moments:
+        codes = self.codes(q)
+        mean, variance = (torch.cat([codes[k][i] for k in BOTH], -1) for i in (0, 1))
+        return mean, variance
 
     def together(self, latents: Latents) -> Tensor:
         return torch.cat([latents[k] for k in BOTH], -1)
@@ -170,8 +191,8 @@ class Coupled(Joint):
         other = gibbs.normal(gibbs.message(z, g if side == 0 else g.T)).rsample()
         return dict(zip(BOTH, (z, other) if side == 0 else (other, z), strict=True))
 
-    def prior(self, n: int, n_sweeps: int) -> Latents:
-        state = self.coupling.sample(n, n_sweeps)
+    def prior(self, n: int, n_steps: int) -> Latents:
+        state = self.coupling.sample(n, n_steps)
         return {"z": state.first, "z2": state.second}
 
 
@@ -192,10 +213,13 @@ class Shared(Joint):
     def kl(self, q: Posterior, latents: Latents) -> Tensor:
         return -self.log_ratio(q, latents)
 
+    def codes(self, q: Posterior) -> dict[str, Moments]:
+        return dict.fromkeys(BOTH, self.code(q))
+
     def together(self, latents: Latents) -> Tensor:
         return latents["z"]
 
-    def prior(self, n: int, n_sweeps: int) -> Latents:
+    def prior(self, n: int, n_steps: int) -> Latents:
         z = torch.randn(n, self.n_latent)
         return {"z": z, "z2": z}
 
@@ -219,7 +243,7 @@ class Product(Shared):
     def kl(self, q: Posterior, latents: Latents) -> Tensor:
         return kl_divergence(q["z"], standard_normal(latents["z"]))
 
-    def code(self, q: Posterior) -> tuple[Tensor, Tensor]:
+    def code(self, q: Posterior) -> Moments:
         return q["z"].mean, q["z"].variance
 
 
@@ -247,7 +271,7 @@ class Mixture(Shared):
         each = torch.stack([q[k].log_prob(latents["z"]) for k in BOTH], -1)
         return torch.logsumexp(each + self._weights(q).log(), -1)
 
-    def code(self, q: Posterior) -> tuple[Tensor, Tensor]:
+    def code(self, q: Posterior) -> Moments:
         mean, variance = (torch.stack([getattr(q[k], v) for k in BOTH], -1) for v in ("mean", "variance"))
         weight = self._weights(q).unsqueeze(-2)
         first, second = ((weight * v).sum(-1) for v in (mean, variance + mean.square()))

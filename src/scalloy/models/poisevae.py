@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pandas as pd
@@ -69,6 +70,7 @@ class POISEVAE(PairGetters, ScalloyModel):
     """
 
     _default_steps = 6000
+    _mudata: ClassVar[WeakValueDictionary[str, Any]] = WeakValueDictionary()  # by the set-up that it has
 
     def __init__(
         self,
@@ -90,7 +92,9 @@ class POISEVAE(PairGetters, ScalloyModel):
     ) -> None:
         _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, n_chains=n_chains)
         _options.positive(n_sweeps=n_sweeps)
-        _options.shares(hide=sum(hide), hidden_rate=hidden_rate)
+        _options.shares(hidden_rate=hidden_rate, hide=hide[0])
+        _options.shares(hide=hide[1])
+        _options.shares(hide=sum(hide))
         self.mdata = adata if is_mudata(adata) else None
         super().__init__(self._registered(adata), registry)
         prior = {"kappa": kappa, "n_chains": n_chains, "n_sweeps": n_sweeps, "chains": chains}
@@ -125,7 +129,7 @@ class POISEVAE(PairGetters, ScalloyModel):
         _options.check_range(protein_likelihood, likelihood.counts, values, argument="protein_likelihood")
         mean, variance = moments(x2.numpy())
         likelihood.start_at(mean, variance, cells.log_ell)
-        counted = torch.from_numpy(np.asarray(cells.x.sum(axis=1)).ravel() > 0)
+        counted = torch.from_numpy(np.asarray(abs(cells.x).sum(axis=1)).ravel() > 0)
         self.module.start_at(likelihood.features(x2).nanmean(0).nan_to_num(0.0), cells.log_ell[counted])
 
     def _own(self) -> Any:
@@ -214,17 +218,17 @@ allow_non_counts
         adata = joined(mdata, modalities, layers, keys=_columns(args["setup_args"]))
         cls._set_up(adata, args, **kwargs)
         mdata.uns["_scvi_uuid"] = adata.uns["_scvi_uuid"]
+        cls._mudata[adata.uns["_scvi_uuid"]] = mdata
 
     @classmethod
     def _registered(cls, data: Any) -> Any:
         """The AnnData that stands for a MuData."""
         if not is_mudata(data):
             return data
-        manager = cls._setup_adata_manager_store.get(data.uns.get("_scvi_uuid"))
-        if manager is None:
+        if cls._mudata.get(data.uns.get("_scvi_uuid")) is not data:  # a copy is not set up
+            logger.warning("POISEVAE(mdata) without `setup_mudata`: modelling `.X` of 'rna' and 'prot'.")
             cls.setup_mudata(data)
-            manager = cls._setup_adata_manager_store[data.uns["_scvi_uuid"]]
-        return manager.adata
+        return cls._setup_adata_manager_store[data.uns["_scvi_uuid"]].adata
 
     @classmethod
     def _obsm_keys(cls, given: dict) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ coupled prior.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from torch import Tensor
 from scalloy.blocks.joints import ExpertHead, Joint, Posterior
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.networks import Encoder, Stack
-from scalloy.blocks.sparse import cell_totals
+from scalloy.blocks.sparse import cell_totals, map_values
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
 
@@ -90,8 +91,8 @@ class POISEVAE(VAEModule):
     def measured(self, batch: Batch) -> Tensor:
         """Whether each modality of each cell was measured, ``(n, 2)`` of 0 and 1."""
         assert batch.x2 is not None
-        given = ~batch.x2.isnan().all(-1)
-        return torch.stack([(cell_totals(batch.x) > 0).to(given), given], -1).to(self.middle)
+        anything = cell_totals(map_values(batch.x, torch.abs)) > 0
+        return torch.stack([anything, ~batch.x2.isnan().all(-1)], -1).to(self.middle)
 
     def seen(self, batch: Batch) -> Tensor:
         """What the encoders see; in training one of two modalities is hidden in a share of the cells."""
@@ -112,12 +113,17 @@ class POISEVAE(VAEModule):
         return self.joint.draw(q, sample_shape)
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
-        log_ell = torch.where(cell_totals(batch.x).unsqueeze(-1) > 0, batch.log_ell, self.usual_log_ell)
+        counted = self.measured(batch)[:, :1] > 0
+        log_ell = torch.where(counted, batch.log_ell, self.usual_log_ell)
         h = self.dec_x(latents["z"], batch.removed, batch.cont)
-        depth = log_ell - self.usual_log_ell
+        depth = (log_ell - self.usual_log_ell) * self.likelihood.draws_counts
         cont = depth if batch.cont is None else torch.cat([batch.cont, depth], -1)
         h2 = self.dec_x2(latents["z2"], batch.removed, cont)
         return {"x": self.likelihood(h, log_ell, batch.b), "x2": self.likelihood2(h2, log_ell, batch.b)}
+
+    def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
+        self.joint.begin_epoch()
+        return False
 
     def log_likelihoods(self, batch: Batch, p: Distributions) -> tuple[Tensor, Tensor]:
         """``log p(x | z)`` and ``log p(x2 | z2)`` of what was measured."""
