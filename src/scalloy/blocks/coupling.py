@@ -14,6 +14,7 @@ values of ``g11`` (probabilistic CCA). ``Uncoupled`` has nothing.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from scalloy.blocks import gibbs
 
 Chains = Literal["kept", "restarted"]
-N_STEPS = 100  # of annealing
+N_CHAINS, N_STEPS = 1024, 100  # of annealing
 
 
 class Coupling(nn.Module):
@@ -38,9 +39,6 @@ class Coupling(nn.Module):
     def log_partition(self) -> Tensor:
         """``log Z`` relative to two standard normals, with its gradient."""
         raise NotImplementedError
-
-    def begin_epoch(self) -> None:
-        """Called before each epoch of training."""
 
     def sample(self, n: int, n_steps: int) -> gibbs.State:
         """Draws from the prior."""
@@ -99,8 +97,9 @@ class SecondOrder(Coupling):
     n_chains, n_sweeps
         Chains that follow the prior while it is learned, and sweeps of each at every step.
     chains
-        ``"kept"`` from step to step (persistent contrastive divergence, Tieleman 2008), beginning each epoch
-        at annealed draws, so that every mode has its share; or ``"restarted"`` from the standard normals.
+        ``"kept"`` from step to step (persistent contrastive divergence, Tieleman 2008), going on from the
+        annealed ones after each evaluation, so that every mode has its share; or ``"restarted"`` from the
+        standard normals.
     """
 
     value: Tensor
@@ -148,13 +147,6 @@ class SecondOrder(Coupling):
         return self.value + ((g - g.detach()) * slope).sum()
 
     @torch.no_grad()
-    def begin_epoch(self) -> None:
-        if self.chains == "kept":
-            state = gibbs.sample(self(), len(self.first), N_STEPS)
-            self.first.copy_(state.first)
-            self.second.copy_(state.second)
-
-    @torch.no_grad()
     def _follow(self, g: Tensor) -> Tensor:
         """Move the chains; the slope of the log-partition there."""
         state = gibbs.State(self.first, self.second)
@@ -170,9 +162,12 @@ class SecondOrder(Coupling):
 
     @torch.no_grad()
     def _evaluate(self, g: Tensor) -> None:
-        """Compute the value, unless it is that of these parameters."""
+        """Compute the value, unless it is that of these parameters; chains that are kept go on from there."""
         if self.followed or not torch.equal(g, self.valid_at):
             generator = torch.Generator(g.device).manual_seed(0)
-            self.value.copy_(gibbs.log_partition(g, generator=generator)[0])
-            self.valid_at.copy_(g)
+            state, log_weight = gibbs.annealed(g, N_CHAINS, N_STEPS, generator)
+            drawn = gibbs.resampled(state, log_weight, len(self.first), generator)
+            self.value.copy_(torch.logsumexp(log_weight, 0) - math.log(N_CHAINS))
+            for kept, values in ((self.first, drawn.first), (self.second, drawn.second), (self.valid_at, g)):
+                kept.copy_(values)
             self.followed.fill_(False)

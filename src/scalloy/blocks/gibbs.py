@@ -139,5 +139,10 @@ def sample(g: Tensor, n: int, n_steps: int, generator: Generator | None = None) 
     A chain of sweeps alone stays in the mode that it fell into.
     """
     state, log_weight = annealed(g, 4 * n, n_steps, generator)
+    return resampled(state, log_weight, n, generator)
+
+
+def resampled(state: State, log_weight: Tensor, n: int, generator: Generator | None = None) -> State:
+    """Chains chosen by their importance weights, with replacement."""
     rows = torch.multinomial(torch.softmax(log_weight, 0), n, replacement=True, generator=generator)
     return State(*(v[rows] for v in state))

@@ -83,9 +83,6 @@ class Joint(nn.Module):
         """``log p(z, z2) - log q(z, z2 | ...)`` of the latents."""
         raise NotImplementedError
 
-    def begin_epoch(self) -> None:
-        """Called before each epoch of training."""
-
     def codes(self, q: Posterior) -> dict[str, Moments]:
         """Mean and variance of each latent of each cell, by all that was seen of it."""
         raise NotImplementedError
@@ -165,9 +162,6 @@ class Coupled(Joint):
         log_p = sum(standard_normal(latents[k]).log_prob(latents[k]) for k in BOTH) + energy
         log_q = {k: q[k].log_prob(latents[k]) + second[o].posterior.log_prob(latents[o]) for k, o in ORDERS}
         return log_p - self.coupling.log_partition() - self._in_order(latents, log_q["z"], log_q["z2"])
-
-    def begin_epoch(self) -> None:
-        self.coupling.begin_epoch()
 
     def codes(self, q: Posterior) -> dict[str, Moments]:
         """Of a modality that was not seen, given the mean of the other one."""

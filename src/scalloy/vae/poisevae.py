@@ -24,7 +24,6 @@ coupled prior.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -120,10 +119,6 @@ class POISEVAE(VAEModule):
         cont = depth if batch.cont is None else torch.cat([batch.cont, depth], -1)
         h2 = self.dec_x2(latents["z2"], batch.removed, cont)
         return {"x": self.likelihood(h, log_ell, batch.b), "x2": self.likelihood2(h2, log_ell, batch.b)}
-
-    def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
-        self.joint.begin_epoch()
-        return False
 
     def log_likelihoods(self, batch: Batch, p: Distributions) -> tuple[Tensor, Tensor]:
         """``log p(x | z)`` and ``log p(x2 | z2)`` of what was measured."""
