@@ -42,7 +42,7 @@ def test_mudata_of_cells_that_lack_a_modality(quick, tmp_path):
     sa.POISEVAE.setup_mudata(mdata, batch_key="batch")
     model = sa.POISEVAE(mdata, **SMALL)
     model.train(**quick)
-    measured = np.concatenate([model.module.measured(b).numpy() for b in batches(model)])
+    measured = np.concatenate([b.measured.numpy() for b in batches(model)])
     names = model.adata.obs_names
     assert (measured[:, 0] == names.isin(mdata["rna"].obs_names)).all()
     assert (measured[:, 1] == names.isin(mdata["prot"].obs_names)).all()
@@ -57,7 +57,10 @@ def test_mudata_of_cells_that_lack_a_modality(quick, tmp_path):
     assert (np.asarray(completed) > 0).all()
     model.save(tmp_path / "model")
     z = model.get_latent_representation()
-    np.testing.assert_array_equal(sa.load(tmp_path / "model", mdata).get_latent_representation(), z)
+    loaded = sa.load(tmp_path / "model", mdata)
+    np.testing.assert_array_equal(loaded.get_latent_representation(), z)
+    loaded.annotate(key_added="again")
+    np.testing.assert_array_equal(mdata.obsm["X_again"], z)
     alone = sa.load(tmp_path / "model")
     np.testing.assert_allclose(alone.get_latent_representation(mdata), z, atol=1e-6)
     rna_only = mudata.MuData({"rna": mdata["rna"].copy()})
@@ -126,7 +129,7 @@ def test_data_that_are_no_counts(quick):
     sa.POISEVAE.setup_anndata(adata, allow_non_counts=True)
     settings = {"gene_likelihood": "normal", "protein_likelihood": "normal", "hidden_rate": 0.0}
     model = sa.POISEVAE(adata, **settings, **SMALL)
-    assert all((model.module.measured(b) == 1).all() for b in batches(model))
+    assert all((b.measured == 1).all() for b in batches(model))
     model.train(**quick)
     half = adata.copy()
     half.X = half.X * np.sign(half.X.sum(1, keepdims=True))  # totals are positive now

@@ -72,7 +72,7 @@ def test_what_was_not_measured_costs_nothing_and_tells_nothing():
     x = batch.x.clone()
     x[20:] = 0.0
     other = Batch(x=x, log_ell=x.sum(1, keepdim=True).clamp_min(1e-6).log(), b=batch.b, x2=x2)
-    assert module.measured(other).tolist() == [[1.0, 0.0]] * 10 + [[1.0, 1.0]] * 10 + [[0.0, 1.0]] * 10
+    assert other.measured.tolist() == [[1.0, 0.0]] * 10 + [[1.0, 1.0]] * 10 + [[0.0, 1.0]] * 10
     q = module.encode(other)
     latents = module.draw(q)
     log_p, log_p2 = module.log_likelihoods(other, module.decode(other, latents))

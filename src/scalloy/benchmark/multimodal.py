@@ -79,9 +79,9 @@ def load(name: str) -> AnnData:
 
 def run(name: str, adata: AnnData, train: np.ndarray, test: np.ndarray, max_epochs: int | None) -> Row:
     """One model on one split."""
-    known, new = adata[train].copy(), adata[test].copy()
     if name == "totalVI":
         return totalvi(adata, train, test, max_epochs)
+    known, new = adata[train].copy(), adata[test].copy()
     began = time.perf_counter()
     if name in CROSS_METHODS:
         baseline = CrossModal(known, name)

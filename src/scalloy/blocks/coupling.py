@@ -14,7 +14,6 @@ values of ``g11`` (probabilistic CCA). ``Uncoupled`` has nothing.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -167,7 +166,7 @@ class SecondOrder(Coupling):
             generator = torch.Generator(g.device).manual_seed(0)
             state, log_weight = gibbs.annealed(g, N_CHAINS, N_STEPS, generator)
             drawn = gibbs.resampled(state, log_weight, len(self.first), generator)
-            self.value.copy_(torch.logsumexp(log_weight, 0) - math.log(N_CHAINS))
+            self.value.copy_(gibbs.log_mean(log_weight))
             for kept, values in ((self.first, drawn.first), (self.second, drawn.second), (self.valid_at, g)):
                 kept.copy_(values)
             self.followed.fill_(False)

@@ -123,12 +123,17 @@ def annealed(
     return state, log_weight
 
 
+def log_mean(log_weight: Tensor) -> Tensor:
+    """Logarithm of the mean weight of the chains."""
+    return torch.logsumexp(log_weight, 0) - math.log(len(log_weight))
+
+
 def log_partition(
     g: Tensor, *, n_chains: int = 1024, n_steps: int = 100, generator: Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logarithm of the partition function, and its standard error."""
     _, log_weight = annealed(g, n_chains, n_steps, generator)
-    value = torch.logsumexp(log_weight, 0) - math.log(n_chains)
+    value = log_mean(log_weight)
     weight = (log_weight - value).exp()
     return value, weight.std() / math.sqrt(n_chains)
 

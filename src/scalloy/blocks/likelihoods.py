@@ -174,10 +174,10 @@ class Background(Likelihood):
         return dist.BackgroundMixture(self.head(h), self.rise(h), self.gate(h), self.log_theta)
 
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
-        """Half of the cells at the background: the mean is a third of it above, and a third below."""
+        """Half of the counts around a background of half the mean, the others around three times that."""
         with torch.no_grad():
             self.head.bias.copy_((mean / 2 + 1e-3).log())
-            self.rise.bias.fill_(math.log(math.expm1(math.log(3.0))))
+            self.rise.bias.fill_(math.log(2.0))  # log(1 + 2) = log 3
             self.log_theta.zero_()
 
 

@@ -13,15 +13,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from mudata import MuData
 
 from scalloy.data.checks import check_layer, few
 
 
 def is_mudata(data: Any) -> bool:
-    """Whether this is a MuData (without loading mudata to know)."""
-    return any(
-        c.__module__.partition(".")[0] == "mudata" and c.__name__ == "MuData" for c in type(data).__mro__
-    )
+    """Whether this is a MuData."""
+    return isinstance(data, MuData)
 
 
 def joined(

@@ -66,6 +66,7 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
             type(self).setup_anndata(adata)
         super().__init__(adata, registry)
         self._cells: Cells | None = None
+        self._source: Any = None  # what the user gave, where `adata` was made from it
 
     # set-up -------------------------------------------------------------------------------------
 
@@ -203,7 +204,7 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
             raise ValueError(msg)
         if self.adata is not None:
             whole = self._all_cells()
-            _options.check_range(name, made.counts, whole.x)
+            _options.check_range(name, made, whole.x)
             made.start_at(*moments(whole.x), whole.log_ell)
         return made
 
@@ -332,8 +333,8 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
         return target if copy else None
 
     def _own(self) -> Any:
-        """The object that the model was made from."""
-        return self.adata
+        """The object that the user gave."""
+        return self.adata if self._source is None else self._source
 
     def _annotations(self, adata: AnnData | None, key: str) -> dict[str, dict[str, Any]]:
         """What :meth:`annotate` writes: attribute of the AnnData, key, value. Leaves add theirs."""

@@ -66,6 +66,7 @@ def load(cls: type[ScalloyModel], path: Path, adata: AnnData | None) -> ScalloyM
         import anndata
 
         adata = anndata.read_h5ad(path / CELLS)
+    given = adata
     if adata is not None:
         adata = cls._joined(adata, registry)
         names = registry["field_registries"]["X"]["state_registry"]["column_names"]
@@ -77,6 +78,7 @@ def load(cls: type[ScalloyModel], path: Path, adata: AnnData | None) -> ScalloyM
     model.module.load_state_dict(load_file(path / WEIGHTS))
     model.module.eval()
     model._cells = None
+    model._source = None if adata is given else given
     model.is_trained_, model.history_ = about["trained"], about["history"]
     for key, rows in about["indices"].items():
         setattr(model, f"{key}_indices_", rows)

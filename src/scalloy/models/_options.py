@@ -71,17 +71,16 @@ def check_latent(latent: int, n_latent: int) -> None:
         raise ValueError(msg)
 
 
-def check_range(name: str, counts: bool, x: Any, argument: str = "gene_likelihood") -> None:
+def check_range(name: str, made: Likelihood, x: Any, argument: str = "gene_likelihood") -> None:
     """The values lie where the likelihood has a density."""
     low, high = float(x.min()), float(x.max())
-    if counts and low < 0:
+    if made.counts and low < 0:
         msg = (
             f"`{argument}={name!r}` needs values from 0, but the data go down to {low:.4g}. "
             "Pass 'normal', or raw counts."
         )
         raise ValueError(msg)
-    given = name == "bernoulli_given" or (name, argument) == ("bernoulli", "protein_likelihood")
-    if given and not 0 <= low <= high <= 1:
+    if isinstance(made, lik.Bernoulli) and made.on == "given" and not 0 <= low <= high <= 1:
         msg = f"`{argument}={name!r}` needs values within [0, 1]; the data lie in [{low:.4g}, {high:.4g}]."
         raise ValueError(msg)
 

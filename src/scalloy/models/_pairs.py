@@ -167,12 +167,14 @@ class PairGetters:
         if interval is not None and not 0 < interval < 1:
             msg = f"`interval={interval}` is a probability: pass a number between 0 and 1."
             raise ValueError(msg)
-        (code, *_), parts = self._batch_codes(transform_batch), []
+        code, parts = self._batch_codes(transform_batch)[0], []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for tensors in self._read(adata, indices, batch_size, decodes=True):
                 batch = only(Batch.of(tensors), seen)
-                parts.append(self._predicted(batch, side, scale, n_samples, interval, code))
+                if code is not None:
+                    batch = replace(batch, b=torch.full_like(batch.b, code))
+                parts.append(self._predicted(batch, side, scale, n_samples, interval))
         names, columns = self._names(adata, indices), self.get_variables(modality)
         frames = [
             pd.DataFrame(torch.cat(v).cpu().numpy(), index=names, columns=columns)
@@ -181,14 +183,14 @@ class PairGetters:
         return frames[0] if interval is None else tuple(frames)  # type: ignore[return-value]
 
     def _predicted(
-        self, batch: Batch, side: int, scale: str, n_samples: int, interval: float | None, code: int | None
+        self, batch: Batch, side: int, scale: str, n_samples: int, interval: float | None
     ) -> tuple[torch.Tensor, ...]:
         """Mean, and the bounds of the interval, of some cells."""
         q, total, drawn = self.module.encode(batch), torch.zeros(()), []
         likelihood = getattr(self.module, LIKELIHOODS[side])
         samples = interval is not None or (scale == "log1p" and side == 1)
         for _ in range(n_samples):
-            p = self.module.generative(batch, self.module.draw(q), code)["p"][X[side]]
+            p = self.module.decode_one(X[side], batch, self.module.draw(q))
             if samples:
                 x = p.sample()
                 logged = log_normalise if side == 0 else torch.log1p
@@ -351,7 +353,7 @@ class PairGetters:
                     batch = Batch.of(tensors)
                     z = self.module.encode(batch)[BOTH[a]].mean.clone()
                     z[:, latent] = float(value)
-                    p = self.module.decode(batch, coupled.from_one(z, a))[X[b]]
+                    p = self.module.decode_one(X[b], batch, coupled.from_one(z, a))
                     likelihood = getattr(self.module, LIKELIHOODS[b])
                     total.append(likelihood.predicted(p) if b == 0 else p.mean.log1p())
                 out.append(torch.cat(total).mean(0).cpu().numpy())

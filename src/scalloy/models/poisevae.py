@@ -95,8 +95,8 @@ class POISEVAE(PairGetters, ScalloyModel):
         _options.shares(hidden_rate=hidden_rate, hide=hide[0])
         _options.shares(hide=hide[1])
         _options.shares(hide=sum(hide))
-        self.mdata = adata if is_mudata(adata) else None
         super().__init__(self._registered(adata), registry)
+        self._source = adata if is_mudata(adata) else None
         prior = {"kappa": kappa, "n_chains": n_chains, "n_sweeps": n_sweeps, "chains": chains}
         sizes = self._sizes()
         self.module = POISEVAEMath(
@@ -126,14 +126,11 @@ class POISEVAE(PairGetters, ScalloyModel):
         if len(values) == 0:
             msg = f"{self.modalities[1]!r} is NaN throughout: there is nothing to learn it from."
             raise ValueError(msg)
-        _options.check_range(protein_likelihood, likelihood.counts, values, argument="protein_likelihood")
+        _options.check_range(protein_likelihood, likelihood, values, argument="protein_likelihood")
         mean, variance = moments(x2.numpy())
         likelihood.start_at(mean, variance, cells.log_ell)
         counted = torch.from_numpy(np.asarray(abs(cells.x).sum(axis=1)).ravel() > 0)
         self.module.start_at(likelihood.features(x2).nanmean(0).nan_to_num(0.0), cells.log_ell[counted])
-
-    def _own(self) -> Any:
-        return self.adata if self.mdata is None else self.mdata
 
     def _annotations(self, adata: Any, key: str) -> dict[str, dict[str, Any]]:
         written, (_, second) = super()._annotations(adata, key), self.modalities

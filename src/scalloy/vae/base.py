@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch.distributions import Distribution, Independent
 
 from scalloy._keys import CONDITION_KEY, SECOND_KEY
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.sparse import cell_totals
+from scalloy.blocks.sparse import cell_totals, map_values
 
 Distributions = dict[str, Distribution]
 Latents = dict[str, Tensor]
@@ -81,6 +82,13 @@ class Batch:
             cont=tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
             x2=tensors.get(SECOND_KEY),
         )
+
+    @cached_property
+    def measured(self) -> Tensor:
+        """Whether ``x`` (not if all zeros) and ``x2`` of each cell were measured, ``(n, 2)`` of 0 and 1."""
+        assert self.x2 is not None
+        anything = cell_totals(map_values(self.x, torch.abs)) > 0
+        return torch.stack([anything, ~self.x2.isnan().all(-1)], -1).to(self.x2)
 
     @property
     def condition(self) -> Tensor:

@@ -28,11 +28,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from scalloy.blocks.joints import ExpertHead, Joint, Posterior
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.networks import Encoder, Stack
-from scalloy.blocks.sparse import cell_totals, map_values
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
 
@@ -87,15 +87,9 @@ class POISEVAE(VAEModule):
         self.register_buffer("middle", torch.zeros(sizes.n_vars2))
         self.register_buffer("usual_log_ell", torch.zeros(()))
 
-    def measured(self, batch: Batch) -> Tensor:
-        """Whether each modality of each cell was measured, ``(n, 2)`` of 0 and 1."""
-        assert batch.x2 is not None
-        anything = cell_totals(map_values(batch.x, torch.abs)) > 0
-        return torch.stack([anything, ~batch.x2.isnan().all(-1)], -1).to(self.middle)
-
     def seen(self, batch: Batch) -> Tensor:
         """What the encoders see; in training one of two modalities is hidden in a share of the cells."""
-        measured = self.measured(batch)
+        measured = batch.measured
         if not self.training:
             return measured
         u, both = torch.rand_like(measured[:, 0]), measured.prod(-1) > 0
@@ -112,18 +106,21 @@ class POISEVAE(VAEModule):
         return self.joint.draw(q, sample_shape)
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
-        counted = self.measured(batch)[:, :1] > 0
-        log_ell = torch.where(counted, batch.log_ell, self.usual_log_ell)
-        h = self.dec_x(latents["z"], batch.removed, batch.cont)
+        return {k: self.decode_one(k, batch, latents) for k in ("x", "x2")}
+
+    def decode_one(self, which: str, batch: Batch, latents: Latents) -> Distribution:
+        """Distribution of one modality, ``"x"`` or ``"x2"``."""
+        log_ell = torch.where(batch.measured[:, :1] > 0, batch.log_ell, self.usual_log_ell)
+        if which == "x":
+            return self.likelihood(self.dec_x(latents["z"], batch.removed, batch.cont), log_ell, batch.b)
         depth = (log_ell - self.usual_log_ell) * self.likelihood.draws_counts
         cont = depth if batch.cont is None else torch.cat([batch.cont, depth], -1)
-        h2 = self.dec_x2(latents["z2"], batch.removed, cont)
-        return {"x": self.likelihood(h, log_ell, batch.b), "x2": self.likelihood2(h2, log_ell, batch.b)}
+        return self.likelihood2(self.dec_x2(latents["z2"], batch.removed, cont), log_ell, batch.b)
 
     def log_likelihoods(self, batch: Batch, p: Distributions) -> tuple[Tensor, Tensor]:
         """``log p(x | z)`` and ``log p(x2 | z2)`` of what was measured."""
         assert batch.x2 is not None
-        log_p = self.likelihood.log_prob(p["x"], batch.x) * self.measured(batch)[:, 0]
+        log_p = self.likelihood.log_prob(p["x"], batch.x) * batch.measured[:, 0]
         each = self.likelihood2.log_prob_entries(p["x2"], batch.x2.nan_to_num(0.0))
         return log_p, torch.where(batch.x2.isnan(), 0.0, each).sum(-1)
 
