@@ -26,6 +26,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
+from scalloy._seeds import seeded
 from scalloy.baselines.shifts import (
     kernel_ridge,
     missed_when_left_out,
@@ -91,8 +92,7 @@ def transfer(
     source = model.adata if cells is None else cells
     cells = None if cells is model.adata else cells
     code, draws_counts = model.conditions.index(to), model.module.likelihood.draws_counts
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed):
         decoded = decode(model, cells, code, route, n_samples)
         expected, factors = decoded.after, np.zeros((source.n_obs, 1), dtype=np.float32)
         about = pd.DataFrame({"group": model._groups(cells)}, index=source.obs_names)

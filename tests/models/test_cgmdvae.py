@@ -297,12 +297,15 @@ def test_query_with_nothing_new_and_wrong_queries(simulated, caplog):
     np.testing.assert_array_equal(
         mapped.get_latent_representation(), model.get_latent_representation(indices=range(100))
     )
-    wrong = simulated[:100].copy()
-    wrong.obs["condition"] = "cooked"
-    with pytest.raises(ValueError, match=r"`adata.obs\['condition'\]='cooked'` is not known"):
-        sa.CGMDVAE.load_query_data(wrong, model)
-    with pytest.raises(ValueError, match="lacks 3 of the 100 genes"):
-        sa.CGMDVAE.load_query_data(simulated[:100, 3:].copy(), model)
+    with pytest.raises(ValueError, match=r"lacks 30 of the 100 genes of the model \(at most 20% may lack\)"):
+        sa.CGMDVAE.load_query_data(simulated[:100, 30:].copy(), model)
+    with pytest.raises(TypeError, match=r"`reference_model` is a CGMDVAE\. Call"):
+        sa.VAE.load_query_data(other, model)
+    with pytest.raises(ValueError, match="`max_missing=1` is a share of the genes"):
+        sa.CGMDVAE.load_query_data(other, model, max_missing=1)
+    del other.obs["condition"]
+    with pytest.raises(KeyError, match="`condition_key='condition'` is not a column"):
+        sa.CGMDVAE.load_query_data(other, model)
 
 
 # presets ----------------------------------------------------------------------------------------

@@ -117,7 +117,6 @@ def test_annotate_writes_which_are_on(coded):
         ({"prior": "vamp"}, "`prior='vamp'` is not known"),
         ({"decoder": "deep"}, "`decoder='deep'` is not known"),
         ({"prior": "pseudo", "norm": "batch"}, "pseudo-inputs belong to no batch of cells"),
-        ({"prior": "pseudo", "encode_covariates": True}, "`encode_covariates=True`: pseudo-inputs"),
     ],
 )
 def test_bad_arguments(cells, settings, message):

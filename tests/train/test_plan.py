@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scalloy as sa
-from scalloy.models._base import default_batch_size, default_epochs
+from scalloy.models._training import default_batch_size, default_epochs
 from scalloy.train.memory import buffers_stay_mapped
 from scalloy.train.plan import NonFiniteLoss, TermsPlan
 from scalloy.train.schedules import cosine, ramp

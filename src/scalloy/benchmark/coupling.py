@@ -18,6 +18,7 @@ import torch
 from anndata import AnnData
 
 from scalloy import datasets, metrics
+from scalloy._seeds import seeded
 from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET
 from scalloy.blocks.coupling import SecondOrder
@@ -99,8 +100,7 @@ def _right_class(predicted: np.ndarray, known: np.ndarray, train: AnnData, test:
 
 def drawn_sources(n: int = 5000, d: int = 3, seed: int = 0) -> tuple[AnnData, np.ndarray, np.ndarray]:
     """Codes from a coupled prior, seen through two random networks with little noise."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad():
         prior = SecondOrder(d, d, kappa=0.95)
         prior.g11.copy_(0.8 * torch.randn(d, d))
         prior.log_g22.fill_(-2.5)

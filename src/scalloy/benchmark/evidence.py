@@ -19,6 +19,7 @@ from scvi.model import SCVI
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from scalloy._seeds import seeded
 from scalloy.blocks import distributions as dist
 from scalloy.vae.base import Batch
 
@@ -78,9 +79,7 @@ def evidence(model: Any, indices: np.ndarray, *, n_mc_samples: int = 50, seed: i
         Of the samples; torch's own state is left as it was.
     """
     rows: list[Tensor] = []
-    devices = {p.device for p in model.module.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for x, q_z, decode in cells_of(model, indices):
             prior = Normal(torch.zeros_like(q_z.loc), torch.ones_like(q_z.loc))
             kl = kl_divergence(q_z, prior).sum(-1)

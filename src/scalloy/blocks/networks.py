@@ -29,6 +29,8 @@ class Covariates(nn.Module):
                 nn.init.normal_(table.weight, std=0.1)
 
     def forward(self, y: Tensor, cats: Sequence[Tensor], cont: Tensor | None) -> Tensor:
+        if not cats:  # of nobody in particular
+            return y
         for table, codes in zip(self.tables, cats, strict=bool(self.tables)):
             if table is not None:
                 y = y + table(codes)
@@ -96,7 +98,8 @@ class Beside(nn.Module):
     def __init__(self, n_in: int, *, n_cats: Sequence[int] = (), n_cont: int = 0) -> None:
         super().__init__()
         self.n_cats = tuple(n_cats)
-        self.n_out = n_in + sum(k for k in n_cats if k > 1) + n_cont
+        self.widths = (n_in, *(k if k > 1 else 0 for k in n_cats), n_cont)
+        self.n_out = sum(self.widths)
 
     def forward(self, x: Tensor, cats: Sequence[Tensor] = (), cont: Tensor | None = None) -> Tensor:
         parts = [one_hot(c, k).to(x.dtype) for c, k in zip(cats, self.n_cats, strict=True) if k > 1]

@@ -18,11 +18,12 @@ import lightning.pytorch as pl
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scvi import REGISTRY_KEYS, settings
+from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from torch import Tensor
 
 from scalloy._keys import CONDITION_KEY
+from scalloy._seeds import resolved
 from scalloy.data.splits import split
 
 INTEGER_KEYS = {
@@ -141,6 +142,7 @@ class CellLoader:
             for i in range(first, last):
                 part = slice(bounds[i] - bounds[first], bounds[i + 1] - bounds[first])
                 batch = {k: v[part] for k, v in columns.items()}
+                batch[REGISTRY_KEYS.INDICES_KEY] = positions[part]
                 yield {REGISTRY_KEYS.X_KEY: rows_of(x, part), **batch}
 
 
@@ -209,7 +211,8 @@ class DeviceLoader(CellLoader):
         for first, last in pairwise(bounds):
             rows = on_device[first:last]
             x = self.store.gather(rows, int(self.store.lengths[order[first:last]].sum()))
-            yield {REGISTRY_KEYS.X_KEY: x, **{k: v[rows] for k, v in self.store.columns.items()}}
+            columns = {k: v[rows] for k, v in self.store.columns.items()}
+            yield {REGISTRY_KEYS.X_KEY: x, REGISTRY_KEYS.INDICES_KEY: rows, **columns}
 
 
 class CellSplitter(pl.LightningDataModule):
@@ -229,6 +232,7 @@ class CellSplitter(pl.LightningDataModule):
         resident: bool | None = None,
         n_samples_per_label: int | None = None,
         n_labels: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if distributed_sampler:
@@ -240,12 +244,11 @@ class CellSplitter(pl.LightningDataModule):
             raise NotImplementedError(msg)
         self.manager, self.batch_size, self.resident = adata_manager, batch_size, resident
         self.repeats = {"n_samples_per_label": n_samples_per_label, "n_labels": n_labels}
-        seed = settings.seed if settings.seed is not None else 0
         n = adata_manager.adata.n_obs
         self.train_idx, self.val_idx, self.test_idx = (
             [np.asarray(part) for part in external_indexing]
             if external_indexing is not None
-            else split(n, train_size, validation_size, shuffle=shuffle_set_split, seed=seed)
+            else split(n, train_size, validation_size, shuffle=shuffle_set_split, seed=resolved(seed))
         )
         self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
         self.data_loader_kwargs = {"batch_size": batch_size}

@@ -6,6 +6,7 @@ first was not measured the row is zero, where the second was not it is NaN.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from anndata import AnnData
 from mudata import MuData
 
 from scalloy.data.checks import check_layer, few
+
+logger = logging.getLogger("scalloy")
 
 
 def is_mudata(data: Any) -> bool:
@@ -64,6 +67,28 @@ def joined(
     dense = second.values if second.sparse is None else second.sparse.toarray().astype(np.float32)
     dense[~second.there] = np.nan
     out.obsm[modalities[1]] = pd.DataFrame(dense, index=cells, columns=second.names)
+    return out
+
+
+def with_columns(adata: AnnData, key: str, names: Sequence[str]) -> AnnData:
+    """The cells with these columns of ``.obsm[key]`` in this order, NaN where they lack one.
+
+    An array has no names, and is taken to have them in this order.
+    """
+    given = adata.obsm[key]
+    if not isinstance(given, pd.DataFrame) or list(given.columns.astype(str)) == list(names):
+        return adata
+    columns = given.columns.astype(str)
+    if not columns.is_unique or not columns.isin(names).any():
+        msg = (
+            f"`adata.obsm[{key!r}]` has the columns {few(columns)}, of which the model knows none, or one "
+            f"twice. It knows: {few(names)}. Rename them."
+        )
+        raise ValueError(msg)
+    if len(lacks := pd.Index(names).difference(columns, sort=False)):
+        logger.warning("`adata.obsm[%r]` lacks %s, taken as not measured.", key, few(lacks))
+    out = AnnData(adata.X, obs=adata.obs, var=adata.var, layers=dict(adata.layers), obsm=dict(adata.obsm))
+    out.obsm[key] = given.set_axis(columns, axis=1).reindex(columns=list(names)).astype(np.float32)
     return out
 
 

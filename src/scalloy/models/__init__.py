@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from anndata import AnnData
 
 from scalloy.models._base import ScalloyModel
-from scalloy.models._files import ABOUT
+from scalloy.models._files import ABOUT, read_about
 from scalloy.models.autoencoder import AE
 from scalloy.models.cgmdvae import CGMDVAE
 from scalloy.models.gmvae import GMVAE
@@ -17,12 +16,13 @@ from scalloy.models.trvae import TRVAE
 from scalloy.models.vae import VAE, BetaVAE
 from scalloy.models.vsc import BetaVSC
 
+PICKLE = "model.pt"  # of scvi-tools
 MODELS: dict[str, type[ScalloyModel]] = {
     m.__name__: m for m in (AE, CGMDVAE, GMVAE, POISEVAE, TRVAE, BetaVAE, BetaVSC, VAE)
 }
 
 
-def load(dir_path: str | Path, adata: AnnData | None = None) -> ScalloyModel:
+def load(dir_path: str | Path, adata: AnnData | None = None, *, allow_pickle: bool = False) -> ScalloyModel:
     """Load a saved model of any class; the class is looked up by its name in a fixed list.
 
     Parameters
@@ -31,14 +31,18 @@ def load(dir_path: str | Path, adata: AnnData | None = None) -> ScalloyModel:
         Folder that ``model.save`` wrote.
     adata
         Cells to attach, with the genes of the model.
+    allow_pickle
+        Whether to read an ``SCVI`` that scvi-tools saved, as a :class:`~scalloy.VAE`. Its file is a pickle,
+        which can run any code: only if you trust who made it.
     """
-    about = Path(dir_path) / ABOUT
-    if not about.is_file():
-        msg = f"`{dir_path}` holds no {ABOUT}. Pass the folder that `model.save(folder)` wrote."
-        raise FileNotFoundError(msg)
-    name = json.loads(about.read_text())["model"]
+    folder = Path(dir_path)
+    if (folder / PICKLE).is_file() and not (folder / ABOUT).is_file():
+        from scalloy.models._scvi import load_pickle
+
+        return load_pickle(VAE, folder, adata, allow_pickle=allow_pickle)
+    name = read_about(folder)["model"]
     if name not in MODELS:
-        msg = f"`{dir_path}` holds a {name!r}, which is none of {', '.join(MODELS)}."
+        msg = f"`{dir_path}` holds a {name[:50]!r}, which is none of {', '.join(MODELS)}."
         raise ValueError(msg)
     return MODELS[name].load(dir_path, adata)
 

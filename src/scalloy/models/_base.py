@@ -7,7 +7,6 @@ A leaf in this folder names its module and its arguments; everything else is her
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -26,35 +25,31 @@ from scvi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
-from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
+from scvi.model.base import BaseModelClass
 
 from scalloy import _keys
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.data import checks
-from scalloy.data.loader import CellLoader, Cells, CellSplitter
-from scalloy.data.splits import split
+from scalloy.data.align import aligned
+from scalloy.data.loader import CellLoader, Cells
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
 from scalloy.models._getters import Getters
+from scalloy.models._training import Training
 from scalloy.models._traverse import Traverse
-from scalloy.train.memory import buffers_stay_mapped
-from scalloy.train.plan import TermsPlan
 from scalloy.vae.base import Sizes, VAEModule
 from scalloy.vae.vae import LibraryPrior, library_prior
 
 logger = logging.getLogger("scalloy")
 
 
-class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseModelClass):
+class ScalloyModel(Getters, Evidence, Traverse, Training, BaseModelClass):
     """Base of the users' classes. A leaf builds ``self.module`` and says ``self.init_params_``."""
 
-    _training_plan_cls = TermsPlan
-    _data_splitter_cls = CellSplitter
     _data_loader_cls = CellLoader
-    _default_steps = 2500
-    _plan_defaults: dict[str, Any] = {}  # noqa: RUF012
 
     module: VAEModule
+    seed: int
 
     def __init__(self, adata: AnnData | None = None, registry: dict | None = None) -> None:
         if adata is not None and not self._is_set_up(adata):
@@ -66,6 +61,7 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
             type(self).setup_anndata(adata)
         super().__init__(adata, registry)
         self._cells: Cells | None = None
+        self._data: dict[str, Any] = {}  # of which the weights are
         self._source: Any = None  # what the user gave, where `adata` was made from it
 
     # set-up -------------------------------------------------------------------------------------
@@ -119,6 +115,16 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
     def _joined(cls, adata: Any, registry: dict) -> AnnData:
         """Cells as one AnnData, with what is registered; only models of two modalities make another one."""
         return adata
+
+    @classmethod
+    def _fitting(cls, data: Any, registry: dict, max_missing: float = 0.0) -> AnnData:
+        """The user's object as one AnnData with the genes of the model; itself where it is that already."""
+        adata = cls._joined(data, registry)
+        if not isinstance(adata, AnnData):
+            checks.check_object(adata)
+        adata = adata.to_memory() if adata.isbacked else adata
+        names = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
+        return aligned(adata, list(names), max_missing)
 
     @classmethod
     def _obsm_keys(cls, given: dict) -> tuple[str, ...]:
@@ -223,85 +229,6 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
             self._cells = Cells.of(self.adata_manager)
         return self._cells
 
-    # training -----------------------------------------------------------------------------------
-
-    def train(
-        self,
-        max_epochs: int | None = None,
-        accelerator: str = "auto",
-        devices: int | list[int] | str = "auto",
-        train_size: float | None = None,
-        validation_size: float | None = None,
-        shuffle_set_split: bool = True,
-        load_sparse_tensor: bool = False,
-        batch_size: int | None = None,
-        early_stopping: bool = True,
-        plan_kwargs: dict | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Train the model; scvi-tools' call, with defaults that suit the fast path.
-
-        Parameters
-        ----------
-        max_epochs
-            Most passes over the data; ``None`` chooses by the number of cells.
-        accelerator, devices
-            As in Lightning.
-        train_size, validation_size
-            Fractions of the cells; 0.9 and the rest unless given. What remains is a test set.
-        shuffle_set_split
-            Whether the split is random.
-        load_sparse_tensor
-            Without effect, batches are sparse in any case (kept for scvi-tools' call).
-        batch_size
-            Cells per step; ``None`` chooses by the number of cells.
-        early_stopping
-            Stop when ``validation_loss`` no longer falls. The best weights are restored either way.
-        plan_kwargs
-            For :class:`~scalloy.train.plan.TermsPlan`: ``lr``, ``kl_warmup``, ``weights``, ...
-        **kwargs
-            As in scvi-tools: ``datasplitter_kwargs``, ``datamodule``, and arguments of its ``Trainer``.
-        """
-        if not any(p.requires_grad for p in self.module.parameters()):
-            logger.warning("Nothing to train: the query has no batch or covariate that the reference lacks.")
-            return
-        n = self._manager_of(None).adata.n_obs
-        batch_size = default_batch_size(n) if batch_size is None else batch_size
-        if max_epochs is None:
-            max_epochs = default_epochs(n, batch_size, self._default_steps)
-        _options.positive(batch_size=batch_size, max_epochs=max_epochs)
-        chosen = (kwargs.get("datasplitter_kwargs") or {}).get("external_indexing")
-        parts = chosen or split(n, train_size, validation_size)
-        validates = len(parts[1]) > 0 and getattr(kwargs.get("datamodule"), "n_val", 1) > 0
-        if validates:
-            kwargs.setdefault("check_val_every_n_epoch", 1)
-        kwargs.setdefault("early_stopping_monitor", "validation_loss")
-        kwargs.setdefault("early_stopping_patience", max(10, max_epochs // 5))
-        kwargs.setdefault("log_every_n_steps", 10**9)
-        self._cells = None  # training has its own
-        self.module.train()  # an earlier training has left it in the mode of evaluation
-        with buffers_stay_mapped(), warnings.catch_warnings():
-            for message in (".*smaller than the logging interval.*", ".*LeafSpec.*deprecated.*"):
-                warnings.filterwarnings("ignore", message=message)
-            super().train(
-                max_epochs=max_epochs,
-                accelerator=accelerator,
-                devices=devices,
-                train_size=train_size,
-                validation_size=validation_size,
-                shuffle_set_split=shuffle_set_split,
-                batch_size=batch_size,
-                early_stopping=early_stopping and validates,
-                plan_kwargs=self._plan(plan_kwargs),
-                **kwargs,
-            )
-
-    def _plan(self, given: dict | None) -> dict[str, Any]:
-        """The model's own plan with what the user gives on top; weights are merged term by term."""
-        merged = {**self._plan_defaults, **(given or {})}
-        weights = {**self._plan_defaults.get("weights", {}), **(given or {}).get("weights", {})}
-        return {**merged, "weights": weights}
-
     # writing ------------------------------------------------------------------------------------
 
     @property
@@ -343,6 +270,7 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
             "model": type(self).__name__,
             "settings": settings,
             "versions": {p: version(p) for p in ("scalloy", "scvi-tools", "torch")},
+            "seed": self.seed,
         }
         latent = self.get_latent_representation(adata)
         return {"obsm": {_keys.latent(key): latent}, "uns": {_keys.settings(key): about}}
@@ -362,15 +290,28 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
         """Read what :meth:`save` wrote; ``adata`` may be left out to work on new cells only."""
         return _files.load(cls, Path(dir_path), adata)
 
+    @classmethod
+    def load_query_data(
+        cls, adata: Any, reference_model: ScalloyModel | str | Path, max_missing: float = 0.2
+    ) -> Any:
+        """A model for a second study on top of a trained one, whose own cells stay exactly where they are.
 
-def default_batch_size(n_obs: int) -> int:
-    """Power of two with about 40 steps per epoch, from 64 to 512."""
-    return int(2 ** np.clip(np.floor(np.log2(max(n_obs, 2) / 40)), 6, 9))
+        Only what new batches, covariates and conditions add is trained by :meth:`train`; without training
+        they begin at the mean of the known ones. Everything is matched by name.
 
+        Parameters
+        ----------
+        adata
+            Cells of the second study, which are left as they are, with the columns that the model was set up
+            with. Labels may be new or lack: they are unknown then.
+        reference_model
+            A trained model, or the folder in which it was saved.
+        max_missing
+            Share of the genes of the model that may lack; they are taken as zero.
+        """
+        from scalloy.models._query import load_query_data
 
-def default_epochs(n_obs: int, batch_size: int, steps: int = 2500) -> int:
-    """Epochs that make about so many steps, from 20 to 200."""
-    return int(np.clip(np.ceil(steps / max(1.0, 0.9 * n_obs / batch_size)), 20, 200))
+        return load_query_data(cls, adata, reference_model, max_missing)
 
 
 def moments(x: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scalloy._seeds import seeded
 from scalloy.blocks.sparse import dense
 from scalloy.models import _options
 from scalloy.models._getters import Tensors
@@ -23,6 +24,7 @@ class Evidence:
     """ELBO, reconstruction, marginal likelihood, statistics of genes."""
 
     module: VAEModule
+    seed: int
     get_var_names: Callable[[], Any]
     _read: Callable[..., Any]
     _per_cell: Callable[..., np.ndarray]
@@ -33,14 +35,15 @@ class Evidence:
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
         return_mean: bool = True,
+        seed: int | None = None,
     ) -> float | np.ndarray:
-        """Evidence lower bound in nats, one sample of the latents; higher is better."""
+        """Evidence lower bound in nats, one sample of the latents (by ``seed``); higher is better."""
 
         def elbo(tensors: Tensors) -> torch.Tensor:
             t = self.module.objective(Batch.of(tensors))
             return -(t.recon + sum(t.kl.values()))
 
-        values = self._per_cell(adata, indices, batch_size, elbo)
+        values = self._per_cell(adata, indices, batch_size, elbo, seed)
         return float(values.mean(dtype=np.float64)) if return_mean else values
 
     def get_reconstruction_error(
@@ -49,13 +52,14 @@ class Evidence:
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
         return_mean: bool = True,
+        seed: int | None = None,
     ) -> dict[str, float | np.ndarray]:
-        """``-log p(x | latents)`` in nats, one sample of the latents; lower is better."""
+        """``-log p(x | latents)`` in nats, one sample of the latents (by ``seed``); lower is better."""
 
         def recon(tensors: Tensors) -> torch.Tensor:
             return self.module.objective(Batch.of(tensors)).recon
 
-        values = self._per_cell(adata, indices, batch_size, recon)
+        values = self._per_cell(adata, indices, batch_size, recon, seed)
         return {"reconstruction_loss": float(values.mean(dtype=np.float64)) if return_mean else values}
 
     def get_marginal_ll(
@@ -66,6 +70,7 @@ class Evidence:
         batch_size: int | None = None,
         return_mean: bool = True,
         return_se: bool = False,
+        seed: int | None = None,
     ) -> float | tuple[float, float] | np.ndarray:
         """Importance-weighted estimate of ``log p(x)`` in nats; with more samples it rises to it.
 
@@ -80,6 +85,8 @@ class Evidence:
             Whether to average over cells.
         return_se
             Whether to return the standard error of that average besides, over cells and samples.
+        seed
+            Of what is drawn; ``None`` is that of the model.
         """
         _options.positive(n_mc_samples=n_mc_samples)
         rows: Any = self.held_out() if adata is None and indices is None else indices
@@ -87,7 +94,7 @@ class Evidence:
         def marginal(tensors: Tensors) -> torch.Tensor:
             return self.module.marginal_ll(tensors, n_mc_samples=n_mc_samples)
 
-        values = self._per_cell(adata, rows, batch_size, marginal).astype(np.float64)
+        values = self._per_cell(adata, rows, batch_size, marginal, seed).astype(np.float64)
         if not return_mean:
             return values
         if not return_se:
@@ -113,6 +120,7 @@ class Evidence:
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
+        seed: int | None = None,
     ) -> pd.DataFrame:
         """Mean, variance and share of zeros of the counts of each gene, observed and expected by the model.
 
@@ -123,18 +131,21 @@ class Evidence:
         ----------
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
+        seed
+            Of what is drawn; ``None`` is that of the model.
         """
         if not self.module.likelihood.draws_counts:
             msg = f"{type(self.module.likelihood).__name__} is no likelihood of counts: train with 'nb', say."
             raise ValueError(msg)
         sums, n = [], 0
-        for tensors in self._read(adata, indices, batch_size, decodes=True):
-            batch = Batch.of(tensors)
-            p_x = self.module.decode(batch, self.module.draw(self.module.encode(batch)))["x"]
-            x, mean, zeros = dense(batch.x), p_x.mean, p_x.log_pmf(torch.zeros_like(p_x.mean)).exp()
-            parts = (x, x.square(), (x == 0).to(x), mean, p_x.variance + mean.square(), zeros)
-            sums.append(torch.stack([v.double().sum(0) for v in parts]).cpu())
-            n += len(x)
+        with seeded(seed, self.seed):
+            for tensors in self._read(adata, indices, batch_size, decodes=True):
+                batch = Batch.of(tensors)
+                p_x = self.module.decode(batch, self.module.draw(self.module.encode(batch)))["x"]
+                x, mean, zeros = dense(batch.x), p_x.mean, p_x.log_pmf(torch.zeros_like(p_x.mean)).exp()
+                parts = (x, x.square(), (x == 0).to(x), mean, p_x.variance + mean.square(), zeros)
+                sums.append(torch.stack([v.double().sum(0) for v in parts]).cpu())
+                n += len(x)
         first, second, zero = (torch.stack(sums).sum(0) / n).view(2, 3, -1).transpose(0, 1).numpy()
         values = np.concatenate([first, second - first**2, zero]).T
         names = [f"{of}_{by}" for of in ("mean", "variance", "zeros") for by in ("observed", "expected")]

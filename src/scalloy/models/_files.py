@@ -1,122 +1,275 @@
-"""Model files: weights as safetensors, everything else as JSON. Nothing in them is executed."""
+"""Model files: weights as safetensors, everything else as JSON. Nothing in them is executed.
+
+A folder holds ``model.json``, which names the other files: ``weights-<digest>.safetensors`` and, if cells
+were saved, ``cells-<digest>.h5ad``. It is put in place last and in one step, so that whatever stops the
+writing, the folder holds the old model or the new one. What is read is not trusted: names, sizes, shapes and
+values are checked before anything of that size is allocated, and each file must have its digest.
+"""
 
 from __future__ import annotations
 
-import json
+import re
+from collections import defaultdict
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
 
-from scalloy.data.checks import check_same_genes
+from scalloy.data import plain, reading, writing
+from scalloy.data.fingerprint import of_names
+from scalloy.vae.query import free_only
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from scalloy.models._base import ScalloyModel
 
-FORMAT = 1
-WEIGHTS, ABOUT, CELLS = "model.safetensors", "model.json", "adata.h5ad"
+FORMAT = 2
+ABOUT = "model.json"
+NAMES = re.compile(r"(weights|cells)-[0-9a-f]{16}\.(safetensors|h5ad)")
+NAMES_OF_1 = {"weights": "model.safetensors", "cells": "adata.h5ad"}
+PARTS = ("train", "validation", "test")
+MUST_HAVE: dict[str, type] = {
+    "model": str,
+    "versions": dict,
+    "init": dict,
+    "registry": dict,
+    "trained": bool,
+    "query": bool,
+    "history": dict,
+    "data": dict,
+    "files": dict,
+}
+SET_UPS = {"setup_anndata", "setup_mudata"}
+KIND = "model of scalloy"
+Tensors = dict[str, torch.Tensor]
+
+
+# writing ----------------------------------------------------------------------------------------
 
 
 def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool) -> None:
     """Write the model into the folder ``path``."""
-    if path.exists() and not overwrite and any(path.iterdir()):
+    if not overwrite and path.is_dir() and any(path.iterdir()):
         msg = f"`{path}` exists and is not empty. Pass `overwrite=True`, or another folder."
         raise FileExistsError(msg)
-    path.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.module.state_dict().items()}
-    save_file(state, path / WEIGHTS)
-    about = {
-        "format": FORMAT,
-        "model": type(model).__name__,
-        "versions": {p: version(p) for p in ("scalloy", "scvi-tools", "torch", "anndata")},
-        "init": model.init_params_["non_kwargs"],
-        "registry": model.registry,
-        "trained": model.is_trained_,
-        "history": model.history_ or {},
-        "indices": {k: getattr(model, f"{k}_indices_") for k in ("train", "validation", "test")},
-    }
-    (path / ABOUT).write_text(json.dumps(to_json(about)))
-    (path / CELLS).unlink(missing_ok=True)  # of a model that was here before
-    if save_anndata and model.adata is not None:
-        model.adata.write_h5ad(path / CELLS)
+    with writing.explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+        writing.remove_parts(path)
+        tensors = to_bytes(_tensors(model))
+        files = {"weights": writing.put_digested(path, "weights", ".safetensors", tensors)}
+        if save_anndata and model.adata is not None:
+            files["cells"] = writing.put_digested(path, "cells", ".h5ad", model.adata.write_h5ad)
+        about = {
+            "format": FORMAT,
+            "model": type(model).__name__,
+            "versions": {p: version(p) for p in ("scalloy", "scvi-tools", "torch", "anndata")},
+            "init": model.init_params_["non_kwargs"],
+            "registry": model.registry,
+            "trained": model.is_trained_,
+            "query": model.module.free is not None,
+            "history": model.history_ or {},
+            "data": model._data,
+            "files": files,
+        }
+        writing.put(path / ABOUT, plain.dumps(about))
+        for file in list(path.iterdir()):  # of models that were here before
+            known = NAMES.fullmatch(file.name) or file.name in NAMES_OF_1.values()
+            if known and file.name not in files.values():
+                file.unlink(missing_ok=True)
+
+
+def _tensors(model: ScalloyModel) -> Tensors:
+    """Weights, which of them a query may change, and which rows of the data were trained on."""
+    out = {f"weights/{k}": v.detach().cpu().contiguous() for k, v in model.module.state_dict().items()}
+    out |= {f"free/{k}": v.cpu() for k, v in (model.module.free or {}).items()}
+    for part in PARTS:
+        if (rows := getattr(model, f"{part}_indices_")) is not None:
+            out[f"indices/{part}"] = torch.as_tensor(np.asarray(rows, dtype=np.int64))
+    return out
+
+
+# reading ----------------------------------------------------------------------------------------
 
 
 def load(cls: type[ScalloyModel], path: Path, adata: AnnData | None) -> ScalloyModel:
     """Read a model that :func:`save` wrote."""
-    if not (path / ABOUT).is_file():
-        msg = f"`{path}` holds no {ABOUT}. Pass the folder that `model.save(folder)` wrote."
-        raise FileNotFoundError(msg)
-    about = from_json(json.loads((path / ABOUT).read_text()))
-    if about["format"] > FORMAT:
-        msg = (
-            f"`{path}` has file format {about['format']}, this scalloy reads up to {FORMAT}. "
-            f"Install scalloy {about['versions']['scalloy']} or later."
-        )
-        raise ValueError(msg)
+    about = read_about(path)
     if about["model"] != cls.__name__:
         msg = f"`{path}` holds a {about['model']}. Call `{about['model']}.load({str(path)!r})`."
         raise ValueError(msg)
     registry = about["registry"]
-    if adata is None and (path / CELLS).is_file():
-        import anndata
-
-        adata = anndata.read_h5ad(path / CELLS)
+    with reading.refused(path, KIND):
+        tensors = _read_tensors(cls, path, about)
+        if adata is None and "cells" in about["files"]:
+            adata = reading.read(_checked(path, about["files"]["cells"]))
     given = adata
     if adata is not None:
-        adata = cls._joined(adata, registry)
-        names = registry["field_registries"]["X"]["state_registry"]["column_names"]
-        check_same_genes(names, adata)
+        adata = cls._fitting(adata, registry)
         args = {k: registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
         cls._set_up(adata, args, source_registry=registry)
-    init = about["init"]
-    model = cls(adata, **init) if adata is not None else cls(None, registry=registry, **init)
-    model.module.load_state_dict(load_file(path / WEIGHTS))
+    model = _made(cls, adata, about)
+    model._source = None if adata is given else given
+    model.module.load_state_dict(tensors["weights"])
+    if about["query"]:
+        free_only(model.module, tensors["free"])
     model.module.eval()
     model._cells = None
-    model._source = None if adata is given else given
-    model.is_trained_, model.history_ = about["trained"], about["history"]
-    for key, rows in about["indices"].items():
-        setattr(model, f"{key}_indices_", rows)
+    model.is_trained_, model.history_, model._data = about["trained"], about["history"], about["data"]
+    same = adata is None or about["data"].get("cells", of_names(adata.obs_names)) == of_names(adata.obs_names)
+    for part in PARTS:
+        rows = tensors["indices"].get(part)
+        setattr(model, f"{part}_indices_", rows.numpy() if same and rows is not None else None)
     return model
 
 
-def to_json(value: Any) -> Any:
-    """Plain types; arrays and frames are tagged so that :func:`from_json` restores them."""
-    if isinstance(value, pd.DataFrame):
-        columns = {str(k): to_json(value[k].tolist()) for k in value}
-        return {"__frame__": columns, "index": to_json(value.index.tolist())}
-    if isinstance(value, np.ndarray) or (hasattr(value, "__array__") and not np.isscalar(value)):
-        array = np.asarray(value)
-        kind = "str" if array.dtype.kind in "OUT" else array.dtype.str
-        items = [str(v) for v in array.ravel()] if kind == "str" else array.ravel().tolist()
-        return {"__array__": items, "shape": list(array.shape), "dtype": kind}
-    if isinstance(value, np.generic):
-        return value.item()
-    if hasattr(value, "items"):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(v) for v in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    msg = f"A {type(value).__name__} cannot be written into a model file."
-    raise TypeError(msg)
+def _made(cls: type[ScalloyModel], adata: AnnData | None, about: dict[str, Any]) -> ScalloyModel:
+    given = {} if adata is not None else {"registry": about["registry"]}
+    return cls(adata, **given, **about["init"])
 
 
-def from_json(value: Any) -> Any:
-    """What :func:`to_json` made, restored."""
-    if isinstance(value, list):
-        return [from_json(v) for v in value]
-    if not isinstance(value, dict):
-        return value
-    if "__array__" in value:
-        dtype = object if value["dtype"] == "str" else np.dtype(value["dtype"])
-        return np.array(value["__array__"], dtype=dtype).reshape(value["shape"])
-    if "__frame__" in value:
-        index = pd.Index(value["index"], name="epoch")
-        return pd.DataFrame(value["__frame__"], index=index)
-    return {k: from_json(v) for k, v in value.items()}
+def read_about(path: Path) -> dict[str, Any]:
+    """What ``model.json`` says, in the newest format."""
+    file = path / ABOUT
+    if not file.is_file():
+        msg = f"`{path}` holds no {ABOUT}. Pass the folder that `model.save(folder)` wrote."
+        raise FileNotFoundError(msg)
+    with reading.refused(path, KIND):
+        if file.stat().st_size > plain.MOST:
+            msg = f"its {ABOUT} has {file.stat().st_size:,} bytes, more than any model needs"
+            raise ValueError(msg)
+        about = plain.loads(file.read_bytes())
+        if not isinstance(about, dict) or type(about.get("format")) is not int or about["format"] < 1:
+            msg = f"its {ABOUT} does not say its format"
+            raise ValueError(msg)
+    if about["format"] > FORMAT:
+        versions = about.get("versions")
+        needs = versions.get("scalloy") if isinstance(versions, dict) else "of a later version"
+        msg = (
+            f"`{path}` has file format {about['format']}, this scalloy reads up to {FORMAT}. "
+            f"Install scalloy {str(needs)[:20]} or later."
+        )
+        raise ValueError(msg)
+    with reading.refused(path, KIND):
+        while about["format"] < FORMAT:
+            about = MIGRATIONS[about["format"]](about)
+        _check_about(about)
+    return about
+
+
+def _from_1(about: dict[str, Any]) -> dict[str, Any]:
+    """Format 1: fixed names of files without digests, rows of the data in the JSON, no queries."""
+    return {**about, "format": 2, "query": False, "data": {}, "files": dict(NAMES_OF_1)}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+
+
+def _check_about(about: dict[str, Any]) -> None:
+    """Everything is there and of its type, and numbers that give sizes agree with what they count."""
+    for key, kind in MUST_HAVE.items():
+        if not isinstance(about.get(key), kind):
+            msg = f"`{key}` in its {ABOUT} is no {kind.__name__}"
+            raise ValueError(msg)
+    registry = about["registry"]
+    if registry["setup_method_name"] not in SET_UPS or not isinstance(registry["setup_args"], dict):
+        msg = f"`registry` in its {ABOUT} names no set-up"
+        raise ValueError(msg)
+    for name, field in registry["field_registries"].items():
+        state = field["state_registry"]
+        for key, n in field["summary_stats"].items():
+            if type(n) is not int or (key != "n_cells" and n != _counted(state, key)):
+                msg = f"`registry` in its {ABOUT} has {key}={n!r} of {name!r}, which is not what it names"
+                raise ValueError(msg)
+        if "n_cats_per_key" in state:
+            sizes = [len(state["mappings"][key]) for key in state["field_keys"]]
+            if sizes != [int(n) for n in state["n_cats_per_key"]]:
+                msg = f"`registry` in its {ABOUT} has other numbers of categories of {name!r} than it names"
+                raise ValueError(msg)
+
+
+def _counted(state: dict[str, Any], key: str) -> int:
+    """How many there are of what a number of a field counts."""
+    if key == "n_extra_categorical_covs":
+        return len(state.get("field_keys", ()))
+    if key == "n_extra_continuous_covs":
+        return len(state.get("columns", ()))
+    names = state.get("column_names", state.get("categorical_mapping", ()))
+    return len(names)
+
+
+def _checked(path: Path, name: str) -> Path:
+    """A file beside ``model.json``, whose name holds its digest."""
+    if name in NAMES_OF_1.values():
+        return path / name
+    if not isinstance(name, str) or not NAMES.fullmatch(name):
+        msg = f"its {ABOUT} names the file {str(name)[:100]!r}"
+        raise ValueError(msg)
+    if writing.digest(path / name) != re.split(r"[-.]", name)[1]:
+        msg = f"{name} is not what was saved"
+        raise ValueError(msg)
+    return path / name
+
+
+def _read_tensors(cls: type[ScalloyModel], path: Path, about: dict[str, Any]) -> dict[str, Tensors]:
+    """Weights and rows, once their names, shapes and types are those that such a model has."""
+    out: dict[str, Tensors] = defaultdict(dict)
+    with safe_open(_checked(path, about["files"]["weights"]), "pt") as file:
+        names = {k if "/" in k else f"weights/{k}": k for k in file.keys()}  # noqa: SIM118
+        shapes = {k: tuple(file.get_slice(name).get_shape()) for k, name in names.items()}
+        _check_sizes(about["init"], shapes)
+        with torch.device("meta"):  # of any size, without memory
+            module = _made(cls, None, about).module
+        wanted = module.state_dict()
+        _check_names(wanted, shapes)
+        for key, name in names.items():
+            group, _, of = key.partition("/")
+            out[group][of] = file.get_tensor(name)
+    parameters = dict(module.named_parameters())
+    for of, value in out["weights"].items():
+        if value.dtype != wanted[of].dtype:
+            msg = f"weights {of} are {value.dtype} and not {wanted[of].dtype}"
+            raise ValueError(msg)
+        if value.is_floating_point() and not _finite(value, infinite=of not in parameters):
+            msg = f"weights {of} are not finite"
+            raise ValueError(msg)
+    for part, rows in about.get("indices", {}).items():  # of format 1
+        if rows is not None:
+            out["indices"][part] = torch.as_tensor(np.asarray(rows, dtype=np.int64))
+    return out
+
+
+def _finite(value: torch.Tensor, *, infinite: bool) -> bool:
+    """Nothing is NaN; buffers may hold infinite bounds."""
+    return not bool(value.isnan().any()) and (infinite or bool(value.isfinite().all()))
+
+
+def _check_sizes(init: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """No option asks for more than the weights have: they were made with it."""
+    largest = max((int(np.prod(shape)) for shape in shapes.values()), default=0)
+    for key, value in init.items():
+        limit = len(shapes) if key == "n_layers" else max(largest, 10_000)
+        if key != "seed" and isinstance(value, int) and abs(value) > limit:
+            msg = f"`{key}={value}` does not agree with the size of the weights"
+            raise ValueError(msg)
+
+
+def _check_names(wanted: Tensors, shapes: dict[str, tuple[int, ...]]) -> None:
+    found = {k.removeprefix("weights/"): v for k, v in shapes.items() if k.startswith("weights/")}
+    expected = {k: tuple(v.shape) for k, v in wanted.items()}
+    if found != expected:
+        differ = [k for k in {**found, **expected} if found.get(k) != expected.get(k)]
+        msg = f"weights {differ[0]} have shape {found.get(differ[0])} and not {expected.get(differ[0])}"
+        raise ValueError(msg)
+    for key, shape in shapes.items():
+        group, _, of = key.partition("/")
+        rows = group == "indices" and of in PARTS and len(shape) == 1
+        free = group == "free" and shape == expected.get(of)
+        if group != "weights" and not rows and not free:
+            msg = f"the weights hold {key[:100]!r}"
+            raise ValueError(msg)

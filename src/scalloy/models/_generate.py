@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
+from scalloy._seeds import seeded
 from scalloy.blocks.distributions import CountDistribution
 from scalloy.models import _options
 from scalloy.vae.base import Batch
@@ -36,8 +37,7 @@ def generate(
     code = None if to is None else model.conditions.index(_options.one_of("condition", to, model.conditions))
     clusters = np.asarray(model.get_clusters().cat.codes)
     rng = np.random.default_rng(seed)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed):
         rows = rng.choice(templates(clusters, only), n)
         parts, components = [], []
         for tensors in model._read(None, rows, None, decodes=True):

@@ -17,20 +17,34 @@ from scvi.data import AnnDataManager
 from scvi.model.base import RNASeqMixin
 
 from scalloy._keys import CONDITION_KEY
+from scalloy._seeds import seeded
 from scalloy.data import checks
-from scalloy.data.loader import CellLoader
+from scalloy.data.loader import CellLoader, as_positions
 from scalloy.models import _options
 from scalloy.vae.base import Batch, Sizes, VAEModule
 
 DECODED_ENTRIES = 8_000_000  # cells x genes decoded at once
+PIECE = 65_536  # cells of a backed object in memory at once
 Tensors = dict[str, torch.Tensor]
 PerCell = Callable[[Tensors], torch.Tensor]
+
+
+def _in_memory(data: Any, indices: Any) -> Iterator[tuple[Any, Any]]:
+    """Cells and their rows; of a backed object in pieces, each of which is read from the disk once."""
+    if not isinstance(data, AnnData) or not data.isbacked:
+        yield data, indices
+        return
+    rows = np.arange(data.n_obs) if indices is None else as_positions(indices, data.n_obs)
+    for first in range(0, len(rows), PIECE):
+        wanted, position = np.unique(rows[first : first + PIECE], return_inverse=True)
+        yield data[wanted].to_memory(), position
 
 
 class Getters:
     """Latent representation, expression, samples, differential expression."""
 
     module: VAEModule
+    seed: int
     adata: AnnData
     registry: dict[str, Any]
     get_var_names: Callable[[], Any]
@@ -40,7 +54,7 @@ class Getters:
     _check_if_trained: Callable[..., None]
     _fields: Callable[..., list]
     _known_otherwise: Callable[..., np.ndarray | None]
-    _joined: Callable[..., AnnData]
+    _fitting: Callable[..., AnnData]
     _own: Callable[[], Any]
     _obsm_keys: Callable[[dict], tuple[str, ...]]
 
@@ -58,8 +72,7 @@ class Getters:
             self._adata_manager.validate()  # another set-up may have changed the codes since
             return self._adata_manager
         setup = self.registry["setup_args"]
-        adata = self._joined(adata, self.registry)
-        checks.check_same_genes(self.get_var_names(), adata)
+        adata = self._fitting(adata, self.registry)
         layer, allow = setup.get("layer"), setup.get("allow_non_counts", False)
         x = checks.check_layer(adata, layer)
         parts = {"obs": adata.obs.copy(), "var": pd.DataFrame(index=adata.var_names)}
@@ -83,7 +96,7 @@ class Getters:
         if key is None:
             return
         state = self.registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-        known = np.asarray(state["categorical_mapping"])
+        known = np.asarray(state["categorical_mapping"], dtype=str)
         given = cells.obs[key] if key in cells.obs else np.full(cells.n_obs, "")
         position = pd.Index(known.astype(str)).get_indexer(np.asarray(given).astype(str))
         unknown = pd.Index(known.astype(str)).get_indexer([str(state.get("unlabeled_category"))])[0]
@@ -117,8 +130,9 @@ class Getters:
                 batch_size = int(np.clip(DECODED_ENTRIES / self._sizes().n_vars, 64, 4096))
         device = self.module.device
         self.module.eval()
-        for tensors in CellLoader(self._manager_of(adata), indices, batch_size=batch_size):
-            yield {k: v.to(device) for k, v in tensors.items()}
+        for part, rows in _in_memory(adata, indices):
+            for tensors in CellLoader(self._manager_of(part), rows, batch_size=batch_size):
+                yield {k: v.to(device) for k, v in tensors.items()}
 
     def _names(self, adata: AnnData | None, indices: Sequence[int] | None) -> pd.Index:
         names = (self.adata if adata is None else adata).obs_names
@@ -147,6 +161,7 @@ class Getters:
         batch_size: int | None = None,
         return_dist: bool = False,
         which: str = "z",
+        seed: int | None = None,
     ) -> Any:
         """Latent code of each cell: posterior mean, or a sample, or ``(mean, variance)``.
 
@@ -164,15 +179,18 @@ class Getters:
             Whether to return mean and variance.
         which
             Letter of the latent: ``"z"``, and whatever else the model has, such as ``"w"``.
+        seed
+            Of a sample; ``None`` is that of the model.
         """
         out: list[tuple[torch.Tensor, ...]] = []
-        for tensors in self._read(adata, indices, batch_size):
-            q = self.module.encode(Batch.of(tensors))
-            q_z = q[_options.one_of("which", which, q)]
-            if return_dist:
-                out.append((q_z.mean.cpu(), q_z.variance.cpu()))
-            else:
-                out.append(((q_z.mean if give_mean else q_z.sample()).cpu(),))
+        with seeded(seed, self.seed):
+            for tensors in self._read(adata, indices, batch_size):
+                q = self.module.encode(Batch.of(tensors))
+                q_z = q[_options.one_of("which", which, q)]
+                if return_dist:
+                    out.append((q_z.mean.cpu(), q_z.variance.cpu()))
+                else:
+                    out.append(((q_z.mean if give_mean else q_z.sample()).cpu(),))
         arrays = tuple(torch.cat(part).numpy() for part in zip(*out, strict=True))
         return arrays if return_dist else arrays[0]
 
@@ -191,6 +209,7 @@ class Getters:
         return_mean: bool = True,
         return_numpy: bool | None = None,
         silent: bool = True,
+        seed: int | None = None,
     ) -> np.ndarray | pd.DataFrame:
         """Expression without noise: what the decoder expects of each gene.
 
@@ -216,26 +235,29 @@ class Getters:
             Array instead of a frame with the names of cells and genes.
         silent
             Without effect (kept for scvi-tools' call).
+        seed
+            Of what is drawn; ``None`` is that of the model.
         """
         if weights not in (None, "uniform"):
             msg = f"`weights={weights!r}` is not supported; pass `'uniform'`."
             raise NotImplementedError(msg)
-        genes = self._genes(gene_list)
-        if n_samples_overall is not None:
-            rows = np.arange(len(self._names(adata, indices))) if indices is None else indices
-            rows = np.asarray(rows)
-            rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-            indices = list(np.random.choice(rows, n_samples_overall))  # noqa: NPY002 (scvi's seed)
-        codes, parts = self._batch_codes(transform_batch), []
-        for tensors in self._read(adata, indices, batch_size, decodes=True):
-            batch = Batch.of(tensors)
-            q = self.module.encode(batch)
-            draws = []
-            for _ in range(n_samples):
-                latents = self.module.draw(q)
-                ps = [self.module.generative(batch, latents, code)["p"]["x"] for code in codes]
-                draws.append(sum(self._scaled(p_x, batch, library_size)[:, genes] for p_x in ps) / len(ps))
-            parts.append((sum(draws) / n_samples if return_mean else torch.stack(draws)).cpu())
+        genes, parts = self._genes(gene_list), []
+        with seeded(seed, self.seed):
+            if n_samples_overall is not None:
+                rows = np.arange(len(self._names(adata, indices))) if indices is None else np.asarray(indices)
+                rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+                indices = rows[torch.randint(len(rows), (n_samples_overall,)).numpy()]  # type: ignore[assignment]
+            codes = self._batch_codes(transform_batch)
+            for tensors in self._read(adata, indices, batch_size, decodes=True):
+                batch = Batch.of(tensors)
+                q = self.module.encode(batch)
+                draws = []
+                for _ in range(n_samples):
+                    latents = self.module.draw(q)
+                    ps = [self.module.generative(batch, latents, code)["p"]["x"] for code in codes]
+                    each = (self._scaled(p_x, batch, library_size)[:, genes] for p_x in ps)
+                    draws.append(sum(each) / len(ps))
+                parts.append((sum(draws) / n_samples if return_mean else torch.stack(draws)).cpu())
         several = n_samples > 1 and not return_mean
         out = torch.cat(parts, dim=1 if several else 0).numpy()
         if return_numpy or several or n_samples_overall is not None:
@@ -265,9 +287,11 @@ class Getters:
         indices: Any,
         batch_size: int | None,
         function: PerCell,
+        seed: int | None = None,
     ) -> np.ndarray:
-        read = self._read(adata, indices, batch_size, decodes=True)
-        return torch.cat([function(tensors).cpu() for tensors in read]).numpy()
+        with seeded(seed, self.seed):
+            read = self._read(adata, indices, batch_size, decodes=True)
+            return torch.cat([function(tensors).cpu() for tensors in read]).numpy()
 
     @torch.inference_mode()
     def posterior_predictive_sample(
@@ -278,6 +302,7 @@ class Getters:
         gene_list: Sequence[str] | None = None,
         batch_size: int | None = None,
         transform_batch: Any = None,
+        seed: int | None = None,
     ) -> np.ndarray:
         """Counts that the model would have produced: ``(n, G)``, or ``(n, G, S)`` with several samples."""
         genes, (code, *_) = self._genes(gene_list), self._batch_codes(transform_batch)
@@ -285,6 +310,17 @@ class Getters:
         def draw(tensors: Tensors) -> torch.Tensor:
             return self.module.sample(tensors, n_samples, transform_batch=code)[:, genes]
 
-        return self._per_cell(adata, indices, batch_size, draw)
+        return self._per_cell(adata, indices, batch_size, draw, seed)
 
-    differential_expression = RNASeqMixin.differential_expression
+    def differential_expression(self, *args: Any, seed: int | None = None, **kwargs: Any) -> pd.DataFrame:
+        """Genes that differ between groups of cells, with scvi-tools' call and test.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Of :meth:`scvi.model.base.RNASeqMixin.differential_expression`.
+        seed
+            Of what is drawn; ``None`` is that of the model.
+        """
+        with seeded(seed, self.seed):
+            return RNASeqMixin.differential_expression(self, *args, **kwargs)  # type: ignore[arg-type]

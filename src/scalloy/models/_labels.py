@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 
 from scalloy import _keys
+from scalloy._seeds import seeded
 from scalloy.models import _options
 from scalloy.models._base import ScalloyModel
 from scalloy.vae.base import Batch
@@ -30,8 +31,7 @@ class LabelModel(ScalloyModel):
             )
             raise ValueError(msg)
         rows, scores = [], []
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with torch.no_grad(), seeded(0):
             for tensors in self._read(adata, indices, batch_size):
                 p, known = self.module.label_probabilities(Batch.of(tensors), N_SAMPLES)
                 rows.append(p.cpu())

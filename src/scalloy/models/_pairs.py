@@ -12,6 +12,7 @@ import torch
 from anndata import AnnData
 
 from scalloy import _keys
+from scalloy._seeds import seeded
 from scalloy.blocks import gibbs
 from scalloy.blocks.coupling import SecondOrder
 from scalloy.blocks.joints import BOTH, Coupled
@@ -104,6 +105,7 @@ class PairGetters:
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
         return_mean: bool = True,
+        seed: int | None = None,
     ) -> dict[str, float | np.ndarray]:
         """``-log p(x | latents)`` in nats, of both modalities and of each by its name; lower is better."""
 
@@ -112,7 +114,7 @@ class PairGetters:
             p = self.module.decode(batch, self.module.draw(self.module.encode(batch)))
             return -torch.stack(self.module.log_likelihoods(batch, p), -1)
 
-        each = self._per_cell(adata, indices, batch_size, recon).astype(np.float64)
+        each = self._per_cell(adata, indices, batch_size, recon, seed).astype(np.float64)
         values = {"reconstruction_loss": each.sum(-1), **dict(zip(self.modalities, each.T, strict=True))}
         return {k: float(v.mean()) for k, v in values.items()} if return_mean else values
 
@@ -168,8 +170,7 @@ class PairGetters:
             msg = f"`interval={interval}` is a probability: pass a number between 0 and 1."
             raise ValueError(msg)
         code, parts = self._batch_codes(transform_batch)[0], []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             for tensors in self._read(adata, indices, batch_size, decodes=True):
                 batch = only(Batch.of(tensors), seen)
                 if code is not None:
@@ -291,8 +292,7 @@ class PairGetters:
         _options.positive(n=n, n_steps=n_steps)
         n_obs = len(self._names(None, None))
         rows, parts = np.random.default_rng(seed).integers(n_obs, size=n), []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             for tensors in self._read(None, rows, None, decodes=True):
                 batch = Batch.of(tensors)
                 drawn = self.module.joint.prior(len(batch.x), n_steps)
@@ -345,10 +345,9 @@ class PairGetters:
         at = np.linspace(*span(codes[:, latent]), n_steps) if values is None else np.asarray(values, float)
         rows = np.random.default_rng(seed).choice(len(codes), min(n_samples, len(codes)), replace=False)
         out = []
-        with torch.random.fork_rng(devices=[]):
-            for value in at:
-                torch.manual_seed(seed)
-                total = []
+        for value in at:
+            total = []
+            with seeded(seed):  # the same draws for each
                 for tensors in self._read(None, rows, None, decodes=True):
                     batch = Batch.of(tensors)
                     z = self.module.encode(batch)[BOTH[a]].mean.clone()

@@ -1,82 +1,96 @@
-"""A second study on a trained model, whose own cells stay exactly where they are.
+"""A second study for a trained model: its genes, batches, conditions and labels matched by name.
 
-Batches and covariates that the reference has never seen get rows of their own in the tables of the networks,
-which begin at the mean of the known ones. Only these rows are trained: the gradient of everything else is
-zero, nothing decays, and no running statistics move. So the reference's cells are read by the same numbers.
+What becomes of the weights is in :mod:`scalloy.vae.query`.
 """
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from torch import nn
 
 from scalloy.data import checks
-from scalloy.models import _options
+from scalloy.vae.query import extend
 
+logger = logging.getLogger("scalloy")
 UNKNOWN = "unknown"
 
 
-def load_query_data(cls: Any, adata: AnnData, reference: Any) -> Any:
-    """The body of :meth:`scalloy.CGMDVAE.load_query_data`."""
+def load_query_data(cls: Any, data: Any, reference: Any, max_missing: float) -> Any:
+    """The body of :meth:`scalloy.models._base.ScalloyModel.load_query_data`."""
     reference = cls.load(reference) if isinstance(reference, str | Path) else reference
     if type(reference) is not cls:
         name = type(reference).__name__
         msg = f"`reference_model` is a {name}. Call `{name}.load_query_data`."
         raise TypeError(msg)
+    if not 0 <= max_missing < 1:
+        msg = f"`max_missing={max_missing}` is a share of the genes: pass a number from 0 to below 1."
+        raise ValueError(msg)
     reference._check_if_trained(warn=False, message="`reference_model` is not trained. Call `train()` first.")
-    registry = deepcopy(reference.registry)
-    given = registry["setup_args"]
-    checks.check_object(adata)
-    checks.check_same_genes(reference.get_var_names(), adata)
-    if key := given.get("labels_key"):
-        given["unlabeled_category"] = given.get("unlabeled_category") or UNKNOWN
-        if key not in adata.obs:
-            adata.obs[key] = given["unlabeled_category"]
-        known = [*reference.labels, given["unlabeled_category"]]
-        state = registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-        state["categorical_mapping"] = np.array(known, dtype=object)
-        for name in adata.obs[key].astype(str).unique():
-            _options.one_of(f"adata.obs[{key!r}]", name, known)
-    if key := given.get("condition_key"):
-        for name in adata.obs[key].astype(str).unique() if key in adata.obs else ():
-            _options.one_of(f"adata.obs[{key!r}]", name, reference.conditions)
+    registry = with_names_as_text(reference.registry)
+    cells = _own_copy(cls._fitting(data, registry, max_missing))
+    if (key := registry["setup_args"].get("labels_key")) is not None:
+        _match_labels(cells, key, reference, registry)
+    for key in reference._known_categories():
+        if key in cells.obs:
+            cells.obs[key] = as_text(cells.obs[key])
     args = {k: registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
-    cls._set_up(adata, args, source_registry=registry, extend_categories=True)
-    query = cls(adata, **reference.init_params_["non_kwargs"])
-    extend(query.module, reference.module.state_dict())
-    query.module.prior.settle()
-    query._plan_defaults = {**query._plan_defaults, "weight_decay": 0.0}
+    cls._set_up(cells, args, source_registry=registry, extend_categories=True)
+    init = dict(reference.init_params_["non_kwargs"])
+    if "encode_covariates" in init:  # or else nothing could move the query
+        init["encode_covariates"] = True
+    query = cls(cells, **init)
+    query._source = data
+    sizes = reference._sizes()
+    extend(query.module, reference.module, (*sizes.removed, sizes.n_conditions))
     query.is_trained_ = True
     return query
 
 
-@torch.no_grad()
-def extend(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Take over the weights of the reference; only rows that it lacks stay trainable."""
-    own = module.state_dict()
-    absent = {k: torch.zeros_like(v[:1]) for k, v in own.items() if k not in state}  # of a single batch
-    state = {**state, **absent}
-    whole = {k: _with_more_rows(v, len(own[k])) if own[k].shape != v.shape else v for k, v in state.items()}
-    module.load_state_dict(whole)
-    for name, parameter in module.named_parameters():
-        n_known = len(state[name]) if state[name].dim() else 1
-        if parameter.shape == state[name].shape:
-            parameter.requires_grad_(False)
-        else:
-            mask = torch.arange(len(parameter), device=parameter.device) >= n_known
-            parameter.register_hook(lambda grad, mask=mask: grad * mask.view(-1, *[1] * (grad.dim() - 1)))
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm1d):
-            part.momentum = 0.0  # running statistics stay
+def _own_copy(adata: AnnData) -> AnnData:
+    """The same matrices and arrays under columns of its own, so that the user's object stays as it is."""
+    layers = {k: v for k, v in adata.layers.items() if k is not None}
+    var = pd.DataFrame(index=adata.var_names.astype(str))
+    return AnnData(adata.X, obs=adata.obs.copy(), var=var, layers=layers, obsm=dict(adata.obsm))
 
 
-def _with_more_rows(known: torch.Tensor, n: int) -> torch.Tensor:
-    more = known.mean(0, keepdim=True).expand(n - len(known), *known.shape[1:])
-    return torch.cat([known, more])
+def as_text(column: pd.Series) -> pd.Series:
+    """Names as text, so that batch 1 of one study is batch "1" of another; what lacks still lacks."""
+    return column.astype(object).where(column.isna(), column.astype(str).astype(object))
+
+
+def with_names_as_text(registry: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the registry in which each category is known by its name as text."""
+    copied = deepcopy(registry)
+    for field in copied["field_registries"].values():
+        state = field["state_registry"]
+        if not str(state.get("original_key", "_scvi")).startswith("_scvi"):  # or there is no such column
+            state["categorical_mapping"] = np.asarray(state["categorical_mapping"]).astype(str).astype(object)
+        for key, names in state.get("mappings", {}).items():
+            state["mappings"][key] = np.asarray(names).astype(str).astype(object)
+    return copied
+
+
+def _match_labels(cells: AnnData, key: str, reference: Any, registry: dict[str, Any]) -> None:
+    """Labels that lack are unknown; and those that are new, where the model learns from labels."""
+    given = registry["setup_args"]
+    unknown = str(given.get("unlabeled_category") or UNKNOWN)
+    column = cells.obs[key] if key in cells.obs else pd.Series(unknown, index=cells.obs_names)
+    column = column.astype(object).where(column.notna(), unknown)
+    cells.obs[key] = column
+    if "unlabeled_category" not in given:
+        return
+    given["unlabeled_category"] = unknown
+    state = registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
+    known = np.array([*reference.labels, unknown], dtype=object)
+    state["categorical_mapping"] = known
+    column = as_text(column)
+    if new := sorted(set(column) - set(known)):
+        logger.info("Labels that the model does not know are taken as %r: %s.", unknown, checks.few(new))
+    cells.obs[key] = column.where(column.isin(known), unknown)

@@ -6,6 +6,7 @@ from typing import Any
 
 from anndata import AnnData
 
+from scalloy._seeds import repeatable
 from scalloy.models import _options
 from scalloy.models._base import ScalloyModel
 from scalloy.models._options import GeneLikelihood
@@ -23,8 +24,11 @@ class AE(ScalloyModel):
         As in :class:`scalloy.VAE`; ``"mse"`` is the classical one.
     library
         ``"observed"`` (or as given by ``size_factor_key``) or ``"none"``.
+    seed
+        As in :class:`scalloy.VAE`.
     """
 
+    @repeatable
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -38,6 +42,8 @@ class AE(ScalloyModel):
         library: str = "observed",
         encode_covariates: bool = False,
         norm: str = "layer",
+        *,
+        seed: int | None = None,
     ) -> None:
         _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
         _options.one_of("norm", norm, _options.NORMS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import LabelsWithUnlabeledObsField
 
+from scalloy._seeds import repeatable
 from scalloy.blocks.networks import UNBOUNDED, Domain
 from scalloy.blocks.priors import MixturePrior
 from scalloy.models import _options
@@ -63,6 +63,8 @@ class CGMDVAE(LabelModel, MixtureModel, ConditionModel):
     as_published
         Train as in Kolb's thesis: latents within bounds, components that begin at random, no warm-up, and
         squared errors that weigh twice as much.
+    seed
+        As in :class:`~scalloy.VAE`.
 
     Examples
     --------
@@ -76,6 +78,7 @@ class CGMDVAE(LabelModel, MixtureModel, ConditionModel):
 
     ROUTES = ("auto", "decoder", "transport", "style")
 
+    @repeatable
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -96,6 +99,8 @@ class CGMDVAE(LabelModel, MixtureModel, ConditionModel):
         norm: str = "layer",
         label_weight: float = 1.0,
         as_published: bool = False,
+        *,
+        seed: int | None = None,
     ) -> None:
         _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, alpha=alpha)
         _options.one_of("norm", norm, _options.NORMS)
@@ -209,25 +214,6 @@ allow_non_counts
         """The predicted label; without labels the cluster."""
         found = self.predict_labels(cells) if self.labels else self.get_clusters(cells)
         return found.astype(str).to_numpy()
-
-    @classmethod
-    def load_query_data(cls, adata: AnnData, reference_model: CGMDVAE | str | Path) -> CGMDVAE:
-        """A model for a second study on top of a trained one, whose own cells stay exactly where they are.
-
-        Only what the query's new batches and covariates add is trained by :meth:`train`; without training
-        they begin at the mean of the known ones.
-
-        Parameters
-        ----------
-        adata
-            Cells of the second study with the genes of the model, and the columns that the model was set up
-            with. A missing column of labels is added, filled with the unlabeled category.
-        reference_model
-            A trained model, or the folder in which it was saved.
-        """
-        from scalloy.models._query import load_query_data
-
-        return load_query_data(cls, adata, reference_model)
 
     def generate(
         self,

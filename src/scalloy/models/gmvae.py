@@ -7,6 +7,7 @@ from typing import Literal
 
 from anndata import AnnData
 
+from scalloy._seeds import repeatable
 from scalloy.blocks.priors import MixturePrior
 from scalloy.models import _options
 from scalloy.models._mixture import MixtureModel
@@ -34,6 +35,8 @@ encode_covariates, norm
     n_decoded
         Codes of a cell that are decoded in a step of training; see :mod:`scalloy.vae.gmvae`. The cost grows
         with them and not with ``n_clusters``; as many as clusters leave nothing to chance.
+    seed
+        As in :class:`~scalloy.VAE`.
 
     Examples
     --------
@@ -45,6 +48,7 @@ encode_covariates, norm
     >>> adata.obs["gmvae_cluster"]
     """
 
+    @repeatable
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -62,6 +66,8 @@ encode_covariates, norm
         norm: str = "layer",
         weights: Literal["learned", "uniform"] | Sequence[float] = "learned",
         n_decoded: int = 2,
+        *,
+        seed: int | None = None,
     ) -> None:
         _options.positive(n_clusters=n_clusters, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
         _options.one_of("norm", norm, _options.NORMS)

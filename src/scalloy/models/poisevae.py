@@ -17,8 +17,9 @@ from scvi.data.fields import ObsmField
 
 from scalloy import _keys
 from scalloy._keys import SECOND_KEY
+from scalloy._seeds import repeatable
 from scalloy.data import checks
-from scalloy.data.modalities import is_mudata, joined
+from scalloy.data.modalities import is_mudata, joined, with_columns
 from scalloy.models import _options
 from scalloy.models._base import ScalloyModel, moments, without
 from scalloy.models._options import GeneLikelihood, JointKind, SecondLikelihood
@@ -56,9 +57,13 @@ class POISEVAE(PairGetters, ScalloyModel):
         training, so that each learns to tell the other one.
     hidden_rate
         Share of the counts of genes that is hidden from the encoder in training.
+    encode_covariates
+        Whether the encoders see batch and covariates too; the decoders always do.
     n_chains, n_sweeps, chains
         Gibbs chains that follow the prior in training, and sweeps of each at every step; ``"kept"`` from step
         to step or ``"restarted"``.
+    seed
+        As in :class:`~scalloy.VAE`.
 
     Examples
     --------
@@ -72,6 +77,7 @@ class POISEVAE(PairGetters, ScalloyModel):
     _default_steps = 6000
     _mudata: ClassVar[WeakValueDictionary[str, Any]] = WeakValueDictionary()  # by the set-up that it has
 
+    @repeatable
     def __init__(
         self,
         adata: Any = None,
@@ -86,9 +92,12 @@ class POISEVAE(PairGetters, ScalloyModel):
         kappa: float = 0.7,
         hide: tuple[float, float] = (0.25, 0.5),
         hidden_rate: float = 0.5,
+        encode_covariates: bool = False,
         n_chains: int = 256,
         n_sweeps: int = 2,
         chains: Literal["kept", "restarted"] = "kept",
+        *,
+        seed: int | None = None,
     ) -> None:
         _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, n_chains=n_chains)
         _options.positive(n_sweeps=n_sweeps)
@@ -110,6 +119,7 @@ class POISEVAE(PairGetters, ScalloyModel):
             dropout_rate=dropout_rate,
             hide=(hide[0], hide[1]),
             hidden_rate=hidden_rate,
+            encode_covariates=encode_covariates,
         )
         if self.adata is not None:
             self._start_at_data(protein_likelihood)
@@ -249,12 +259,14 @@ allow_non_counts
             list(registry["field_registries"][k]["state_registry"]["column_names"])
             for k in (REGISTRY_KEYS.X_KEY, SECOND_KEY)
         )
+        (key,) = cls._obsm_keys(given)
         if is_mudata(data):
             layers = given.get("layers", (None, None))
-            return joined(data, given["modalities"], layers, keys=_columns(given), names=names)
-        (key,) = cls._obsm_keys(given)
-        if not isinstance(data, AnnData) or key in data.obsm:
+            data = joined(data, given["modalities"], layers, keys=_columns(given), names=names)
+        if not isinstance(data, AnnData):
             return data
+        if key in data.obsm:
+            return with_columns(data, key, names[1])
         logger.info(
             "`adata.obsm` has no %r: cells of which %r was not measured.", key, given["modalities"][1]
         )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
+from scalloy._seeds import repeatable
 from scalloy.models import _options
 from scalloy.models._conditions import ConditionModel
 from scalloy.models._options import GeneLikelihood
@@ -35,6 +36,8 @@ class TRVAE(ConditionModel):
     mmd_within_labels
         Whether only cells of the same label are compared, so that a different composition of cell types under
         the conditions is no discrepancy. Needs ``labels_key``.
+    seed
+        As in :class:`~scalloy.VAE`.
 
     Examples
     --------
@@ -45,6 +48,7 @@ class TRVAE(ConditionModel):
     >>> stimulated = model.transfer(adata[adata.obs["condition"] == "control"].copy(), to="stimulated")
     """
 
+    @repeatable
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -60,6 +64,8 @@ class TRVAE(ConditionModel):
         kernel: Literal["median", "trvae"] = "median",
         mmd_within_labels: bool = False,
         norm: str = "layer",
+        *,
+        seed: int | None = None,
     ) -> None:
         _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
         _options.one_of("norm", norm, _options.NORMS)

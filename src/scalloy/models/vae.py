@@ -7,6 +7,7 @@ from typing import Any
 
 from anndata import AnnData
 
+from scalloy._seeds import repeatable
 from scalloy.models import _options
 from scalloy.models._base import ScalloyModel
 from scalloy.models._options import GeneLikelihood, Library
@@ -45,6 +46,9 @@ class VAE(ScalloyModel):
         Whether the encoder sees batch and covariates too; the decoder always does.
     norm
         ``"layer"``, ``"batch"`` or ``"none"``.
+    seed
+        Of the first weights, of the cells that are left out, and of all that is drawn in training and later.
+        ``None`` is ``scvi.settings.seed``, or 0: the same data and settings give the same model.
 
     Examples
     --------
@@ -56,6 +60,7 @@ class VAE(ScalloyModel):
     >>> sc.pp.neighbors(adata, use_rep="X_vae")
     """
 
+    @repeatable
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -70,6 +75,8 @@ class VAE(ScalloyModel):
         library: Library = "observed",
         encode_covariates: bool = False,
         norm: str = "layer",
+        *,
+        seed: int | None = None,
     ) -> None:
         _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
         _options.one_of("norm", norm, _options.NORMS)
@@ -89,6 +96,22 @@ class VAE(ScalloyModel):
             f"{type(self).__name__}: {gene_likelihood}, n_latent {n_latent}, n_hidden {n_hidden} x {n_layers}"
         )
         self.init_params_ = self._get_init_params(locals())
+
+    @classmethod
+    def from_scvi(cls, model: Any) -> VAE:
+        """The same model as a :class:`scvi.model.SCVI`, with its weights, history and cells.
+
+        The code of each cell is the same, and so is what is decoded from it; the variance of the code lacks
+        the 1e-4 that scvi-tools adds to it.
+
+        Parameters
+        ----------
+        model
+            Of scvi-tools, with its cells.
+        """
+        from scalloy.models._scvi import from_scvi
+
+        return from_scvi(VAE, model)
 
 
 class BetaVAE(VAE):
@@ -114,6 +137,6 @@ class BetaVAE(VAE):
         self._plan_defaults = {"weights": {"z": beta}}
         self._model_summary_string += f", beta {beta}"
         defaults = {k: p.default for k, p in inspect.signature(VAE).parameters.items()}
-        settings = {**defaults, **kwargs, "beta": beta}
+        settings = {**defaults, **kwargs, "beta": beta, "seed": self.seed}
         known = {k: v for k, v in settings.items() if k not in {"adata", "registry"}}
         self.init_params_ = {"kwargs": {}, "non_kwargs": known}

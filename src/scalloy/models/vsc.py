@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 
 from scalloy import _keys
+from scalloy._seeds import repeatable
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.networks import Beside
 from scalloy.models import _options
@@ -55,6 +56,8 @@ class BetaVSC(ScalloyModel):
         Of the relaxed gates whose gradient is used; see :mod:`scalloy.blocks.spikes`.
     slab_warmup
         Share of training over which the values of latents follow which are on; see :mod:`scalloy.vae.vsc`.
+    seed
+        As in :class:`~scalloy.VAE`.
 
     Examples
     --------
@@ -65,6 +68,7 @@ class BetaVSC(ScalloyModel):
     >>> model.get_latent_genes(n_genes=5)
     """
 
+    @repeatable
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -85,6 +89,8 @@ class BetaVSC(ScalloyModel):
         decoder: Literal["linear", "mlp"] = "linear",
         temperature: float = 1.0,
         slab_warmup: float = 0.0,
+        *,
+        seed: int | None = None,
     ) -> None:
         _options.positive(
             beta=beta, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, n_pseudo=n_pseudo
@@ -94,7 +100,7 @@ class BetaVSC(ScalloyModel):
         _options.one_of("library", library, ("observed", "none"))
         _options.one_of("prior", prior, PRIORS)
         _options.one_of("decoder", decoder, DECODERS)
-        _check(alpha, slab_warmup, prior, norm, encode_covariates)
+        _check(alpha, slab_warmup, prior, norm)
         super().__init__(adata, registry)
         sizes = self._sizes()
         known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
@@ -233,7 +239,7 @@ def _names(n_latent: int) -> list[str]:
     return [f"z{j}" for j in range(n_latent)]
 
 
-def _check(alpha: float, slab_warmup: float, prior: str, norm: str, encode_covariates: bool) -> None:
+def _check(alpha: float, slab_warmup: float, prior: str, norm: str) -> None:
     """What cannot be combined."""
     if not 0 < alpha < 1:
         msg = f"`alpha={alpha}` is the share of latents that are on: pass a number between 0 and 1."
@@ -241,10 +247,9 @@ def _check(alpha: float, slab_warmup: float, prior: str, norm: str, encode_covar
     if not 0 <= slab_warmup <= 1:
         msg = f"`slab_warmup={slab_warmup}` is a share of training: pass a number from 0 to 1."
         raise ValueError(msg)
-    if prior == "pseudo" and (norm == "batch" or encode_covariates):
-        which = "norm='batch'" if norm == "batch" else "encode_covariates=True"
+    if prior == "pseudo" and norm == "batch":
         msg = (
-            f"`prior='pseudo'` with `{which}`: pseudo-inputs belong to no batch of cells. Pass another, "
+            "`prior='pseudo'` with `norm='batch'`: pseudo-inputs belong to no batch of cells. Pass another, "
             "or `prior='fixed'`."
         )
         raise ValueError(msg)

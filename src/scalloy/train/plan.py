@@ -9,14 +9,16 @@ that is not finite stops training, names its term and restores the last good wei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from scvi import REGISTRY_KEYS
 from torch import Tensor
 
+from scalloy.blocks.sparse import dense
 from scalloy.train.schedules import SCHEDULES, ramp
 from scalloy.vae.base import Batch, Terms, VAEModule
 
@@ -24,7 +26,16 @@ State = dict[str, Tensor]
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A term of the loss became NaN or infinite."""
+    """A term of the loss became NaN or infinite.
+
+    Attributes
+    ----------
+    rows, genes
+        Where it did, as rows and columns of the data; empty where that is not known.
+    """
+
+    rows: Sequence[int] = ()
+    genes: Sequence[int] = ()
 
 
 class TermsPlan(pl.LightningModule):
@@ -132,13 +143,14 @@ class TermsPlan(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         cells = Batch.of(batch)
-        means = self.module.objective(cells).means()
+        terms = self.module.objective(cells)
+        means = terms.means()
         if batch_idx == 0:
             self._check_weights(means)
         loss = self.weigh(means, self.kl_weight())
         self._record(means, loss, len(cells.x))
         if loss.device.type == "cpu" and not torch.isfinite(loss):
-            self._stop({k: v.item() for k, v in means.items()})
+            self._stop({k: v.item() for k, v in means.items()}, batch, terms)
         return loss
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
@@ -189,6 +201,8 @@ class TermsPlan(pl.LightningModule):
             yield Batch.of(self.trainer.strategy.batch_to_device(tensors))
 
     def on_train_epoch_end(self) -> None:
+        if not self._rows:  # stopped before its first step
+            return
         self.log("kl_weight", self.kl_weight())
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         means = self._flush("train")
@@ -218,27 +232,64 @@ class TermsPlan(pl.LightningModule):
         self.module.eval()
         self.module.finish(self._training_cells)
 
+    @property
+    def best(self) -> tuple[float | None, State]:
+        """The lowest validation loss so far, and the weights that have it."""
+        return self._best or (None, {})
+
+    def restore(self, loss: float | None, best: State | None) -> None:
+        """Go on with the module as it is and these best weights."""
+        self._best = None if loss is None or best is None else (loss, best)
+        self._good = self._snapshot()
+
     def _snapshot(self) -> State:
         return {k: v.detach().clone() for k, v in self.module.state_dict().items()}
 
-    def _stop(self, means: Mapping[str, float]) -> None:
-        """Put back the last good weights and say which term broke."""
+    def _stop(
+        self,
+        means: Mapping[str, float],
+        batch: Mapping[str, Tensor] | None = None,
+        terms: Terms | None = None,
+    ) -> None:
+        """Put back the last good weights and say which term broke, and in which cells and genes."""
+        rows, genes = ([], []) if batch is None or terms is None else self._where(batch, terms)
         broken = [k for k, v in means.items() if k != "loss" and not abs(v) < float("inf")]
         self.module.load_state_dict(self._good)
-        terms = ", ".join(broken) or "their weighted sum"
+        which = ", ".join(broken) or "their weighted sum"
         msg = (
-            f"The loss is not finite in epoch {self.current_epoch}: {terms}. The weights of the last "
+            f"The loss is not finite in epoch {self.current_epoch}: {which}. The weights of the last "
             "good epoch were restored. Pass a lower learning rate (`plan_kwargs={'lr': 5e-4}`) or clip "
             "gradients (`gradient_clip_val=10`), and look for extreme counts in single cells."
         )
-        raise NonFiniteLoss(msg)
+        error = NonFiniteLoss(msg)
+        error.rows, error.genes = rows, genes
+        raise error
+
+    @torch.no_grad()
+    def _where(self, batch: Mapping[str, Tensor], terms: Terms) -> tuple[list[int], list[int]]:
+        """Rows and genes where the terms are not finite; of those where all are, the largest count."""
+        each = [t for t in (terms.recon, *terms.kl.values(), *terms.penalty.values()) if t.dim() == 1]
+        bad = ~torch.stack(each).isfinite().all(0)
+        x = dense(batch[REGISTRY_KEYS.X_KEY])
+        if bad.all() or not bad.any():
+            cell, gene = divmod(int(x.abs().argmax()), x.shape[1])
+            found, genes = torch.tensor([cell]), [gene]
+        else:
+            found = bad.nonzero()[:, 0]
+            cells = Batch.of(batch)
+            p_x = self.module.decode(cells, self.module.draw(self.module.encode(cells)))["x"]
+            entries = self.module.likelihood.log_prob_entries(p_x, x)[found]
+            genes = (~entries.isfinite()).any(0).nonzero()[:, 0].tolist()
+            genes = genes if 0 < len(genes) < x.shape[1] else [int(x[found].abs().max(0).values.argmax())]
+        rows = batch.get(REGISTRY_KEYS.INDICES_KEY)
+        return ([] if rows is None else rows.cpu()[found].tolist()), genes
 
     def configure_optimizers(self) -> Any:
         named = [(k, p) for k, p in self.module.named_parameters() if p.requires_grad]
         decays = [p for k, p in named if k.endswith("weight") and p.dim() > 1]
         others = [p for k, p in named if not (k.endswith("weight") and p.dim() > 1)]
         groups = [
-            {"params": decays, "weight_decay": self.weight_decay},
+            {"params": decays, "weight_decay": self.weight_decay if self.module.free is None else 0.0},
             {"params": others, "weight_decay": 0.0},
         ]
         fused = named[0][1].device.type in {"cpu", "cuda"}

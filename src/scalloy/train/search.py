@@ -266,7 +266,7 @@ def _class(name: str) -> type[ScalloyModel]:
 
 
 def _default_epochs(n_obs: int) -> int:
-    from scalloy.models._base import default_batch_size, default_epochs
+    from scalloy.models._training import default_batch_size, default_epochs
 
     return default_epochs(n_obs, default_batch_size(n_obs))
 

@@ -131,6 +131,7 @@ class VAEModule(BaseModuleClass):
     """Base of the mathematics of every model. ``likelihood`` is the only part that all must have."""
 
     likelihood: Likelihood
+    free: dict[str, Tensor] | None = None  # of a query: which entries of which parameters are trained
 
     def encode(self, batch: Batch) -> Distributions:
         raise NotImplementedError
@@ -161,6 +162,9 @@ class VAEModule(BaseModuleClass):
 
     def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
         """Called once training has ended and the best weights are back."""
+
+    def settle(self) -> None:
+        """Called on a model for a query: what was found out of the reference stays as it is."""
 
     # scvi-tools' contract ---------------------------------------------------------------------
 

@@ -175,6 +175,9 @@ class CGMDVAE(VAEModule):
         found = [self.log_assignment(self.prior(c, d.get("w")), d["z"], c).exp() for d in draws]
         return torch.stack(found).mean(0)
 
+    def settle(self) -> None:
+        self.prior.settle()
+
     def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
         """Place the components, once, where the cells are."""
         return place_once(self, end, cells)

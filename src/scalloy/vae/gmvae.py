@@ -175,6 +175,9 @@ class GMVAE(VAEModule):
         stands_for = rest.logsumexp(-1, keepdim=True).exp() * (log_drawn - log_drawn.detach()).exp()
         return torch.cat([sure, drawn], -1).T, torch.cat([weight, stands_for], -1).T
 
+    def settle(self) -> None:
+        self.prior.settle()
+
     def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
         """Place the components, once, where the cells are; a single one stays ``N(0, I)``."""
         return self.n_clusters > 1 and place_once(self, end, cells)

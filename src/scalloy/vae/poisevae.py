@@ -73,12 +73,14 @@ class POISEVAE(VAEModule):
         norm: str = "layer",
         hide: tuple[float, float] = (0.25, 0.5),
         hidden_rate: float = 0.5,
+        encode_covariates: bool = False,
     ) -> None:
         super().__init__()
         self.likelihood, self.likelihood2, self.joint, self.hide = likelihood, likelihood2, joint, hide
         width: dict[str, Any] = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm}
         known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
-        encoder = {**width, "dropout_rate": dropout_rate}
+        self.encode_covariates = encode_covariates
+        encoder = {**width, "dropout_rate": dropout_rate, **(known if encode_covariates else {})}
         head, head2 = (ExpertHead(n_hidden, n_latent, n_latent * joint.sends) for _ in range(2))
         self.enc_z = Encoder(sizes.n_vars, head, hidden_rate=hidden_rate, **encoder)
         self.enc_z2 = Encoder(sizes.n_vars2, head2, **encoder)
@@ -99,7 +101,8 @@ class POISEVAE(VAEModule):
     def encode(self, batch: Batch) -> Posterior:  # type: ignore[override]
         assert batch.x2 is not None
         x2 = self.likelihood2.features(batch.x2) - self.middle
-        told = self.enc_z(self.likelihood.features(batch.x)), self.enc_z2(x2.nan_to_num(0.0))
+        known = (batch.removed, batch.cont) if self.encode_covariates else ()
+        told = self.enc_z(self.likelihood.features(batch.x), *known), self.enc_z2(x2.nan_to_num(0.0), *known)
         return self.joint.posterior(told, self.seen(batch))
 
     def draw(self, q: Posterior, sample_shape: tuple[int, ...] = ()) -> Latents:  # type: ignore[override]

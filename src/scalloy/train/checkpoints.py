@@ -1,0 +1,192 @@
+"""Training that is stopped, by a kill or by Ctrl-C, and what is kept of it.
+
+A checkpoint is written at the beginning of an epoch and holds everything that the rest of training depends
+on: weights, the best ones, the state of the optimizer, of early stopping and of the random numbers, and the
+history. Going on from it gives the same model as if nothing had happened. Like a model it is made of
+safetensors and JSON, and put in place in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+
+from scalloy.data import plain, reading, writing
+
+logger = logging.getLogger("scalloy")
+
+ABOUT, STATE, FORMAT = "checkpoint.json", re.compile(r"state-[0-9a-f]{16}\.safetensors"), 1
+STOPPING = ("wait_count", "stopped_epoch", "best_score")
+Tensors = dict[str, torch.Tensor]
+
+
+class Checkpoints(pl.Callback):
+    """Writes a checkpoint every so many epochs, and goes on from the last one.
+
+    Parameters
+    ----------
+    folder
+        Where it is kept.
+    every
+        Epochs from one to the next.
+    resume
+        Whether to go on from what the folder holds, if it holds something.
+    run
+        What the result depends on, in plain types; a checkpoint of another run is refused.
+    """
+
+    def __init__(self, folder: Path, every: int, *, resume: bool, run: dict[str, Any]) -> None:
+        self.folder, self.every, self.run = folder, every, plain.loads(plain.dumps(run))
+        self.about: dict[str, Any] | None = None
+        self.state: Tensors = {}
+        if (folder / ABOUT).is_file():
+            if not resume:
+                msg = (
+                    f"`{folder}` holds the checkpoint of an earlier run. Pass `resume=True` to go on, or "
+                    "another `checkpoint_dir`."
+                )
+                raise FileExistsError(msg)
+            self._read()
+        with writing.explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            writing.remove_parts(folder)
+
+    def _read(self) -> None:
+        with reading.refused(self.folder, "checkpoint of scalloy"):
+            self.about = plain.loads((self.folder / ABOUT).read_bytes())
+            if self.about["format"] != FORMAT or not STATE.fullmatch(name := self.about["state"]):
+                msg = f"format {self.about['format']} or the file {name!r} is none that is written"
+                raise ValueError(msg)
+            if writing.digest(self.folder / name) != name[6:22]:
+                msg = f"{name} is not what was saved"
+                raise ValueError(msg)
+            self.state = from_bytes((self.folder / name).read_bytes())
+        differ = [k for k in self.run if self.run[k] != self.about["run"].get(k)]
+        if differ:
+            msg = (
+                f"`{self.folder}` holds a checkpoint of another run: {', '.join(differ)} differ. Train with "
+                "the same model, data and arguments, or pass another `checkpoint_dir`."
+            )
+            raise ValueError(msg)
+
+    # going on -----------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:  # type: ignore[override]
+        if self.about is None:
+            return
+        about, groups = self.about, grouped(self.state)
+        plan.module.load_state_dict(groups["weights"])
+        plan.restore(about["best"], groups.get("best"))
+        (optimizer,) = trainer.optimizers
+        kept: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in groups.get("optimizer", {}).items():
+            row, _, name = key.partition(".")
+            kept.setdefault(int(row), {})[name] = value
+        optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
+        for callback, was in zip(_stopping(trainer), about["stopping"], strict=True):
+            callback.wait_count, callback.stopped_epoch = was["wait_count"], was["stopped_epoch"]
+            callback.best_score = torch.tensor(was["best_score"])
+        if trainer.logger is not None and hasattr(trainer.logger.experiment, "data"):
+            trainer.logger.experiment.data.update(about["history"])
+        _stand_at(trainer, about["epoch"], about["step"])
+        logger.info("Going on with epoch %d of %s.", about["epoch"], self.folder)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, plan: Any) -> None:  # type: ignore[override]
+        if self.about is not None:
+            random = grouped(self.state)["random"]
+            torch.set_rng_state(random["torch"])
+            if "cuda" in random and torch.cuda.is_available():
+                torch.cuda.set_rng_state(random["cuda"])
+            self.about, self.state = None, {}
+        elif trainer.current_epoch > 0 and trainer.current_epoch % self.every == 0 and trainer.is_global_zero:
+            self._write(trainer, plan)
+
+    # writing ------------------------------------------------------------------------------------
+
+    def _write(self, trainer: pl.Trainer, plan: Any) -> None:
+        loss, best = plan.best
+        tensors = {f"weights/{k}": v for k, v in plan.module.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in best.items()}
+        for row, state in trainer.optimizers[0].state_dict()["state"].items():
+            tensors |= {f"optimizer/{row}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors["random/torch"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random/cuda"] = torch.cuda.get_rng_state()
+        state = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        with writing.explained(self.folder):
+            name = writing.put_digested(self.folder, "state", ".safetensors", state)
+            about = {
+                "format": FORMAT,
+                "state": name,
+                "run": self.run,
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "best": loss,
+                "stopping": [{k: float(getattr(c, k)) for k in STOPPING} for c in _stopping(trainer)],
+                "history": getattr(trainer.logger, "history", {}),
+            }
+            writing.put(self.folder / ABOUT, plain.dumps(about))
+            for file in list(self.folder.iterdir()):
+                if STATE.fullmatch(file.name) and file.name != name:
+                    file.unlink(missing_ok=True)
+
+
+def grouped(tensors: Tensors) -> dict[str, Tensors]:
+    """``"group/name"`` to one dictionary for each group."""
+    out: dict[str, Tensors] = {}
+    for key, value in tensors.items():
+        group, _, name = key.partition("/")
+        out.setdefault(group, {})[name] = value
+    return out
+
+
+def _stopping(trainer: pl.Trainer) -> list[EarlyStopping]:
+    return [c for c in trainer.early_stopping_callbacks if isinstance(c, EarlyStopping)]
+
+
+def _stand_at(trainer: pl.Trainer, epoch: int, step: int) -> None:
+    """Lightning counts in several places how far training has come."""
+    loop = trainer.fit_loop
+    for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
+        progress.ready = progress.started = progress.processed = progress.completed = epoch
+    steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    steps.ready = steps.completed = step
+    loop.epoch_loop._batches_that_stepped = step
+
+
+class Interrupts(pl.Callback):
+    """Ctrl-C ends training after the step at hand, with the best weights so far; a second one aborts it."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: Any = None
+
+    def on_fit_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # nobody else may listen
+
+        def stop(*_: Any) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = trainer.should_stop = True
+            logger.warning("Stopping with the best weights so far. Press Ctrl-C again to abort.")
+
+        self.before = signal.signal(signal.SIGINT, stop)
+
+    def give_back(self) -> None:
+        """Let others listen again."""
+        if self.before is not None:
+            with contextlib.suppress(ValueError):
+                signal.signal(signal.SIGINT, self.before)
+            self.before = None

@@ -1,0 +1,90 @@
+"""A second study on a trained model: what is known stays as it is, to the last bit, what is new is learned.
+
+A category that the reference has never seen gets a row of its own in each table of the networks, or columns
+of its own where codes lie beside each other. Only these are trained. Everything else has no gradient, nothing
+decays, and no running statistics move, so that cells of the reference are read by the same numbers. An
+encoder that did not see categories sees them now, with rows of zeros for those that the reference knew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from scalloy.blocks.networks import Beside
+from scalloy.vae.base import VAEModule
+
+Weights = dict[str, Tensor]
+
+
+@torch.no_grad()
+def extend(module: VAEModule, reference: VAEModule, n_cats: tuple[int, ...]) -> None:
+    """Give ``module``, which is of more categories, the weights of ``reference``; see :func:`free_only`.
+
+    Parameters
+    ----------
+    module
+        Made as the reference was, for data of more categories.
+    reference
+        Trained.
+    n_cats
+        Categories that the reference knew of the batch, each covariate and the condition.
+    """
+    known, own, whole = reference.state_dict(), module.state_dict(), {}
+    parameters, free = dict(module.named_parameters()), dict[str, Tensor]()
+    for key, value in own.items():
+        is_new = torch.zeros_like(value, dtype=torch.bool)
+        if key not in known:
+            whole[key] = torch.zeros_like(value)
+            if ".tables." in key:
+                n = n_cats[int(key.split(".tables.")[1].split(".")[0])] if key.startswith("enc_") else 1
+                is_new[n:] = True
+        elif known[key].shape == value.shape:
+            whole[key] = known[key]
+        elif known[key].shape[1:] == value.shape[1:]:
+            n = len(known[key])
+            is_new[n:] = True
+            more = known[key].mean(0, keepdim=True).expand_as(value[n:]) if key in parameters else value[n:]
+            whole[key] = torch.cat([known[key], more])
+        else:
+            whole[key], is_new = _beside(known[key], module, reference)
+        if key in parameters and is_new.any():
+            free[key] = is_new
+    module.load_state_dict(whole)
+    free_only(module, free)
+    module.settle()
+
+
+def _beside(known: Tensor, module: VAEModule, reference: VAEModule) -> tuple[Tensor, Tensor]:
+    """Weights on a code with one-hot codes beside it, and which of them are new; these begin at the mean."""
+    new, old = module.dec_x, reference.dec_x
+    assert isinstance(new, Beside)
+    assert isinstance(old, Beside)
+    blocks, is_new, begin = [], [], 0
+    for n_new, n_old in zip(new.widths, old.widths, strict=True):
+        block = known[:, begin : begin + n_old]
+        begin += n_old
+        if n_new > n_old == 0:  # a single category had no column
+            block = known.new_zeros(len(known), 1)
+        more = n_new - block.shape[1]
+        if more:
+            block = torch.cat([block, block.mean(1, keepdim=True).expand(-1, more)], 1)
+        blocks.append(block)
+        is_new.append(torch.arange(n_new, device=known.device) >= n_new - more)
+    return torch.cat(blocks, 1), torch.cat(is_new).expand(len(known), -1).clone()
+
+
+def free_only(module: VAEModule, free: Mapping[str, Tensor]) -> None:
+    """Train nothing but the entries of the parameters that these masks name."""
+    module.free = dict(free)
+    for name, parameter in module.named_parameters():
+        mask = free.get(name)
+        if mask is None:
+            parameter.requires_grad_(False)
+        else:
+            parameter.register_hook(lambda grad, mask=mask: grad * mask.to(grad.device))
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm1d):
+            part.momentum = 0.0  # running statistics stay
