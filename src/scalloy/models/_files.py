@@ -22,6 +22,7 @@ from safetensors.torch import save as to_bytes
 
 from scalloy.data import plain, reading, writing
 from scalloy.data.fingerprint import of_names
+from scalloy.models._query import own_cells
 from scalloy.vae.query import free_only
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def load(cls: type[ScalloyModel], path: Path, adata: AnnData | None) -> ScalloyM
             adata = reading.read(_checked(path, about["files"]["cells"]))
     given = adata
     if adata is not None:
-        adata = cls._fitting(adata, registry)
+        adata = own_cells(cls, adata, registry, 0.99) if about["query"] else cls._fitting(adata, registry)
         args = {k: registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
         cls._set_up(adata, args, source_registry=registry)
     model = _made(cls, adata, about)

@@ -34,12 +34,7 @@ def load_query_data(cls: Any, data: Any, reference: Any, max_missing: float) -> 
         raise ValueError(msg)
     reference._check_if_trained(warn=False, message="`reference_model` is not trained. Call `train()` first.")
     registry = with_names_as_text(reference.registry)
-    cells = _own_copy(cls._fitting(data, registry, max_missing))
-    if (key := registry["setup_args"].get("labels_key")) is not None:
-        _match_labels(cells, key, reference, registry)
-    for key in reference._known_categories():
-        if key in cells.obs:
-            cells.obs[key] = as_text(cells.obs[key])
+    cells = own_cells(cls, data, registry, max_missing)
     args = {k: registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
     cls._set_up(cells, args, source_registry=registry, extend_categories=True)
     init = dict(reference.init_params_["non_kwargs"])
@@ -51,6 +46,19 @@ def load_query_data(cls: Any, data: Any, reference: Any, max_missing: float) -> 
     extend(query.module, reference.module, (*sizes.removed, sizes.n_conditions))
     query.is_trained_ = True
     return query
+
+
+def own_cells(cls: Any, data: Any, registry: dict[str, Any], max_missing: float) -> AnnData:
+    """The query with the genes of the model and names as the registry has them, in an object of its own."""
+    cells = _own_copy(cls._fitting(data, registry, max_missing))
+    fields = registry["field_registries"]
+    if (key := registry["setup_args"].get("labels_key")) is not None:
+        _match_labels(cells, key, registry["setup_args"], fields[REGISTRY_KEYS.LABELS_KEY]["state_registry"])
+    named = {field["state_registry"].get("original_key") for field in fields.values()}
+    named |= set(fields[REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"].get("mappings", {}))
+    for key in named & set(cells.obs):
+        cells.obs[key] = as_text(cells.obs[key])
+    return cells
 
 
 def _own_copy(adata: AnnData) -> AnnData:
@@ -77,9 +85,8 @@ def with_names_as_text(registry: dict[str, Any]) -> dict[str, Any]:
     return copied
 
 
-def _match_labels(cells: AnnData, key: str, reference: Any, registry: dict[str, Any]) -> None:
+def _match_labels(cells: AnnData, key: str, given: dict[str, Any], state: dict[str, Any]) -> None:
     """Labels that lack are unknown; and those that are new, where the model learns from labels."""
-    given = registry["setup_args"]
     unknown = str(given.get("unlabeled_category") or UNKNOWN)
     column = cells.obs[key] if key in cells.obs else pd.Series(unknown, index=cells.obs_names)
     column = column.astype(object).where(column.notna(), unknown)
@@ -87,8 +94,8 @@ def _match_labels(cells: AnnData, key: str, reference: Any, registry: dict[str, 
     if "unlabeled_category" not in given:
         return
     given["unlabeled_category"] = unknown
-    state = registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-    known = np.array([*reference.labels, unknown], dtype=object)
+    labels = [k for k in state["categorical_mapping"] if k != unknown]
+    known = np.array([*labels, unknown], dtype=object)
     state["categorical_mapping"] = known
     column = as_text(column)
     if new := sorted(set(column) - set(known)):
