@@ -1,4 +1,4 @@
-"""A run that dies and goes on is the same as one that does not; whatever ends training leaves a good model."""
+"""A run that dies and goes on is the same as one that does not; what ends training leaves a good model."""
 
 from __future__ import annotations
 

@@ -8,13 +8,17 @@ values are checked before anything of that size is allocated, and each file must
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -65,7 +69,8 @@ def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool
         tensors = to_bytes(_tensors(model))
         files = {"weights": writing.put_digested(path, "weights", ".safetensors", tensors)}
         if save_anndata and model.adata is not None:
-            files["cells"] = writing.put_digested(path, "cells", ".h5ad", model.adata.write_h5ad)
+            write = partial(_write_cells, model.adata)
+            files["cells"] = writing.put_digested(path, "cells", ".h5ad", write)
         about = {
             "format": FORMAT,
             "model": type(model).__name__,
@@ -83,6 +88,12 @@ def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool
             known = NAMES.fullmatch(file.name) or file.name in NAMES_OF_1.values()
             if known and file.name not in files.values():
                 file.unlink(missing_ok=True)
+
+
+def _write_cells(adata: AnnData, path: Path) -> None:
+    """As ``write_h5ad``, also of texts as the newest pandas holds them."""
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        adata.write_h5ad(path)
 
 
 def _tensors(model: ScalloyModel) -> Tensors:
@@ -104,17 +115,19 @@ def load(cls: type[ScalloyModel], path: Path, adata: AnnData | None) -> ScalloyM
     if about["model"] != cls.__name__:
         msg = f"`{path}` holds a {about['model']}. Call `{about['model']}.load({str(path)!r})`."
         raise ValueError(msg)
-    registry = about["registry"]
+    registry, own = about["registry"], adata is None and "cells" in about["files"]
     with reading.refused(path, KIND):
+        registry["setup_args"] = _arguments(cls, registry)
         tensors = _read_tensors(cls, path, about)
-        if adata is None and "cells" in about["files"]:
+        if own:
             adata = reading.read(_checked(path, about["files"]["cells"]))
     given = adata
-    if adata is not None:
-        adata = own_cells(cls, adata, registry, 0.99) if about["query"] else cls._fitting(adata, registry)
-        args = {k: registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
-        cls._set_up(adata, args, source_registry=registry)
-    model = _made(cls, adata, about)
+    with reading.refused(path, KIND) if own else nullcontext():
+        if adata is not None:
+            adata = own_cells(cls, adata, registry, 0.99) if about["query"] else cls._fitting(adata, registry)
+            args = {k: registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
+            cls._set_up(adata, args, source_registry=registry)
+        model = _made(cls, adata, about)
     model._source = None if adata is given else given
     model.module.load_state_dict(tensors["weights"])
     if about["query"]:
@@ -127,6 +140,16 @@ def load(cls: type[ScalloyModel], path: Path, adata: AnnData | None) -> ScalloyM
         rows = tensors["indices"].get(part)
         setattr(model, f"{part}_indices_", rows.numpy() if same and rows is not None else None)
     return model
+
+
+def _arguments(cls: type[ScalloyModel], registry: dict[str, Any]) -> dict[str, Any]:
+    """Of the set-up; one that did not exist when the model was saved has its default."""
+    known = inspect.signature(getattr(cls, registry["setup_method_name"])).parameters.values()
+    defaults = {p.name: p.default for p in known if p.default is not p.empty}
+    if unknown := set(registry["setup_args"]) - set(defaults):
+        msg = f"`registry` in its {ABOUT} has the arguments {sorted(unknown)}"
+        raise ValueError(msg)
+    return {**defaults, **registry["setup_args"]}
 
 
 def _made(cls: type[ScalloyModel], adata: AnnData | None, about: dict[str, Any]) -> ScalloyModel:

@@ -1,0 +1,212 @@
+"""Model files: whole or not there, of every format, and from strangers."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from contract.test_models import MODELS, setup
+from safetensors.torch import load_file
+
+import scalloy as sa
+from scalloy.data import plain
+from scalloy.models import _files
+
+STORED = Path(__file__).parent / "files"
+CASES = int(os.environ.get("SCALLOY_FUZZ", "150"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small CGMDVAE on the disk, with its cells."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    shutil.copytree(STORED / "format-2-python-3.11" / "cgmdvae", folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def strict(text):
+    """JSON as other languages read it, without NaN."""
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+# formats ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["vae", "cgmdvae"])
+@pytest.mark.parametrize("stored", sorted(p.name for p in STORED.iterdir()))
+def test_every_format_of_every_stack(stored, kind, tmp_path):
+    """Made with scvi-tools 1.4 on Python 3.11, and with 1.5 on 3.12: each is read on the other one, too."""
+    folder = STORED / stored / kind
+    expected = np.load(folder / "latent.npy")
+    model = sa.load(folder)
+    np.testing.assert_allclose(model.get_latent_representation(), expected, atol=1e-5)
+    assert len(model.history["train_loss"]) == 2
+    rows = np.concatenate([model.train_indices, model.validation_indices])
+    assert sorted(rows) == list(range(60))
+    model.save(tmp_path / "again", save_anndata=True)  # in the newest format
+    assert strict((tmp_path / "again" / "model.json").read_text())["format"] == _files.FORMAT
+    again = sa.load(tmp_path / "again")
+    np.testing.assert_allclose(again.get_latent_representation(), expected, atol=1e-5)
+    again.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
+
+
+def test_what_is_written_is_plain(saved):
+    about = strict((saved / "model.json").read_text())
+    assert {"format", "versions", "init", "registry", "history", "data", "files"} <= set(about)
+    assert about["data"]["n_cells"] == 60
+    for name in about["files"].values():
+        assert b"\x80\x04" not in (saved / name).read_bytes()[:2]  # no pickle
+    tensors = load_file(saved / about["files"]["weights"])
+    assert tensors["indices/train"].dtype == torch.int64
+
+
+def test_odd_numbers_survive():
+    value = {
+        "a": [float("nan"), float("inf"), -float("inf"), 1.5],
+        "b": np.array([1, 2]),
+        "c": np.array(["x"]),
+    }
+    back = plain.loads(plain.dumps(value))
+    np.testing.assert_array_equal(back["a"], value["a"])
+    np.testing.assert_array_equal(back["b"], value["b"])
+    assert back["c"].tolist() == ["x"]
+    assert strict(plain.dumps(value))
+    with pytest.raises(TypeError, match="A set cannot be written"):
+        plain.dumps({1, 2})
+
+
+def test_rows_of_other_data_are_forgotten(cells, quick, tmp_path):
+    setup("VAE", cells)
+    model = MODELS["VAE"](cells)
+    model.train(**quick)
+    model.save(tmp_path / "m")
+    assert sa.load(tmp_path / "m", cells).train_indices is not None
+    assert sa.load(tmp_path / "m", cells[::-1].copy()).train_indices is None
+
+
+# writing ----------------------------------------------------------------------------------------
+
+SAVER = textwrap.dedent(
+    """
+    import os, sys, scalloy as sa
+    models = [sa.load(sys.argv[1]), sa.load(sys.argv[1])]
+    models[1].module.enc_z.head.loc.bias.data += 1
+    print("ready", flush=True)
+    for line in sys.stdin:  # a child for each kill: it saves one model after the other
+        child = os.fork()
+        if child == 0:
+            while True:
+                for model in models:
+                    model.save(sys.argv[2], overwrite=True, save_anndata=True)
+        print(child, flush=True)
+        os.waitpid(child, 0)
+        print("dead", flush=True)
+    """
+)
+
+
+def test_killed_while_it_saves(tmp_path):
+    """Whatever moment a process is killed at, the folder holds one of the two models, whole."""
+    folder = STORED / "format-2-python-3.11" / "cgmdvae"
+    codes = [np.load(folder / "latent.npy") + shift for shift in (0, 1)]
+    target, rng, seen = tmp_path / "target", random.Random(1), set()
+    sa.load(folder).save(target, save_anndata=True)
+    command = [sys.executable, "-c", SAVER, str(folder), str(target)]
+    saver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert saver.stdin is not None
+    assert saver.stdout is not None
+    assert saver.stdout.readline() == "ready\n"
+    for _ in range(int(os.environ.get("SCALLOY_KILLS", "15"))):
+        print("go", file=saver.stdin, flush=True)
+        child = int(saver.stdout.readline())
+        signal.sigtimedwait([], rng.uniform(0, 0.2))
+        os.kill(child, signal.SIGKILL)
+        assert saver.stdout.readline() == "dead\n"
+        z = sa.load(target).get_latent_representation()
+        which = [bool(np.allclose(z, code, atol=1e-5)) for code in codes]
+        assert any(which)
+        seen.add(which.index(True))
+    saver.stdin.close()
+    saver.wait()
+    assert seen == {0, 1}
+    for part in target.glob(".*.part"):
+        os.utime(part, (0, 0))
+    sa.load(folder).save(target, overwrite=True)
+    assert len(list(target.iterdir())) == 2  # what the killed ones left is gone
+
+
+def test_a_failure_leaves_what_was_there(copy, monkeypatch):
+    model, before = sa.load(copy), {p.name: p.read_bytes() for p in copy.iterdir()}
+
+    def fails(number):
+        def fsync(_):
+            raise OSError(number, os.strerror(number))
+
+        return fsync
+
+    full, refused = r"disk or your quota is full.*pass a folder on another disk", "may not be written to"
+    for number, kind, message in (
+        (errno.ENOSPC, OSError, full),
+        (errno.EDQUOT, OSError, full),
+        (errno.EROFS, PermissionError, refused),
+        (errno.EACCES, PermissionError, refused),
+    ):
+        monkeypatch.setattr(os, "fsync", fails(number))
+        with pytest.raises(kind, match=message) as caught:
+            model.save(copy, overwrite=True, save_anndata=True)
+        assert caught.value.errno == number
+        assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
+    monkeypatch.undo()
+    with pytest.raises(NotADirectoryError, match="is, or lies below, a file"):
+        model.save(copy / "model.json" / "m")
+    with pytest.raises(FileExistsError, match="Pass `overwrite=True`"):
+        model.save(copy)
+
+
+def test_a_file_that_may_not_grow(copy):
+    """A real limit of the system, in a process of its own."""
+    before = {p.name: p.read_bytes() for p in copy.iterdir()}
+    code = textwrap.dedent(
+        f"""
+        import resource, signal, scalloy as sa
+        model = sa.load({str(copy)!r})
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+        try:
+            model.save({str(copy)!r}, overwrite=True, save_anndata=True)
+        except OSError as error:
+            print(error)
+        """
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "the disk or your quota is full, or the file too large" in found.stdout
+    assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only(copy):
+    model = sa.load(copy)
+    copy.chmod(0o500)
+    with pytest.raises(PermissionError, match="may not be written to"):
+        model.save(copy, overwrite=True)
+    copy.chmod(0o700)
