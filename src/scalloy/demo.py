@@ -33,11 +33,8 @@ def demo(folder: Path, console: Console, *, max_epochs: int | None = None, seed:
     seed
         Of weights, split and training.
     """
-    import scvi
-
     import scalloy as sa
 
-    scvi.settings.seed = seed
     adata = sa.datasets.kang()
     console.print(
         f"[bold]Kang et al. 2018[/]: {adata.n_obs:,} PBMC x {adata.n_vars:,} genes, raw counts; "
@@ -45,7 +42,7 @@ def demo(folder: Path, console: Console, *, max_epochs: int | None = None, seed:
         f"{adata.obs['batch'].nunique()} donors"
     )
     sa.VAE.setup_anndata(adata, batch_key="batch")
-    model = sa.VAE(adata)
+    model = sa.VAE(adata, seed=seed)
     begun = time.perf_counter()
     model.train(max_epochs=max_epochs)
     minutes = (time.perf_counter() - begun) / 60

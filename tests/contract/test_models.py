@@ -301,19 +301,6 @@ def test_training_twice_and_history(name, cells, quick):
 
 
 @every
-def test_same_seed_same_model(name, cells, quick):
-    codes = []
-    for _ in range(2):
-        scvi.settings.seed = 3
-        setup(name, cells)
-        model = MODELS[name](cells)
-        model.train(**quick)
-        codes.append(model.get_latent_representation())
-    scvi.settings.seed = None
-    np.testing.assert_array_equal(*codes)
-
-
-@every
 def test_stock_scvi_data_module(name, cells, quick):
     """scvi-tools' own splitter (dense batches) trains every model too."""
     setup(name, cells)

@@ -38,6 +38,7 @@ class PairGetters:
     _names: Callable[..., pd.Index]
     _batch_codes: Callable[..., list[int | None]]
     _per_cell: Callable[..., np.ndarray]
+    seed: int
 
     @property
     def modalities(self) -> tuple[str, str]:
@@ -65,6 +66,7 @@ class PairGetters:
         batch_size: int | None = None,
         return_dist: bool = False,
         which: str = "joint",
+        seed: int | None = None,
     ) -> Any:
         """Code of each cell, by all that was measured of it.
 
@@ -83,19 +85,22 @@ class PairGetters:
         which
             ``"joint"``: the codes of both modalities side by side (of a shared code, that one); or the name
             of a modality.
+        seed
+            Of a sample; ``None`` is that of the model.
         """
         which = _options.one_of("which", which, ("joint", *self.modalities, *BOTH))
         latent = dict(zip(self.modalities, BOTH, strict=True)).get(which, which)
         out: list[tuple[torch.Tensor, ...]] = []
-        for tensors in self._read(adata, indices, batch_size):
-            q = self.module.encode(Batch.of(tensors))
-            if give_mean or return_dist:
-                joint = self.module.joint
-                known = joint.code(q) if latent == "joint" else joint.codes(q)[latent]
-                out.append(known if return_dist else known[:1])
-            else:
-                drawn = self.module.draw(q)
-                out.append((self.module.joint.together(drawn) if latent == "joint" else drawn[latent],))
+        with seeded(seed, self.seed):
+            for tensors in self._read(adata, indices, batch_size):
+                q = self.module.encode(Batch.of(tensors))
+                if give_mean or return_dist:
+                    joint = self.module.joint
+                    known = joint.code(q) if latent == "joint" else joint.codes(q)[latent]
+                    out.append(known if return_dist else known[:1])
+                else:
+                    drawn = self.module.draw(q)
+                    out.append((self.module.joint.together(drawn) if latent == "joint" else drawn[latent],))
         arrays = tuple(torch.cat(part).cpu().numpy() for part in zip(*out, strict=True))
         return arrays if return_dist else arrays[0]
 

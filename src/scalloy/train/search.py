@@ -281,11 +281,10 @@ def _trial(
     settings: list[dict[str, Any]],
 ) -> None:
     """One model, within a process of Ray's."""
-    import scvi
     from ray import tune
 
     given, begin = dict(settings[config["trial"]]), time.perf_counter()
-    cls, scvi.settings.seed = _class(given.pop("model")), given.pop("seed")
+    cls = _class(given.pop("model"))
     plan, train = ({k: given.pop(k) for k in list(given) if k in names} for names in (PLAN, TRAIN))
     cells = adata.copy()  # what Ray shares is read-only
     cls.setup_anndata(cells, **setup)
