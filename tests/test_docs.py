@@ -81,6 +81,22 @@ def test_two_modalities_page_runs(monkeypatch):
     assert mdata.obsm["X_poisevae"].shape == (625, 20)
 
 
+def test_files_page_runs(cells, quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = sa.VAE.train
+    monkeypatch.setattr(sa.VAE, "train", lambda self, **k: train(self, **{**k, **quick}))
+    sa.VAE.setup_anndata(cells, batch_key="batch")
+    model = sa.VAE(cells, n_hidden=8, n_latent=3)
+    model.train()
+    query = cells.copy()
+    query.obs["batch"] = "new"
+    names = {"sa": sa, "model": model, "query": query, "new_adata": cells[:, ::-1].copy()}
+    for code in blocks("docs/files.md"):
+        exec(code, names)
+    assert query.obsm["X_vae"].shape == (200, 3)
+    assert (tmp_path / "run" / "checkpoint.json").is_file()
+
+
 def test_own_model_runs(cells, quick):
     names: dict = {}
     for code in blocks("docs/own_model.md"):

@@ -297,3 +297,25 @@ def test_wrong_questions(trained, cells, quick):
     shared = sa.POISEVAE(cells, joint="product", **SMALL)
     with pytest.raises(ValueError, match="share one code, which nothing couples"):
         shared.get_coupling()
+
+
+def test_a_second_study_as_mudata(quick):
+    """Its proteins in another order, one of them never measured there."""
+    mdata = pair(slice(0, 100), slice(0, 100))
+    sa.POISEVAE.setup_mudata(mdata, batch_key="batch")
+    model = sa.POISEVAE(mdata, **SMALL)
+    model.train(**quick)
+    z = model.get_latent_representation()
+    query = pair(slice(100, 200), slice(120, 200))
+    for name in ("rna", "prot"):
+        query[name].obs["batch"] = "new"
+    query = mudata.MuData({"rna": query["rna"].copy(), "prot": query["prot"][:, [2, 0]].copy()})
+    mapped = sa.POISEVAE.load_query_data(query, model)
+    proteins = mapped.adata.obsm["prot"]
+    assert list(proteins.columns) == list(model.adata.obsm["prot"].columns)
+    assert proteins.iloc[:, 1].isna().all()
+    mapped.train(**quick)
+    np.testing.assert_array_equal(mapped.get_latent_representation(mdata), z)
+    mapped.annotate()
+    assert query.obsm["X_poisevae"].shape == (100, 6)
+    assert np.isfinite(mapped.predict("prot")).all(axis=None)

@@ -49,7 +49,7 @@ class ScalloyModel(Getters, Evidence, Traverse, Training, BaseModelClass):
     _data_loader_cls = CellLoader
 
     module: VAEModule
-    seed: int
+    seed: int = 0
 
     def __init__(self, adata: AnnData | None = None, registry: dict | None = None) -> None:
         if adata is not None and not self._is_set_up(adata):
