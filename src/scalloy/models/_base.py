@@ -35,7 +35,7 @@ from scalloy.data.loader import CellLoader, Cells, CellSplitter
 from scalloy.data.splits import split
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
-from scalloy.models._getters import Getters
+from scalloy.models._getters import Getters, known_categories
 from scalloy.models._traverse import Traverse
 from scalloy.train.memory import buffers_stay_mapped
 from scalloy.train.plan import TermsPlan
@@ -113,6 +113,10 @@ class ScalloyModel(Getters, Evidence, Traverse, UnsupervisedTrainingMixin, BaseM
         allow = given["allow_non_counts"]
         known = cls._known_otherwise(adata, given)
         checks.check_counts(adata, given.get("layer"), allow_non_counts=allow, known=known)
+        if source := kwargs.get("source_registry"):
+            checks.check_same_kind(adata.obs, categories := known_categories(source))
+            if not kwargs.get("extend_categories"):
+                checks.check_categories(adata, categories)
         cls._register(adata, cls._fields(**given), args, **kwargs)
 
     @classmethod

@@ -42,10 +42,10 @@ def load_query_data(cls: Any, adata: AnnData, reference: Any) -> Any:
         known = [*reference.labels, given["unlabeled_category"]]
         state = registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
         state["categorical_mapping"] = np.array(known, dtype=object)
-        for name in adata.obs[key].astype(str).unique():
+        for name in checks.find_column(adata.obs, "labels_key", key).astype(str).unique():
             _options.one_of(f"adata.obs[{key!r}]", name, known)
     if key := given.get("condition_key"):
-        for name in adata.obs[key].astype(str).unique() if key in adata.obs else ():
+        for name in checks.find_column(adata.obs, "condition_key", key).astype(str).unique():
             _options.one_of(f"adata.obs[{key!r}]", name, reference.conditions)
     args = {k: registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
     cls._set_up(adata, args, source_registry=registry, extend_categories=True)
