@@ -114,6 +114,7 @@ SAVER = textwrap.dedent(
     print("ready", flush=True)
     for line in sys.stdin:  # a child for each kill: it saves one model after the other
         child = os.fork()
+        models.reverse()
         if child == 0:
             while True:
                 for model in models:
@@ -139,7 +140,7 @@ def test_killed_while_it_saves(tmp_path):
     for _ in range(int(os.environ.get("SCALLOY_KILLS", "15"))):
         print("go", file=saver.stdin, flush=True)
         child = int(saver.stdout.readline())
-        signal.sigtimedwait([], rng.uniform(0, 0.2))
+        signal.sigtimedwait([], rng.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)
         assert saver.stdout.readline() == "dead\n"
         z = sa.load(target).get_latent_representation()
