@@ -12,6 +12,8 @@ from scvi.data import AnnDataManager
 
 from scalloy.data.loader import Cells
 
+AT_ONCE = 4096  # cells
+
 
 def of_names(names: Iterable[Any]) -> str:
     """Digest of names in their order."""
@@ -24,9 +26,9 @@ def of_names(names: Iterable[Any]) -> str:
 def of_data(manager: AnnDataManager) -> dict[str, Any]:
     """Sizes and digests of the names and the counts, the same for each way of storing them."""
     found, x, adata = blake2b(digest_size=8), Cells.of(manager).x, manager.adata
-    if not sp.issparse(x):
-        x = sp.csr_matrix(x)
-    for values, kind in ((x.indptr, "<i8"), (x.indices, "<i4"), (x.data, "<f4")):
-        found.update(np.ascontiguousarray(values, dtype=kind).data)
+    for first in range(0, x.shape[0], AT_ONCE):
+        rows = sp.csr_matrix(x[first : first + AT_ONCE])
+        for values, kind in ((np.diff(rows.indptr), "<i8"), (rows.indices, "<i4"), (rows.data, "<f4")):
+            found.update(np.ascontiguousarray(values, dtype=kind).data)
     names = {"cells": of_names(adata.obs_names), "genes": of_names(adata.var_names)}
     return {"n_cells": adata.n_obs, "n_genes": adata.n_vars, **names, "counts": found.hexdigest()}
