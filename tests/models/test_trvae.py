@@ -49,8 +49,10 @@ def test_without_weight_it_is_the_conditional_vae_to_the_bit(adata, monkeypatch)
 
 
 def test_the_penalty_makes_the_first_layer_alike(adata):
-    last = [trained(adata, mmd_weight=w).history["penalty_mmd_validation"].iloc[-1, 0] for w in (0.0, 1e3)]
-    assert last[1] < 0.5 * last[0]
+    """The estimate from the few cells of a validation set is a noisy one: its mean over ten epochs."""
+    seen = [trained(adata, mmd_weight=w).history["penalty_mmd_validation"] for w in (0.0, 1e3)]
+    without, penalised = (float(column.iloc[-10:, 0].mean()) for column in seen)
+    assert penalised < 0.5 * without
 
 
 def test_prediction_of_a_type_never_seen_treated_beats_no_change(adata):
