@@ -263,7 +263,7 @@ class Gaussian(Likelihood):
         return p_x.base_dist.log_prob(dense(self.features(x)))  # type: ignore[attr-defined]
 
     def fraction(self, p_x: Distribution) -> Tensor:
-        return torch.expm1(p_x.mean.clamp_min(0)) / 1e4 if self.on == "log1p" else p_x.mean
+        return torch.expm1(p_x.mean.clamp(0, 80)) / 1e4 if self.on == "log1p" else p_x.mean
 
     def expected(self, p_x: Distribution, log_ell: Tensor) -> Tensor:
         return self.fraction(p_x) * log_ell.exp() if self.on == "log1p" else p_x.mean

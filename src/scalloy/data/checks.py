@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+
+LARGEST = 1e15  # value with which single precision still computes
+KINDS = ("string", "integer", "floating", "boolean")  # of categories
 
 
 def few(names: Iterable[Any], n: int = 10) -> str:
@@ -23,14 +27,23 @@ def few(names: Iterable[Any], n: int = 10) -> str:
     return ", ".join(names[:n]) + more
 
 
-def check_object(adata: Any) -> AnnData:
-    """An AnnData in memory, not a view, with at least two cells and two genes of different names."""
+def check_type(adata: Any) -> AnnData:
+    """An AnnData, with cells in it."""
     if not isinstance(adata, AnnData):
         msg = (
             f"`adata` is a {type(adata).__name__}. Expected an AnnData of raw counts, cells x genes; "
             "make one with `anndata.AnnData(counts)`."
         )
         raise TypeError(msg)
+    if adata.n_obs == 0:
+        msg = "`adata` has no cells. Was a mask or a filter empty? Pass at least one cell."
+        raise ValueError(msg)
+    return adata
+
+
+def check_object(adata: Any) -> AnnData:
+    """An AnnData in memory, not a view, with at least two cells and two genes of different names."""
+    check_type(adata)
     if adata.isbacked:
         msg = f"`adata` is backed by {adata.filename}. Load it first: `adata = adata.to_memory()`."
         raise ValueError(msg)
@@ -43,8 +56,10 @@ def check_object(adata: Any) -> AnnData:
             "of each. Was it transposed, or filtered too hard?"
         )
         raise ValueError(msg)
-    if not adata.var_names.is_unique:
-        twice = adata.var_names[adata.var_names.duplicated()].unique()
+    if nameless := int(adata.var_names.isna().sum()):
+        msg = f"{nameless} gene(s) have no name (None, NaN) in `adata.var_names`. Name or remove them."
+        raise ValueError(msg)
+    if len(twice := twice_in(adata.var_names)):
         msg = (
             f"Names of genes occur more than once in `adata.var_names`: {few(twice)}. "
             "Call `adata.var_names_make_unique()`."
@@ -60,8 +75,47 @@ def check_object(adata: Any) -> AnnData:
     return adata
 
 
+def twice_in(names: pd.Index) -> pd.Index:
+    """Names that occur more than once, as they are written."""
+    names = names.astype(str)
+    return names[names.duplicated()].unique()
+
+
 CATEGORICAL = ("batch_key", "condition_key", "labels_key", "categorical_covariate_keys")
 CONTINUOUS = ("size_factor_key", "continuous_covariate_keys")
+
+
+SEVERAL = ("categorical_covariate_keys", "continuous_covariate_keys")
+NAMES = ("layer", "protein_obsm_key", *CATEGORICAL, *CONTINUOUS)
+
+
+def check_arguments(given: dict[str, Any]) -> None:
+    """Keys are strings, and each is named once; several become a list, in place."""
+    for argument in NAMES:
+        keys = given.get(argument)
+        several = argument in SEVERAL
+        if several and isinstance(keys, Iterable) and not isinstance(keys, str | bytes | dict):
+            given[argument] = keys = list(keys)
+        for key in keys if isinstance(keys, list) and several else [keys]:
+            if not isinstance(key, str) and keys is not None:
+                msg = (
+                    f"`{argument}={keys!r}` is a {type(keys).__name__}. Expected "
+                    f"{'a list of names' if several else 'one name'}, as str. Names that are none become "
+                    "so with `adata.obs.columns = adata.obs.columns.astype(str)`."
+                )
+                raise TypeError(msg)
+        if several and isinstance(keys, str):
+            given[argument] = [keys]
+        if several and isinstance(keys, list) and len(set(keys)) < len(keys):
+            msg = f"`{argument}={keys!r}` names a column more than once. Pass each once."
+            raise ValueError(msg)
+    unknown = given.get("unlabeled_category")
+    if unknown is not None and not isinstance(unknown, str | bool | Real):
+        msg = (
+            f"`unlabeled_category={unknown!r}` is a {type(unknown).__name__}. Expected the one value that "
+            "cells without a label have in the column `labels_key`."
+        )
+        raise TypeError(msg)
 
 
 def columns(
@@ -77,29 +131,56 @@ def columns(
 
 
 def check_keys(adata: AnnData, given: dict[str, Any]) -> None:
-    """Every column that a set-up names exists without missing values; continuous ones are finite numbers."""
+    """Every column that a set-up names is complete; categories are of one kind, numbers are finite."""
+    check_arguments(given)
     for argument, key in columns(given, CATEGORICAL):
-        complete_column(adata.obs, argument, key)
+        check_kind(complete_column(adata.obs, argument, key), argument, key)
     for argument, key in columns(given, CONTINUOUS):
-        column = complete_column(adata.obs, argument, key)
-        if not pd.api.types.is_numeric_dtype(column):
-            msg = f"`{argument}={key!r}` has dtype {column.dtype}; expected numbers."
-            raise TypeError(msg)
-        bad = ~np.isfinite(column.to_numpy(dtype=float))
-        if argument == "size_factor_key":
-            bad |= ~(column.to_numpy(dtype=float) > 0)
-        if bad.any():
-            kind = "positive and finite" if argument == "size_factor_key" else "finite"
-            msg = (
-                f"`{argument}={key!r}` must be {kind}, but is not in {bad.sum()} cell(s): "
-                f"{few(adata.obs_names[bad])}. Fix or remove these cells."
-            )
-            raise ValueError(msg)
+        check_numbers(complete_column(adata.obs, argument, key), argument, key)
+
+
+def check_kind(column: pd.Series, argument: str, key: str) -> None:
+    """Categories are strings, whole numbers, other numbers, or booleans, and no mixture of these.
+
+    Of a mixture, ``1`` and ``"1"`` would be two categories of one name.
+    """
+    if (kind := _kind(column)) not in KINDS:
+        msg = (
+            f"`{argument}={key!r}` holds values of kind {kind}, such as {column[:3].tolist()}. Expected "
+            f"strings, or numbers, or booleans: `adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
+        )
+        raise TypeError(msg)
+    if broken := [name for name in map(str, column.unique()) if "\0" in name]:
+        msg = f"`{argument}={key!r}` holds names with a NUL character: {few(map(repr, broken))}. Rename them."
+        raise ValueError(msg)
+
+
+def _kind(column: pd.Series) -> str:
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.cat.remove_unused_categories().cat.categories
+    return pd.api.types.infer_dtype(column, skipna=True)
+
+
+def check_numbers(column: pd.Series, argument: str, key: str) -> None:
+    """A column of finite real numbers; a size factor is positive."""
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
+        msg = f"`{argument}={key!r}` has dtype {column.dtype}; expected numbers."
+        raise TypeError(msg)
+    values, kind = column.to_numpy(dtype=float), f"finite and within {LARGEST:.0e}"
+    good = np.abs(values) <= LARGEST
+    if argument == "size_factor_key":
+        good, kind = good & (values > 0), "positive and finite"
+    if not good.all():
+        msg = (
+            f"`{argument}={key!r}` must be {kind}, but is not in {(~good).sum()} cell(s): "
+            f"{few(column.index[~good])}. Fix or remove these cells."
+        )
+        raise ValueError(msg)
 
 
 def find_column(obs: pd.DataFrame, argument: str, key: str, nor: str = "") -> pd.Series:
     """A column by its name; ``nor`` is what else the name might have been of."""
-    if key not in obs:
+    if not isinstance(key, Hashable) or key not in obs:
         close = difflib.get_close_matches(str(key), [str(c) for c in obs.columns], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         msg = (
@@ -107,7 +188,14 @@ def find_column(obs: pd.DataFrame, argument: str, key: str, nor: str = "") -> pd
             f"Columns: {few(obs.columns) or 'none'}. Pass one of these.{hint}"
         )
         raise KeyError(msg)
-    return obs[key]
+    column = obs[key]
+    if isinstance(column, pd.DataFrame):
+        msg = (
+            f"`{argument}={key!r}` is the name of {column.shape[1]} columns of `adata.obs`. Rename them: "
+            "each needs a name of its own."
+        )
+        raise ValueError(msg)
+    return column
 
 
 def complete_column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
@@ -126,18 +214,42 @@ def complete_column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
 def check_categories(adata: AnnData, known: dict[str, np.ndarray]) -> None:
     """New cells have no category that the model has never seen, in any of its columns."""
     for key, categories in known.items():
-        new = pd.Index(adata.obs[key].astype(str).unique()).difference(categories)
+        names = pd.Index(categories).astype(str)
+        new = pd.Index(adata.obs[key].astype(str).unique()).difference(names)
         if len(new):
             msg = (
                 f"`adata.obs[{key!r}]` holds categories that the model has never seen: {few(new)}. "
-                f"It knows: {few(categories)}. Rename them, or leave these cells out."
+                f"It knows: {few(names)}. Rename them, or leave these cells out."
             )
             raise ValueError(msg)
 
 
+def check_same_kind(obs: pd.DataFrame, known: dict[str, np.ndarray]) -> None:
+    """Categories that are registered anew are of the type that the model knows: not ``"1"`` for ``1``."""
+    for key, categories in known.items():
+        kinds = [_kind(find_column(obs, "key", key)), _kind(pd.Series(categories))]
+        if kinds[0] != kinds[1]:
+            msg = (
+                f"`adata.obs[{key!r}]` holds values of kind {kinds[0]}, the model knows such of kind "
+                f"{kinds[1]}: {few(categories)}. Convert them, as with `.astype({_type(categories)})`."
+            )
+            raise TypeError(msg)
+
+
+def _type(categories: np.ndarray) -> str:
+    return type(np.asarray(categories).tolist()[0]).__name__
+
+
+def as_known(obs: pd.DataFrame, known: dict[str, np.ndarray]) -> None:
+    """Categories become those of the same name that the model knows, in place: ``"1"`` becomes ``1``."""
+    for key, categories in known.items():
+        position = pd.Index(categories).astype(str).get_indexer(obs[key].astype(str))
+        obs[key] = np.asarray(categories)[position]
+
+
 def check_layer(adata: AnnData, layer: str | None) -> Any:
     """The matrix to model, and that it is a matrix of numbers."""
-    if layer is not None and layer not in adata.layers:
+    if layer is not None and layer not in list(adata.layers):
         msg = (
             f"`layer={layer!r}` is not in `adata.layers`. "
             f"Layers: {few(adata.layers.keys()) or 'none'}. Pass one of these, or `None` for `.X`."
@@ -147,7 +259,9 @@ def check_layer(adata: AnnData, layer: str | None) -> Any:
     if x is None:
         msg = "`adata.X` is empty (None). Pass `layer=` with the counts, or put them in `.X`."
         raise ValueError(msg)
-    if not (sp.issparse(x) or isinstance(x, np.ndarray)) or x.dtype.kind not in "iufb":
+    plain = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+    sparse = sp.issparse(x) and x.format in {"csr", "csc", "coo"}
+    if not (plain or sparse) or x.dtype.kind not in "iufb":
         where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         msg = (
             f"`{where}` is a {type(x).__name__} of {getattr(x, 'dtype', 'unknown type')}. Expected a "
@@ -173,24 +287,32 @@ def check_counts(
     x = check_layer(adata, layer)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     values = x.data if sp.issparse(x) else x
-    if not np.isfinite(values).all():
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not np.isfinite(low + high):
         cells = _cells_with(adata, x, np.isfinite)
         msg = f"`{where}` holds NaN or infinite values in {cells}. Replace or remove them."
         raise ValueError(msg)
+    if max(-low, high) > LARGEST:
+        cells = _cells_with(adata, x, lambda v: np.abs(v) <= LARGEST)
+        msg = (
+            f"`{where}` holds values up to {max(-low, high):.4g} in {cells}, more than {LARGEST:.0e}, "
+            "which no assay counts. Replace or remove them."
+        )
+        raise ValueError(msg)
     if allow_non_counts:
         return
-    if (values < 0).any():
+    if low < 0:
         msg = (
             f"`{where}` holds negative values in {_cells_with(adata, x, lambda v: v >= 0)}. Expected "
             "raw counts; were the data scaled? Pass the raw counts with `layer=`, or "
             "`allow_non_counts=True` with `gene_likelihood='normal'`."
         )
         raise ValueError(msg)
-    if values.dtype.kind == "f" and not _whole(values).all():
-        example = values[~_whole(values)].flat[0]
+    if values.dtype.kind == "f" and not is_whole(values).all():
+        example = values[~is_whole(values)].flat[0]
         msg = (
             f"`{where}` holds values that are not whole numbers, such as {example:.4g}, in "
-            f"{_cells_with(adata, x, _whole)}. Expected raw counts; were the data normalised? Pass the "
+            f"{_cells_with(adata, x, is_whole)}. Expected raw counts; were the data normalised? Pass the "
             "raw counts with `layer=` (often `layer='counts'`), or `allow_non_counts=True`."
         )
         raise ValueError(msg)
@@ -212,46 +334,7 @@ def check_counts(
         )
 
 
-def check_second(
-    adata: AnnData, argument: str, key: str | None, *, allow_non_counts: bool = False
-) -> np.ndarray:
-    """Values of a second modality in ``.obsm``: numbers, whole and not negative, NaN where not measured.
-
-    Returns whether each cell has any.
-    """
-    if key is None or key not in adata.obsm:
-        msg = (
-            f"`{argument}={key!r}` is not in `adata.obsm`. It holds: {few(adata.obsm.keys()) or 'nothing'}. "
-            "Pass the key of the second modality, such as the counts of proteins."
-        )
-        raise KeyError(msg)
-    given = adata.obsm[key]
-    values = given.to_numpy() if isinstance(given, pd.DataFrame) else given
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "iufb":
-        kind = f"{type(given).__name__} of {getattr(values, 'dtype', 'mixed types')}"
-        msg = (
-            f"`adata.obsm[{key!r}]` is a {kind}. "
-            "Expected a DataFrame or an array of numbers, cells x variables."
-        )
-        raise TypeError(msg)
-    values = values.astype(float)
-    there = ~np.isnan(values)
-    wrong = np.isinf(values)
-    if not allow_non_counts:
-        wrong |= there & ((values < 0) | ~_whole(values))
-    if wrong.any():
-        kind = "finite" if allow_non_counts else "raw counts (whole, not negative)"
-        cells = few(adata.obs_names[wrong.any(1)], 5)
-        msg = (
-            f"`adata.obsm[{key!r}]` holds {values[wrong][0]:.4g} in {wrong.any(1).sum()} cell(s) ({cells}). "
-            f"Expected values that are {kind}, or NaN where not measured; other data need "
-            "`allow_non_counts=True` and `protein_likelihood='normal'`."
-        )
-        raise ValueError(msg)
-    return there.any(1)
-
-
-def _whole(values: np.ndarray) -> np.ndarray:
+def is_whole(values: np.ndarray) -> np.ndarray:
     return np.floor(values) == values
 
 

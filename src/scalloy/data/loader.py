@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS
@@ -162,16 +163,20 @@ def rows_of(x: sp.csr_matrix | Tensor, part: slice) -> Tensor:
 
 def as_positions(indices: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
     """Row numbers from row numbers (negative ones count from the end) or a boolean mask."""
-    index = np.asarray(indices)
-    if index.dtype == bool and index.shape != (n,):
+    index = np.asarray(indices) if hasattr(indices, "dtype") else np.array(indices, dtype=object)
+    kind = pd.api.types.infer_dtype(index) if index.ndim == 1 else f"{index.ndim} axes"
+    if kind == "boolean" and index.shape != (n,):
         msg = f"`indices` is a mask of {len(index)} for {n} cells. Pass one value per cell."
         raise ValueError(msg)
-    index = np.flatnonzero(index) if index.dtype == bool else index
-    if len(index) == 0:
+    index = np.flatnonzero(index) if kind == "boolean" else index
+    if index.size == 0:
         msg = "`indices` selects no cells. Pass at least one row."
         raise ValueError(msg)
-    if index.dtype.kind not in "iu" or index.min() < -n or index.max() >= n:
-        msg = f"`indices` must be whole numbers from {-n} to {n - 1}, rows of the {n} cells."
+    if kind not in {"integer", "boolean"} or index.min() < -n or index.max() >= n:
+        msg = (
+            f"`indices` must be whole numbers from {-n} to {n - 1}, rows of the {n} cells, or a mask; "
+            f"given: {type(indices).__name__} ({kind})."
+        )
         raise IndexError(msg)
     return index.astype(np.int64) % n
 

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scalloy.data.checks import check_layer, few
+from scalloy.data.checks import LARGEST, check_layer, few, is_whole, twice_in
 
 logger = logging.getLogger("scalloy")
 
@@ -75,20 +75,29 @@ def with_columns(adata: AnnData, key: str, names: Sequence[str]) -> AnnData:
 
     An array has no names, and is taken to have them in this order.
     """
-    given = adata.obsm[key]
-    if not isinstance(given, pd.DataFrame) or list(given.columns.astype(str)) == list(names):
-        return adata
-    columns = given.columns.astype(str)
-    if not columns.is_unique or not columns.isin(names).any():
+    given, known = adata.obsm[key], [str(name) for name in names]
+    if isinstance(given, np.ndarray) and given.ndim == 2 and given.shape[1] != len(known):
         msg = (
-            f"`adata.obsm[{key!r}]` has the columns {few(columns)}, of which the model knows none, or one "
-            f"twice. It knows: {few(names)}. Rename them."
+            f"`adata.obsm[{key!r}]` has {given.shape[1]} columns without names. Expected those of the model, "
+            f"in its order: {few(known)}. Pass a DataFrame, whose columns are matched by name."
         )
         raise ValueError(msg)
-    if len(lacks := pd.Index(names).difference(columns, sort=False)):
+    numbered = isinstance(names, np.ndarray)  # the model was trained on an array
+    if not isinstance(given, pd.DataFrame) or (not numbered and list(given.columns) == list(names)):
+        return adata
+    columns = given.columns.astype(str)
+    if not columns.is_unique or not columns.isin(known).any():
+        msg = (
+            f"`adata.obsm[{key!r}]` has the columns {few(columns)}, of which the model knows none, or one "
+            f"twice. It knows: {few(known)}. Rename them."
+        )
+        raise ValueError(msg)
+    if len(lacks := pd.Index(known).difference(columns, sort=False)):
         logger.warning("`adata.obsm[%r]` lacks %s, taken as not measured.", key, few(lacks))
-    out = AnnData(adata.X, obs=adata.obs, var=adata.var, layers=dict(adata.layers), obsm=dict(adata.obsm))
-    out.obsm[key] = given.set_axis(columns, axis=1).reindex(columns=list(names)).astype(np.float32)
+    layers = {k: v for k, v in adata.layers.items() if k is not None}
+    out = AnnData(adata.X, obs=adata.obs, var=adata.var, layers=layers, obsm=dict(adata.obsm))
+    frame = given.set_axis(columns, axis=1).reindex(columns=known).set_axis(list(names), axis=1)
+    out.obsm[key] = frame.to_numpy() if numbered else frame
     return out
 
 
@@ -134,3 +143,48 @@ def _column(mdata: Any, modalities: Sequence[str], key: str) -> pd.Series | None
             own = mdata.mod[name].obs[key].astype(object).reindex(mdata.obs_names)
             found = own if found is None else found.combine_first(own)
     return found
+
+
+def check_second(
+    adata: AnnData, argument: str, key: str | None, *, allow_non_counts: bool = False
+) -> np.ndarray:
+    """Values of a second modality in ``.obsm``: numbers, whole and not negative, NaN where not measured.
+
+    Returns whether each cell has any.
+    """
+    if key is None or key not in adata.obsm:
+        msg = (
+            f"`{argument}={key!r}` is not in `adata.obsm`. It holds: {few(adata.obsm.keys()) or 'nothing'}. "
+            "Pass the key of the second modality, such as the counts of proteins."
+        )
+        raise KeyError(msg)
+    given = adata.obsm[key]
+    values = given.to_numpy() if isinstance(given, pd.DataFrame) else given
+    masked = isinstance(values, np.ma.MaskedArray)
+    if masked or not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "iufb":
+        kind = f"{type(given).__name__} of {getattr(values, 'dtype', 'mixed types')}"
+        msg = (
+            f"`adata.obsm[{key!r}]` is a {kind}. "
+            "Expected a DataFrame or an array of numbers, cells x variables."
+        )
+        raise TypeError(msg)
+    twice = twice_in(given.columns) if isinstance(given, pd.DataFrame) else ()
+    if len(twice) or values.shape[1] == 0:
+        what = f"has variables of the same name: {few(twice)}" if len(twice) else "has no variables"
+        msg = f"`adata.obsm[{key!r}]` {what}. Expected cells x variables, each with a name of its own."
+        raise ValueError(msg)
+    values = values.astype(float)
+    there = ~np.isnan(values)
+    wrong = np.abs(values) > LARGEST
+    if not allow_non_counts:
+        wrong |= there & ((values < 0) | ~is_whole(values))
+    if wrong.any():
+        kind = "finite" if allow_non_counts else "raw counts (whole, not negative)"
+        cells = few(adata.obs_names[wrong.any(1)], 5)
+        msg = (
+            f"`adata.obsm[{key!r}]` holds {values[wrong][0]:.4g} in {wrong.any(1).sum()} cell(s) ({cells}). "
+            f"Expected values that are {kind}, or NaN where not measured; other data need "
+            "`allow_non_counts=True` and `protein_likelihood='normal'`."
+        )
+        raise ValueError(msg)
+    return there.any(1)

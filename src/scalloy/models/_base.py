@@ -34,7 +34,7 @@ from scalloy.data.align import aligned
 from scalloy.data.loader import CellLoader, Cells
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
-from scalloy.models._getters import Getters
+from scalloy.models._getters import Getters, known_categories
 from scalloy.models._training import Training
 from scalloy.models._traverse import Traverse
 from scalloy.vae.base import Sizes, VAEModule
@@ -109,6 +109,10 @@ class ScalloyModel(Getters, Evidence, Traverse, Training, BaseModelClass):
         allow = given["allow_non_counts"]
         known = cls._known_otherwise(adata, given)
         checks.check_counts(adata, given.get("layer"), allow_non_counts=allow, known=known)
+        if source := kwargs.get("source_registry"):
+            checks.check_same_kind(adata.obs, categories := known_categories(source))
+            if not kwargs.get("extend_categories"):
+                checks.check_categories(adata, categories)
         cls._register(adata, cls._fields(**given), args, **kwargs)
 
     @classmethod
@@ -119,9 +123,7 @@ class ScalloyModel(Getters, Evidence, Traverse, Training, BaseModelClass):
     @classmethod
     def _fitting(cls, data: Any, registry: dict, max_missing: float = 0.0) -> AnnData:
         """The user's object as one AnnData with the genes of the model; itself where it is that already."""
-        adata = cls._joined(data, registry)
-        if not isinstance(adata, AnnData):
-            checks.check_object(adata)
+        adata = checks.check_type(cls._joined(data, registry))
         adata = adata.to_memory() if adata.isbacked else adata
         names = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
         return aligned(adata, list(names), max_missing)

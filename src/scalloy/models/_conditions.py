@@ -169,8 +169,8 @@ allow_non_counts
             cells = self._of_type(str(celltype_to_predict), str(ctrl_key), str(stim_key))
         out = self.transfer(cells, to=str(stim_key), **kwargs)
         counts = checks.check_layer(cells, self.registry["setup_args"].get("layer"))
-        observed = counts.toarray() if sp.issparse(counts) else np.asarray(counts)
-        before = log_normalise(torch.as_tensor(observed, dtype=torch.float32)).numpy()
+        observed = counts.toarray() if sp.issparse(counts) else counts
+        before = log_normalise(torch.from_numpy(np.array(observed, dtype=np.float32, order="C"))).numpy()
         change = np.asarray(out.X).mean(0) - before.mean(0)
         return out, pd.Series(change, index=out.var_names, name="change")
 

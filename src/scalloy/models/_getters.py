@@ -76,13 +76,15 @@ class Getters:
         layer, allow = setup.get("layer"), setup.get("allow_non_counts", False)
         x = checks.check_layer(adata, layer)
         parts = {"obs": adata.obs.copy(), "var": pd.DataFrame(index=adata.var_names)}
-        parts |= {"obsm": {k: adata.obsm[k] for k in self._obsm_keys(setup)}}
+        second = {k: adata.obsm[k] for k in self._obsm_keys(setup)}  # its names have been checked
+        parts |= {"obsm": {k: v.to_numpy() if hasattr(v, "to_numpy") else v for k, v in second.items()}}
         cells = AnnData(layers={layer: x}, **parts) if layer else AnnData(x, **parts)
         known = self._known_otherwise(cells, setup)
         checks.check_counts(cells, layer, allow_non_counts=allow, genes=False, known=known)
         self._complete_labels(cells, setup)
         checks.check_keys(cells, setup)
-        checks.check_categories(cells, self._known_categories())
+        checks.check_categories(cells, categories := known_categories(self.registry))
+        checks.as_known(cells.obs, categories)
         if self._adata_manager is not None:
             return self._adata_manager.transfer_fields(cells)
         args = {k: self.registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
@@ -96,23 +98,11 @@ class Getters:
         if key is None:
             return
         state = self.registry["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-        known = np.asarray(state["categorical_mapping"], dtype=str)
-        given = cells.obs[key] if key in cells.obs else np.full(cells.n_obs, "")
-        position = pd.Index(known.astype(str)).get_indexer(np.asarray(given).astype(str))
+        known = np.asarray(state["categorical_mapping"])
+        given = cells.obs[key] if key in cells.obs else pd.Series("", index=range(cells.n_obs))
+        position = pd.Index(known.astype(str)).get_indexer(given.astype(str))
         unknown = pd.Index(known.astype(str)).get_indexer([str(state.get("unlabeled_category"))])[0]
         cells.obs[key] = known[np.where(position < 0, max(unknown, 0), position)]
-
-    def _known_categories(self) -> dict[str, np.ndarray]:
-        """Categories of each registered column, by the name of the column."""
-        fields, known = self.registry["field_registries"], {}
-        for field in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY):
-            if field not in fields:
-                continue
-            state = fields[field]["state_registry"]
-            known[state["original_key"]] = np.asarray(state["categorical_mapping"], dtype=str)
-        joint = fields[REGISTRY_KEYS.CAT_COVS_KEY].get("state_registry", {}).get("mappings", {})
-        known |= {k: np.asarray(v, dtype=str) for k, v in joint.items()}
-        return {k: v for k, v in known.items() if not k.startswith("_scvi")}
 
     def _read(
         self,
@@ -324,3 +314,16 @@ class Getters:
         """
         with seeded(seed, self.seed):
             return RNASeqMixin.differential_expression(self, *args, **kwargs)  # type: ignore[arg-type]
+
+
+def known_categories(registry: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Categories of each registered column, by the name of the column."""
+    fields, known = registry["field_registries"], {}
+    for field in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY):
+        if field not in fields:
+            continue
+        state = fields[field]["state_registry"]
+        known[state["original_key"]] = np.asarray(state["categorical_mapping"])
+    joint = fields[REGISTRY_KEYS.CAT_COVS_KEY].get("state_registry", {}).get("mappings", {})
+    known |= {k: np.asarray(v) for k, v in joint.items()}
+    return {k: v for k, v in known.items() if not k.startswith("_scvi")}

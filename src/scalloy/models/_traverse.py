@@ -91,10 +91,11 @@ class Traverse:
 
     def _codes(self, adata: AnnData | None, indices: Any) -> tuple[np.ndarray, np.ndarray]:
         """Codes of the cells, and the rows of those to begin from."""
+        codes = self.get_latent_representation(adata, indices, which="z")
         n = (self._manager_of(None).adata if adata is None else adata).n_obs
         rows = np.arange(n) if indices is None else as_positions(indices, n)
         some = rows[np.linspace(0, len(rows) - 1, min(CELLS, len(rows))).astype(int)]
-        return self.get_latent_representation(adata, rows, which="z"), some
+        return codes, some
 
     @torch.inference_mode()
     def _traversed(

@@ -19,7 +19,7 @@ from scalloy import _keys
 from scalloy._keys import SECOND_KEY
 from scalloy._seeds import repeatable
 from scalloy.data import checks
-from scalloy.data.modalities import is_mudata, joined, with_columns
+from scalloy.data.modalities import check_second, is_mudata, joined, with_columns
 from scalloy.models import _options
 from scalloy.models._base import ScalloyModel, moments, without
 from scalloy.models._options import GeneLikelihood, JointKind, SecondLikelihood
@@ -140,6 +140,9 @@ class POISEVAE(PairGetters, ScalloyModel):
         mean, variance = moments(x2.numpy())
         likelihood.start_at(mean, variance, cells.log_ell)
         counted = torch.from_numpy(np.asarray(abs(cells.x).sum(axis=1)).ravel() > 0)
+        if not counted.any():
+            msg = f"{self.modalities[0]!r} is zero throughout: there is nothing to learn it from."
+            raise ValueError(msg)
         self.module.start_at(likelihood.features(x2).nanmean(0).nan_to_num(0.0), cells.log_ell[counted])
 
     def _annotations(self, adata: Any, key: str) -> dict[str, dict[str, Any]]:
@@ -185,7 +188,7 @@ continuous_covariate_keys, allow_non_counts
             What to call the first and the second modality.
         """
         if protein_obsm_key is None:
-            found = [k for k in adata.obsm if k.startswith("protein")]
+            found = [k for k in checks.check_type(adata).obsm if k.startswith("protein")]
             protein_obsm_key = found[0] if len(found) == 1 else None
         cls._set_up(adata, cls._get_setup_method_args(**without(locals(), "__class__", "found")), **kwargs)
 
@@ -250,15 +253,14 @@ allow_non_counts
     def _known_otherwise(cls, adata: AnnData, given: dict) -> np.ndarray:
         (key,) = cls._obsm_keys(given)
         allow = given["allow_non_counts"]
-        return checks.check_second(adata, "protein_obsm_key", key, allow_non_counts=allow)
+        return check_second(adata, "protein_obsm_key", key, allow_non_counts=allow)
 
     @classmethod
     def _joined(cls, data: Any, registry: dict) -> AnnData:
         given = registry["setup_args"]
-        names = tuple(
-            list(registry["field_registries"][k]["state_registry"]["column_names"])
-            for k in (REGISTRY_KEYS.X_KEY, SECOND_KEY)
-        )
+        fields = registry["field_registries"]
+        known = [fields[k]["state_registry"]["column_names"] for k in (REGISTRY_KEYS.X_KEY, SECOND_KEY)]
+        names = tuple(list(k) for k in known)
         (key,) = cls._obsm_keys(given)
         if is_mudata(data):
             layers = given.get("layers", (None, None))
@@ -266,13 +268,13 @@ allow_non_counts
         if not isinstance(data, AnnData):
             return data
         if key in data.obsm:
-            return with_columns(data, key, names[1])
+            return with_columns(data, key, known[1])
         logger.info(
             "`adata.obsm` has no %r: cells of which %r was not measured.", key, given["modalities"][1]
         )
         out = AnnData(data.X, obs=data.obs, var=data.var, layers=dict(data.layers))
         out.obsm[key] = pd.DataFrame(np.nan, index=data.obs_names, columns=names[1], dtype=np.float32)
-        return out
+        return with_columns(out, key, known[1])
 
     def _sizes(self) -> Sizes:
         return replace(super()._sizes(), n_vars2=self.summary_stats[f"n_{SECOND_KEY}"])
