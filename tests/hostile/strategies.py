@@ -25,7 +25,12 @@ LONG = int(os.environ.get("SCALLOY_HOSTILE", "0"))
 def tried(n):
     """Repeatable examples, so many of them unless a longer run is asked for."""
     slow = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
-    return settings(max_examples=LONG or n, deadline=None, derandomize=True, suppress_health_check=slow)
+    return settings(
+        max_examples=LONG or n,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=slow,
+    )
 
 
 def names(*left_out, n=3):
