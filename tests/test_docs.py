@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -116,6 +117,44 @@ def test_every_plan_argument_is_documented():
     text = (ROOT / "docs" / "training.md").read_text()
     arguments = set(inspect.signature(sa.train.TermsPlan).parameters) - {"module"}
     assert not [a for a in arguments if f"`{a}`" not in text]
+
+
+SOURCE = Path(sa.__file__).parent
+CHECKS = ("checks", "arrays", "align", "modalities")  # of which each message is in the table
+
+
+def rendered(node):
+    """Text of a message, a dot of its own for what is filled in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def messages(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "msg":
+            yield rendered(node.value)
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "attr", None) in {"warn", "warning"}
+            and node.args
+        ):
+            yield re.sub("%[srd]", "…", rendered(node.args[0]))
+
+
+def test_table_of_errors_and_code_agree():
+    """Each message that the page quotes is in the code, and each one of the checks is on the page."""
+    text = (ROOT / "docs" / "errors.md").read_text()
+    rows = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| ")]
+    quoted = [re.sub(r"^(`+)(.*?)\1.*$", r"\2", row).strip() for row in rows if row.startswith("``")]
+    assert len(quoted) > 50
+    patterns = {q: re.compile("…?.*?".join(map(re.escape, q.split("...")))) for q in quoted}
+    said = {path: list(messages(path)) for path in SOURCE.rglob("*.py")}
+    every = [m for found in said.values() for m in found]
+    assert not [q for q, pattern in patterns.items() if not any(pattern.search(m) for m in every)]
+    own = [m for name in CHECKS for m in said[SOURCE / "data" / f"{name}.py"]]
+    assert len(own) > 30
+    assert not [m for m in own if not any(pattern.search(m) for pattern in patterns.values())]
 
 
 def test_every_likelihood_is_documented():

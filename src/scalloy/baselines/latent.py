@@ -15,6 +15,8 @@ import torch
 from anndata import AnnData
 
 from scalloy.baselines.predictors import seen_under_both
+from scalloy.data.checks import check_keys, check_type
+from scalloy.models._options import one_of
 from scalloy.models.vae import BetaVAE
 from scalloy.vae.base import Batch
 
@@ -49,6 +51,7 @@ class LatentShift:
         self, adata: AnnData, *, condition_key: str, labels_key: str, matched: bool = True, **settings: Any
     ) -> None:
         self.condition_key, self.labels_key, self.matched = condition_key, labels_key, matched
+        check_keys(check_type(adata), {"condition_key": condition_key, "labels_key": labels_key})
         BetaVAE.setup_anndata(adata, labels_key=labels_key)
         self.model = BetaVAE(adata, **{**SCGEN, **settings})
 
@@ -102,6 +105,9 @@ class LatentShift:
         -------
         AnnData with expected log-normalised expression in ``.X``.
         """
+        check_keys(check_type(cells), {"condition_key": self.condition_key, "labels_key": self.labels_key})
+        known = self.model.adata.obs[self.condition_key].astype(str)
+        one_of("to", to, sorted(known.unique()))
         obs = cells.obs[[self.labels_key, self.condition_key]].astype(str)
         learned, z = self.model.get_latent_representation(), self.model.get_latent_representation(cells)
         for (name, source), rows in obs.groupby([self.labels_key, self.condition_key]).indices.items():

@@ -32,9 +32,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from scalloy.baselines.predictors import normalised
+from scalloy.data import checks
+from scalloy.data.align import aligned
+from scalloy.data.arrays import as_numbers
+from scalloy.data.modalities import check_second, with_columns
+from scalloy.metrics._given import numbers
 from scalloy.models._options import one_of
 
 N_PCS, N_NEAREST, N_CANONICAL = 50, 50, 10
+ENOUGH = 20  # cells of which some may be kept aside to stop early
 NETWORK: dict[str, Any] = {"hidden_layer_sizes": (256, 128), "alpha": 1.0, "early_stopping": True}
 CROSS_METHODS = ("mean", "ridge", "knn", "cca", "pcca", "mlp")
 
@@ -62,6 +68,9 @@ class CrossModal:
         protein_obsm_key: str = "protein_counts",
         seed: int = 0,
     ) -> None:
+        checks.check_object(adata)
+        checks.check_counts(adata)
+        check_second(adata, "protein_obsm_key", protein_obsm_key)
         self.adata, self.method = adata, one_of("method", method, CROSS_METHODS)
         self.key, self.seed = protein_obsm_key, seed
         self._fitted: dict[str, Any] = {}
@@ -69,24 +78,21 @@ class CrossModal:
     def train(self) -> None:
         """Learn both directions."""
         genes, proteins = self._genes(self.adata), self._proteins(self.adata)
-        if lacking := int(np.isnan(proteins).any(1).sum()):
-            msg = (
-                f"{lacking} cell(s) lack proteins (NaN) in `adata.obsm[{self.key!r}]`. Leave these cells out."
-            )
-            raise ValueError(msg)
         for name, x, y in (("prot", genes, proteins), ("rna", proteins, genes[:, :-1])):
             self._fitted[name] = make_pipeline(StandardScaler(), self._regression(x, y)).fit(x, y)
 
     def _regression(self, x: np.ndarray, y: np.ndarray) -> Any:
-        pcs = PCA(min(N_PCS, *x.shape), random_state=0)
-        n = min(N_CANONICAL, x.shape[1], y.shape[1])
+        n_pcs = min(N_PCS, *x.shape)
+        pcs = PCA(n_pcs, random_state=0)
+        n = min(N_CANONICAL, n_pcs, len(x) - 1, y.shape[1])
+        network = NETWORK | {"early_stopping": len(x) >= ENOUGH}
         return {
             "mean": DummyRegressor,
             "ridge": lambda: make_pipeline(pcs, RidgeCV(np.logspace(-2, 4, 13))),
-            "knn": lambda: make_pipeline(pcs, KNeighborsRegressor(N_NEAREST)),
+            "knn": lambda: make_pipeline(pcs, KNeighborsRegressor(min(N_NEAREST, len(x)))),
             "cca": lambda: make_pipeline(pcs, CCA(n, max_iter=5000)),
             "pcca": lambda: make_pipeline(pcs, ProbabilisticCCA(n)),
-            "mlp": lambda: make_pipeline(pcs, MLPRegressor(**NETWORK, random_state=self.seed)),
+            "mlp": lambda: make_pipeline(pcs, MLPRegressor(**network, random_state=self.seed)),
         }[self.method]()
 
     def predict(self, modality: str, from_: str, adata: AnnData | None = None) -> pd.DataFrame:
@@ -95,18 +101,33 @@ class CrossModal:
         if from_ == modality:
             msg = f"`from_={from_!r}` is what is to be predicted. Pass the other modality."
             raise ValueError(msg)
-        cells = self.adata if adata is None else adata
-        x = self._genes(cells) if modality == "prot" else self._proteins(cells)
-        names = self.adata.obsm[self.key].columns if modality == "prot" else self.adata.var_names
+        one_of("from_", from_, ("rna", "prot"))
+        if not self._fitted:
+            self.train()
+        proteins = self.adata.obsm[self.key]
+        cells = self.adata if adata is None else aligned(checks.check_type(adata), list(self.adata.var_names))
+        if modality == "prot":
+            x, names = self._genes(cells), getattr(proteins, "columns", range(proteins.shape[1]))
+        else:
+            check_second(cells, "protein_obsm_key", self.key)
+            cells = with_columns(cells, self.key, getattr(proteins, "columns", np.arange(proteins.shape[1])))
+            x, names = self._proteins(cells), self.adata.var_names
         return pd.DataFrame(self._fitted[modality].predict(x), index=cells.obs_names, columns=names)
 
     @staticmethod
     def _genes(cells: AnnData) -> np.ndarray:
+        checks.check_counts(cells, genes=False)
         x = np.asarray(cells.X.todense() if sp.issparse(cells.X) else cells.X, dtype=float)
         return np.hstack([np.log1p(normalised(x)), np.log(x.sum(1, keepdims=True))])
 
     def _proteins(self, cells: AnnData) -> np.ndarray:
-        return np.log1p(np.asarray(cells.obsm[self.key], dtype=float))
+        proteins = np.asarray(cells.obsm[self.key], dtype=float)
+        if lacking := int(np.isnan(proteins).any(1).sum()):
+            msg = (
+                f"{lacking} cell(s) lack proteins (NaN) in `adata.obsm[{self.key!r}]`. Leave these cells out."
+            )
+            raise ValueError(msg)
+        return np.log1p(proteins)
 
 
 class ProbabilisticCCA(RegressorMixin, BaseEstimator):
@@ -121,6 +142,13 @@ class ProbabilisticCCA(RegressorMixin, BaseEstimator):
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> ProbabilisticCCA:
         """Learn from two views of the same cells."""
+        x, y = numbers(2, fit="rows", least=2, x=x, y=y)
+        most = min(x.shape[1], y.shape[1])
+        if self.n_components not in range(1, most + 1):
+            msg = (
+                f"`n_components={self.n_components}` must be a whole number from 1 to {most}, as of columns."
+            )
+            raise ValueError(msg)
         self.means_ = x.mean(0), y.mean(0)
         n = x.shape[1]
         covariance = np.cov(x.T, y.T) + 1e-6 * np.eye(n + y.shape[1])
@@ -136,6 +164,10 @@ class ProbabilisticCCA(RegressorMixin, BaseEstimator):
 
     def transform(self, x: np.ndarray) -> np.ndarray:
         """Mean of the latent given the first view."""
+        x = as_numbers(x, "`x`", 2)
+        if x.shape[1] != len(self.means_[0]):
+            msg = f"`x` has {x.shape[1]} columns; the first view had {len(self.means_[0])}. Pass these."
+            raise ValueError(msg)
         return (x - self.means_[0]) @ self.codes_[0]
 
     def predict(self, x: np.ndarray) -> np.ndarray:

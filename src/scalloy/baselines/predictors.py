@@ -25,6 +25,7 @@ from anndata import AnnData
 
 from scalloy.baselines.shifts import SHIFTS, closeness, tuned
 from scalloy.data import checks
+from scalloy.data.align import aligned
 from scalloy.models import _options
 
 OTHERS = ("no change", "treated mean", "pooled shift", "multiplicative", "add and thin")
@@ -118,9 +119,10 @@ class Baseline:
         """
         if not self._means:
             self.train()
-        checks.check_same_genes(self.adata.var_names, cells)
-        cells = cells[:, self.adata.var_names]
+        cells = aligned(checks.check_type(cells), list(self.adata.var_names))
         _options.one_of("to", to, sorted({c for _, c in self._means}))
+        checks.check_keys(cells, {"condition_key": self.condition_key, "labels_key": self.labels_key})
+        checks.check_counts(cells, self.layer, genes=False)
         obs = cells.obs[[self.labels_key, self.condition_key]].astype(str)
         counts, rng = self._counts(cells), np.random.default_rng(seed)
         x = np.log1p(normalised(counts))

@@ -127,6 +127,8 @@ def partial_least_squares(
         return shift.mean(0)
     varies = control.std(0) > 0, shift.std(0) > 0
     out = shift.mean(0)
+    if not (varies[0].any() and varies[1].any()):
+        return out
     fitted = PLSRegression(n, scale=False).fit(control[:, varies[0]], shift[:, varies[1]])
     out[varies[1]] = fitted.predict(to[None, varies[0]])[0]
     return out

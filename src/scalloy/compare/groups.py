@@ -11,7 +11,8 @@ from scipy.stats import false_discovery_control
 
 from scalloy.compare import designs, statistics
 from scalloy.compare.designs import Design
-from scalloy.data.checks import complete_column
+from scalloy.data.arrays import as_numbers, check_obsm
+from scalloy.data.checks import check_kind, complete_column
 from scalloy.models._options import one_of, positive
 
 if TYPE_CHECKING:
@@ -145,25 +146,16 @@ def representation(data: Any, use_rep: str | None) -> tuple[np.ndarray, pd.DataF
         if use_rep is not None:
             msg = f"`use_rep={use_rep!r}` is for cells; of a model its own latent representation is used."
             raise ValueError(msg)
-        return finite(data.get_latent_representation(), "the latent representation"), data.adata.obs
-    if use_rep is None or use_rep not in data.obsm:
-        msg = f"`use_rep={use_rep!r}` is not in `adata.obsm`. Pass one of: {', '.join(data.obsm.keys())}."
-        raise KeyError(msg)
-    return finite(data.obsm[use_rep], f"`adata.obsm[{use_rep!r}]`"), data.obs
-
-
-def finite(x: Any, name: str) -> np.ndarray:
-    """As numbers, all of which are finite."""
-    x = np.asarray(x, dtype=float)
-    if broken := int((~np.isfinite(x)).any(1).sum()):
-        msg = f"{name} has values that are not finite in {broken} cells. Leave these out."
-        raise ValueError(msg)
-    return x
+        z = as_numbers(data.get_latent_representation(), "the latent representation", 2)
+        return z.astype(float), data.adata.obs
+    return check_obsm(data, "use_rep", use_rep).astype(float), data.obs
 
 
 def column(obs: pd.DataFrame, argument: str, key: str) -> np.ndarray:
     """A column as strings; none may be missing."""
-    return complete_column(obs, argument, key).astype(str).to_numpy()
+    found = complete_column(obs, argument, key)
+    check_kind(found, argument, key)
+    return found.astype(str).to_numpy()
 
 
 def pairs_of(of: np.ndarray, reference: str | None) -> list[tuple[str, str]]:

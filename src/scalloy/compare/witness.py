@@ -18,6 +18,7 @@ from scalloy.blocks.divergences import kernel, median_scales
 from scalloy.compare.designs import Design
 from scalloy.compare.groups import check, column, design_of, representation
 from scalloy.compare.statistics import EXACT, ROWS, centred
+from scalloy.data.checks import check_counts, check_layer, check_type, few
 from scalloy.models._options import one_of
 
 if TYPE_CHECKING:
@@ -137,12 +138,18 @@ def genes(adata: AnnData, found: pd.DataFrame, *, layer: str | None = None) -> p
     By gene, the strongest first: ``correlation`` (mean over donors), ``spread`` (its standard deviation over
     them) and ``n`` (donors, or groups without donors, in which the gene varies).
     """
-    if not adata.obs_names.is_unique:
+    if not check_type(adata).obs_names.is_unique:
         msg = "Names of cells occur more than once. Call `adata.obs_names_make_unique()` before `witness`."
         raise ValueError(msg)
-    cells = adata[found.index]
-    counts = sp.csr_matrix(cells.X if layer is None else cells.layers[layer], dtype=np.float64)
-    normed = AnnData(counts, obs=cells.obs[[]].copy())
+    rows = adata.obs_names.get_indexer(found.index)
+    if (rows < 0).any():
+        msg = (
+            f"`found` names cells that are not in `adata`: {few(found.index[rows < 0])}. Pass the same cells."
+        )
+        raise KeyError(msg)
+    x = check_layer(adata, layer)
+    check_counts(adata, layer, allow_non_counts=True, genes=False)
+    normed = AnnData(sp.csr_matrix(x, dtype=np.float64)[rows], obs=pd.DataFrame(index=found.index))
     sc.pp.normalize_total(normed, target_sum=1e4)
     x, w = normed.X.tocsc(), found["witness"].to_numpy()
     keys = [k for k in ("donor", "group") if k in found]

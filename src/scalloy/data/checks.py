@@ -346,22 +346,3 @@ def _cells_with(adata: AnnData, x: Any, good: Any) -> str:
     else:
         rows = np.flatnonzero(~good(x).all(axis=1))
     return f"{len(rows)} cell(s) ({few(adata.obs_names[rows], 5)})"
-
-
-def check_same_genes(expected: Sequence[str], adata: AnnData) -> None:
-    """A new AnnData has the genes of the model, in the same order."""
-    wanted, given = pd.Index(expected, dtype=str), pd.Index(adata.var_names, dtype=str)
-    if wanted.equals(given):
-        return
-    missing = wanted.difference(given, sort=False)
-    if len(missing):
-        msg = (
-            f"`adata` lacks {len(missing)} of the {len(expected)} genes of the model: {few(missing)}. "
-            "Give it the genes that the model was trained on."
-        )
-    else:
-        msg = (
-            "`adata` has the genes of the model in another order or beside others. Pass "
-            "`adata[:, model.get_var_names()].copy()`."
-        )
-    raise ValueError(msg)

@@ -87,7 +87,17 @@ def with_columns(adata: AnnData, key: str, known: Sequence[Any]) -> AnnData:
             f"{few(names)}. Rename them (of a model that was trained on an array: `.to_numpy()`)."
         )
         raise ValueError(msg)
-    if len(lacks := pd.Index(names).difference(columns, sort=False)):
+    numbered = isinstance(names, np.ndarray)  # the model was trained on an array
+    if not isinstance(given, pd.DataFrame) or (not numbered and list(given.columns) == list(names)):
+        return adata
+    columns = given.columns.astype(str)
+    if not columns.is_unique or not columns.isin(known).any():
+        msg = (
+            f"`adata.obsm[{key!r}]` has the columns {few(columns)}, of which the model knows none, or one "
+            f"twice. It knows: {few(known)}. Rename them."
+        )
+        raise ValueError(msg)
+    if len(lacks := pd.Index(known).difference(columns, sort=False)):
         logger.warning("`adata.obsm[%r]` lacks %s, taken as not measured.", key, few(lacks))
     out = AnnData(adata.X, obs=adata.obs, var=adata.var, layers=dict(adata.layers), obsm=dict(adata.obsm))
     out.obsm[key] = given.set_axis(columns, axis=1).reindex(columns=names).astype(np.float32)

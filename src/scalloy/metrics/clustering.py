@@ -13,10 +13,16 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
+from scalloy.metrics._given import labels as names
+from scalloy.metrics._given import numbers
+
+FOLDS = 5
+
 
 def matched(truth: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     """Type of each cell by the best one-to-one assignment of clusters; ``None`` in clusters left over."""
-    table = pd.crosstab(np.asarray(truth), np.asarray(clusters))
+    truth, clusters = names(truth=truth, clusters=clusters)
+    table = pd.crosstab(truth, clusters)
     rows, columns = linear_sum_assignment(-table.to_numpy())
     name = dict(zip(table.columns[columns], table.index[rows], strict=True))
     return np.array([name.get(c) for c in np.asarray(clusters)], dtype=object)
@@ -29,7 +35,8 @@ def hungarian_accuracy(truth: np.ndarray, clusters: np.ndarray) -> float:
 
 def purity(truth: np.ndarray, clusters: np.ndarray) -> float:
     """Share of cells in the majority of their cluster; rises with the number of clusters."""
-    table = pd.crosstab(np.asarray(truth), np.asarray(clusters)).to_numpy()
+    truth, clusters = names(truth=truth, clusters=clusters)
+    table = pd.crosstab(truth, clusters).to_numpy()
     return float(table.max(0).sum() / table.sum())
 
 
@@ -45,7 +52,14 @@ def knn_accuracy(z: np.ndarray, labels: np.ndarray, k: int = 15) -> float:
     k
         Neighbours.
     """
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    (z,), (labels,) = numbers(2, z=z), names(labels=labels)
+    if len(z) != len(labels) or pd.Series(labels).value_counts().max() < FOLDS:
+        msg = (
+            f"`z` has {len(z)} cells and `labels` {len(labels)}, of the most frequent of which there must be "
+            f"{FOLDS} or more. Pass a label for each cell, and more cells."
+        )
+        raise ValueError(msg)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
         k = min(k, 4 * len(z) // 5)
@@ -58,7 +72,8 @@ def hoyer(z: np.ndarray) -> float:
     Latents are brought to the same spread first (Mathieu et al., ICML 2019); those that do not vary are zero.
     Not a number for one latent, or where none varies.
     """
-    z = np.asarray(z, dtype=float)
+    (z,) = numbers(2, z=z)
+    z = z.astype(float)
     sd = z.std(0)
     z = np.where(sd > 1e-8, z / np.maximum(sd, 1e-8), 0.0)
     size, root = np.sqrt(np.square(z).sum(1)), np.sqrt(z.shape[1])
@@ -107,7 +122,13 @@ def best_match(truth: np.ndarray, code: np.ndarray) -> np.ndarray:
 
 
 def _correlations(truth: np.ndarray, code: np.ndarray) -> np.ndarray:
-    t, z = (np.asarray(v, dtype=float) - np.mean(v, axis=0) for v in (truth, code))
+    given = numbers(2, fit="rows", least=2, truth=truth, code=code)
+    if given[0].shape[1] > given[1].shape[1]:
+        msg = (
+            f"`truth` has {given[0].shape[1]} factors, `code` fewer latents: {given[1].shape[1]}. Pass more."
+        )
+        raise ValueError(msg)
+    t, z = (v.astype(float) - np.mean(v, axis=0) for v in given)
     t, z = (v / np.maximum(np.sqrt(np.square(v).sum(0)), 1e-12) for v in (t, z))
     return np.abs(t.T @ z)
 
@@ -124,7 +145,8 @@ def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, n_bi
     n_bins
         Between 0 and 1.
     """
-    of = np.clip((np.asarray(confidence) * n_bins).astype(int), 0, n_bins - 1)
+    correct, confidence = numbers(1, correct=correct, confidence=confidence)
+    of = np.clip((confidence * n_bins).astype(int), 0, n_bins - 1)
     frame = pd.DataFrame({"right": np.asarray(correct, dtype=float), "sure": confidence, "bin": of})
     means = frame.groupby("bin").agg({"right": "mean", "sure": "mean", "bin": "size"})
     return float(((means["right"] - means["sure"]).abs() * means["bin"]).sum() / len(frame))

@@ -11,6 +11,8 @@ from scipy.spatial.distance import cdist
 from scipy.stats import false_discovery_control, norm, rankdata
 from sklearn.metrics import average_precision_score, r2_score
 
+from scalloy.metrics._given import numbers
+
 NOTHING = 1e-6  # of log-normalised expression
 
 # means ---------------------------------------------------------------------------------------
@@ -18,11 +20,13 @@ NOTHING = 1e-6  # of log-normalised expression
 
 def skill(predicted: np.ndarray, truth: np.ndarray, control: np.ndarray) -> float:
     """1 - squared error / squared error of no change: 0 is no change, 1 is perfect."""
+    predicted, truth, control = numbers(1, predicted=predicted, truth=truth, control=control)
     return float(1 - np.square(predicted - truth).sum() / np.square(truth - control).sum())
 
 
 def pearson_delta(predicted: np.ndarray, truth: np.ndarray, control: np.ndarray) -> float:
     """Correlation over genes of the predicted change with the true one; 0 for no change."""
+    predicted, truth, control = numbers(1, predicted=predicted, truth=truth, control=control)
     return _correlation(predicted - control, truth - control)
 
 
@@ -30,16 +34,20 @@ def resid_pearson_delta(
     predicted: np.ndarray, truth: np.ndarray, control: np.ndarray, mean_shift: np.ndarray
 ) -> float:
     """The same of what is left once the mean shift of the other groups is taken away from both."""
+    given = {"predicted": predicted, "truth": truth, "control": control, "mean_shift": mean_shift}
+    predicted, truth, control, mean_shift = numbers(1, **given)
     return _correlation(predicted - control - mean_shift, truth - control - mean_shift)
 
 
 def r2_mean(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Squared correlation of means over genes (scGen's; no change scores high on it)."""
+    predicted, truth = numbers(1, predicted=predicted, truth=truth)
     return _correlation(predicted, truth) ** 2
 
 
 def r2_determination(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Coefficient of determination of means over genes (CPA's); may be negative."""
+    predicted, truth = numbers(1, predicted=predicted, truth=truth)
     return float(r2_score(truth, predicted))
 
 
@@ -53,6 +61,7 @@ def coverage(predicted: np.ndarray, truth: np.ndarray, sd: np.ndarray, level: fl
     level
         Which the share should come to.
     """
+    predicted, truth, sd = numbers(1, predicted=predicted, truth=truth, sd=sd)
     return float((np.abs(predicted - truth) <= norm.ppf(0.5 + level / 2) * sd).mean())
 
 
@@ -61,6 +70,7 @@ def coverage(predicted: np.ndarray, truth: np.ndarray, sd: np.ndarray, level: fl
 
 def r2_variance(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Squared correlation over genes of the variances between cells."""
+    predicted, truth = numbers(2, fit="columns", predicted=predicted, truth=truth)
     return _correlation(predicted.var(0), truth.var(0)) ** 2
 
 
@@ -78,6 +88,7 @@ def energy_distance(
     unbiased
         Whether a cell's pairs with itself are left out (pertpy keeps them).
     """
+    predicted, truth = numbers(2, fit="columns", least=2, predicted=predicted, truth=truth)
     kind = "sqeuclidean" if squared else "euclidean"
     between = cdist(predicted, truth, kind).mean()
     within = [cdist(x, x, kind).sum() / (len(x) * (len(x) - unbiased)) for x in (predicted, truth)]
@@ -90,12 +101,14 @@ def mmd(predicted: np.ndarray, truth: np.ndarray) -> float:
 
     from scalloy.blocks.divergences import median_scales, mmd2
 
-    x, y = (torch.as_tensor(np.asarray(v, dtype=float)) for v in (predicted, truth))
+    given = numbers(2, fit="columns", least=2, predicted=predicted, truth=truth)
+    x, y = (torch.as_tensor(np.ascontiguousarray(v, dtype=float)) for v in given)
     return float(mmd2(x, y, median_scales(y)))
 
 
 def wilcoxon(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Standardised rank sum of each gene, corrected for ties: above 0 where ``cells`` express more."""
+    cells, others = numbers(2, fit="columns", cells=cells, others=others)
     n, m = len(cells), len(others)
     ranks = rankdata(np.concatenate([cells, others]), axis=0)
     total = ranks[:n].sum(0)
@@ -145,6 +158,7 @@ def ceilings(truth: np.ndarray, control: np.ndarray, *, seed: int = 0) -> dict[s
     seed
         Of the halves.
     """
+    truth, control = numbers(2, fit="columns", least=4, truth=truth, control=control)
     rng = np.random.default_rng(seed)
     (t_1, t_2), (c_1, c_2) = (
         np.array_split(x[rng.permutation(len(x))], 2) for x in (np.asarray(truth), np.asarray(control))

@@ -35,6 +35,9 @@ def load(dir_path: str | Path, adata: AnnData | None = None, *, allow_pickle: bo
         Whether to read an ``SCVI`` that scvi-tools saved, as a :class:`~scalloy.VAE`. Its file is a pickle,
         which can run any code: only if you trust who made it.
     """
+    if not isinstance(dir_path, str | Path):
+        msg = f"`dir_path` is a {type(dir_path).__name__}. Pass the folder that `model.save(folder)` wrote."
+        raise TypeError(msg)
     folder = Path(dir_path)
     if (folder / PICKLE).is_file() and not (folder / ABOUT).is_file():
         from scalloy.models._scvi import load_pickle

@@ -168,6 +168,7 @@ allow_non_counts
         if cells is None:
             cells = self._of_type(str(celltype_to_predict), str(ctrl_key), str(stim_key))
         out = self.transfer(cells, to=str(stim_key), **kwargs)
+        cells = self._fitting(cells, self.registry)
         counts = checks.check_layer(cells, self.registry["setup_args"].get("layer"))
         observed = counts.toarray() if sp.issparse(counts) else counts
         before = log_normalise(torch.from_numpy(np.array(observed, dtype=np.float32, order="C"))).numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -40,7 +41,7 @@ FREE, MANY, PER_CLUSTER = 5, 25, 3  # clusters beside the labels; components
 
 def one_of(argument: str, given: Any, known: Collection[str]) -> str:
     """``given``, if it is one of the known strings."""
-    if given not in known:
+    if given not in list(known):
         close = difflib.get_close_matches(str(given), list(known), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         msg = f"`{argument}={given!r}` is not known. Pass one of: {few(known)}.{hint}"
@@ -51,7 +52,7 @@ def one_of(argument: str, given: Any, known: Collection[str]) -> str:
 def positive(**arguments: float) -> None:
     """Sizes and weights that must be above zero."""
     for name, value in arguments.items():
-        if not value > 0:
+        if not isinstance(value, Real) or not value > 0:
             msg = f"`{name}={value}` must be above zero."
             raise ValueError(msg)
 

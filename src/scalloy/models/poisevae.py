@@ -274,7 +274,7 @@ allow_non_counts
         )
         out = AnnData(data.X, obs=data.obs, var=data.var, layers=dict(data.layers))
         out.obsm[key] = pd.DataFrame(np.nan, index=data.obs_names, columns=names[1], dtype=np.float32)
-        return out
+        return with_columns(out, key, known[1])
 
     def _sizes(self) -> Sizes:
         return replace(super()._sizes(), n_vars2=self.summary_stats[f"n_{SECOND_KEY}"])

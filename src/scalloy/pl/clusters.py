@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from scalloy.data.checks import find_column
+from scalloy.data.checks import check_type, find_column
 from scalloy.models._options import one_of
-from scalloy.pl.latent import category_colors
+from scalloy.pl.latent import category_colors, drawable
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -46,7 +46,12 @@ def clusters(
         Axes to draw into.
     """
     one_of("kind", kind, KINDS)
-    table = pd.crosstab(find_column(adata.obs, "by", by), find_column(adata.obs, "key", key))
+    check_type(adata)
+    columns = [drawable(find_column(adata.obs, argument, k)) for argument, k in (("by", by), ("key", key))]
+    table = pd.crosstab(*columns)
+    if table.empty:
+        msg = f"`key={key!r}` and `by={by!r}` are known of no cell together (NaN). Pass other columns."
+        raise ValueError(msg)
     return _confusion(table, key, by, ax) if kind == "confusion" else _composition(adata, table, key, by, ax)
 
 
@@ -76,7 +81,7 @@ def _composition(adata: AnnData, table: pd.DataFrame, key: str, by: str, ax: Axe
     share = table.div(table.sum(), axis=1)
     if ax is None:
         ax = plt.subplots(figsize=(2.8 + 0.4 * share.shape[1], 3.6), layout="constrained")[1]
-    names = list(adata.obs[by].astype("category").cat.categories)  # also those without cells
+    names = list(drawable(adata.obs[by]).astype("category").cat.categories)  # also those without cells
     colors, below = dict(zip(names, category_colors(adata, by, len(names)))), np.zeros(share.shape[1])
     for name, row in share.iterrows():
         ax.bar(range(len(row)), row, bottom=below, width=0.85, color=colors[name], label=str(name))

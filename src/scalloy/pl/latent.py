@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from matplotlib import patheffects
 
-from scalloy.data.checks import find_column
+from scalloy.data.arrays import check_obsm
+from scalloy.data.checks import LARGEST, check_layer, check_type, find_column
 from scalloy.models._options import one_of
 
 if TYPE_CHECKING:
@@ -72,7 +74,10 @@ def latent(
     Axes; of several colourings an array of them.
     """
     one_of("legend", legend, LEGENDS)
-    colors = [color] if isinstance(color, str) else list(color)
+    colors = [color] if isinstance(color, str) else color
+    if not isinstance(colors, list | tuple) or not all(isinstance(c, str) for c in colors) or not colors:
+        msg = f"`color={color!r}` is a {type(color).__name__}. Expected a column, a gene, or a list of such."
+        raise TypeError(msg)
     adata = data._manager_of(None).adata if hasattr(data, "get_latent_representation") else data
     if adata is not data and (basis, use_rep) != (None, None):
         msg = "`basis` and `use_rep` are for cells; of a model its own latent space is drawn."
@@ -111,6 +116,9 @@ def embedding(
     """
     one_of("method", method, METHODS)
     z = np.asarray(z, dtype=np.float32)
+    if min(z.shape) < n_dims:
+        msg = f"`n_dims={n_dims}` is more than there are cells or latents, {z.shape}. Pass more, or `basis=`."
+        raise ValueError(msg)
     if method == "pca":
         from sklearn.decomposition import PCA
 
@@ -133,24 +141,12 @@ def _places(
     """Where each cell is, and the name of the axes."""
     is_model = hasattr(data, "get_latent_representation")
     if is_model or use_rep is not None:
-        if is_model:
-            z = data.get_latent_representation()
-        elif use_rep in data.obsm:
-            z = np.asarray(data.obsm[use_rep])
-        else:
-            msg = f"`use_rep={use_rep!r}` is not in `adata.obsm`: {', '.join(data.obsm.keys())}."
-            raise KeyError(msg)
+        z = data.get_latent_representation() if is_model else check_obsm(data, "use_rep", use_rep)
         names = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PC"}
         return embedding(z, method, n_dims=n_dims, perplexity=perplexity, seed=seed), names[method]
     basis = basis or "X_umap"
-    if basis not in data.obsm:
-        keys = ", ".join(data.obsm.keys())
-        msg = (
-            f"`basis={basis!r}` is not in `adata.obsm`: {keys}. Run `sc.tl.umap(adata)` first, or pass "
-            "`use_rep=` with the key of a latent space."
-        )
-        raise KeyError(msg)
-    xy = np.asarray(data.obsm[basis])
+    hint = " Run `sc.tl.umap(adata)` first, or pass `use_rep=` with the key of a latent space."
+    xy = check_obsm(data, "basis", basis, hint)
     if xy.shape[1] < n_dims:
         msg = f"`n_dims={n_dims}`, but `adata.obsm[{basis!r}]` has {xy.shape[1]} columns."
         raise ValueError(msg)
@@ -158,9 +154,26 @@ def _places(
 
 
 def _values(adata: AnnData, color: str) -> pd.Series:
-    if color not in adata.obs and color in adata.var_names:
-        return pd.Series(np.asarray(adata.obs_vector(color), dtype=float), index=adata.obs_names)
-    return find_column(adata.obs, "color", color, nor=", nor a gene")
+    check_type(adata)
+    if color in adata.obs or color not in adata.var_names:
+        return drawable(find_column(adata.obs, "color", color, nor=", nor a gene"))
+    x = check_layer(adata, None)
+    if len(position := np.flatnonzero(adata.var_names == color)) > 1:
+        msg = f"`color={color!r}` is the name of {len(position)} genes. Call `adata.var_names_make_unique()`."
+        raise ValueError(msg)
+    values = x.tocsc()[:, position].toarray() if sp.issparse(x) else np.asarray(x)[:, position]
+    return pd.Series(values.ravel().astype(float), index=adata.obs_names)
+
+
+def drawable(column: pd.Series) -> pd.Series:
+    """Numbers as they are (what is not finite as missing), and names of whatever else there is."""
+    number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    if number and not pd.api.types.is_complex_dtype(column):
+        values = column.to_numpy(dtype=float, na_value=np.nan)
+        return pd.Series(np.where(np.abs(values) <= LARGEST, values, np.nan), index=column.index)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.rename_categories([str(k) for k in column.cat.categories])
+    return column.astype(object).map(str, na_action="ignore")
 
 
 def _draw(

@@ -10,6 +10,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scalloy import metrics
+from scalloy.data.align import aligned
+from scalloy.data.checks import check_counts, check_type
 from scalloy.pl.latent import latent
 
 if TYPE_CHECKING:
@@ -134,14 +136,18 @@ def joint(
     parts = {"control": control, "treated": treated, "predicted": predicted}
     cells = []
     for name, part in parts.items():
+        check_counts(check_type(part), genes=False, allow_non_counts=name == "predicted")
+        part = aligned(part, list(control.var_names))
         x = part.layers["counts"] if name == "predicted" and sampled else part.X
         one = ad.AnnData(
-            sp.csr_matrix(x), obs=pd.DataFrame({"cells": name}, index=part.obs_names), var=part.var[[]]
+            sp.csr_matrix(x, dtype=np.float32),
+            obs=pd.DataFrame({"cells": name}, index=part.obs_names),
+            var=part.var[[]],
         )
         if name != "predicted" or sampled:
             sc.pp.normalize_total(one, target_sum=1e4)
             sc.pp.log1p(one)
-        cells.append(one[:, control.var_names].copy())
+        cells.append(one)
     both = ad.concat(cells, index_unique="-")
     real = ad.concat(cells[:2], index_unique="-").X.toarray()
     axes = np.linalg.svd(real - real.mean(0), full_matrices=False)[2][:n_pcs]

@@ -1,0 +1,47 @@
+"""Arrays beside the counts: latent spaces, and what metrics are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scalloy.data.checks import LARGEST, check_type, few
+
+
+def check_obsm(adata: AnnData, argument: str, key: Any, hint: str = "") -> np.ndarray:
+    """A latent space of cells by its key: numbers, finite, cells x dimensions."""
+    check_type(adata)
+    if key not in list(adata.obsm):
+        known = few(adata.obsm.keys()) or "none"
+        msg = f"`{argument}={key!r}` is not in `adata.obsm`. Pass one of: {known}.{hint}"
+        raise KeyError(msg)
+    return as_numbers(adata.obsm[key], f"`adata.obsm[{key!r}]`", 2)
+
+
+def as_numbers(given: Any, name: str, n_axes: int) -> np.ndarray:
+    """An array of finite numbers with so many axes, none of them empty but the first."""
+    masked = isinstance(given, np.ma.MaskedArray)
+    values = np.asarray(None if masked or sp.issparse(given) else given, dtype=_dtype(given))
+    if values.dtype.kind not in "iufb" or values.ndim != n_axes or 0 in values.shape[1:]:
+        msg = (
+            f"{name} is a {type(given).__name__} of {values.dtype} with shape {np.shape(given)}. Expected an "
+            f"array of numbers with {n_axes} axes, the first of which is cells (or genes)."
+        )
+        raise TypeError(msg)
+    good = np.abs(values) <= LARGEST
+    if not good.all():
+        broken = int((~good.reshape(len(values), -1)).any(1).sum())
+        msg = (
+            f"{name} has values that are not finite in {broken} cells (or rows), or beyond {LARGEST:.0e}. "
+            "Leave these out."
+        )
+        raise ValueError(msg)
+    return values if values.dtype.kind == "f" and values.itemsize >= 4 else values.astype(float)
+
+
+def _dtype(given: Any) -> Any:
+    """Lists of unequal lists become objects, so that they can be refused."""
+    return None if hasattr(given, "dtype") or hasattr(given, "dtypes") or np.isscalar(given) else object
