@@ -70,21 +70,16 @@ def joined(
     return out
 
 
-def with_columns(adata: AnnData, key: str, known: Sequence[Any]) -> AnnData:
+def with_columns(adata: AnnData, key: str, names: Sequence[str]) -> AnnData:
     """The cells with these columns of ``.obsm[key]`` in this order, NaN where they lack one.
 
-    An array has no names: it must have as many columns, as a model that was trained on one wants.
+    An array has no names, and is taken to have them in this order.
     """
-    given, names = adata.obsm[key], [str(name) for name in known]
-    named = isinstance(given, pd.DataFrame)
-    columns, shape = given.columns.astype(str) if named else pd.Index([]), np.shape(given)
-    if list(columns) == names or (not named and len(shape) == 2 and shape[1] == len(names)):
-        return adata
-    if not columns.is_unique or not columns.isin(names).any():
-        found = few(columns) if named else f"{shape}, without names"
+    given, known = adata.obsm[key], [str(name) for name in names]
+    if isinstance(given, np.ndarray) and given.ndim == 2 and given.shape[1] != len(known):
         msg = (
-            f"`adata.obsm[{key!r}]` has the variables {found}. Expected those of the model, each once: "
-            f"{few(names)}. Rename them (of a model that was trained on an array: `.to_numpy()`)."
+            f"`adata.obsm[{key!r}]` has {given.shape[1]} columns without names. Expected those of the model, "
+            f"in its order: {few(known)}. Pass a DataFrame, whose columns are matched by name."
         )
         raise ValueError(msg)
     numbered = isinstance(names, np.ndarray)  # the model was trained on an array
@@ -99,8 +94,10 @@ def with_columns(adata: AnnData, key: str, known: Sequence[Any]) -> AnnData:
         raise ValueError(msg)
     if len(lacks := pd.Index(known).difference(columns, sort=False)):
         logger.warning("`adata.obsm[%r]` lacks %s, taken as not measured.", key, few(lacks))
-    out = AnnData(adata.X, obs=adata.obs, var=adata.var, layers=dict(adata.layers), obsm=dict(adata.obsm))
-    out.obsm[key] = given.set_axis(columns, axis=1).reindex(columns=names).astype(np.float32)
+    layers = {k: v for k, v in adata.layers.items() if k is not None}
+    out = AnnData(adata.X, obs=adata.obs, var=adata.var, layers=layers, obsm=dict(adata.obsm))
+    frame = given.set_axis(columns, axis=1).reindex(columns=known).set_axis(list(names), axis=1)
+    out.obsm[key] = frame.to_numpy() if numbered else frame
     return out
 
 

@@ -260,7 +260,7 @@ allow_non_counts
         given = registry["setup_args"]
         fields = registry["field_registries"]
         known = [fields[k]["state_registry"]["column_names"] for k in (REGISTRY_KEYS.X_KEY, SECOND_KEY)]
-        names = tuple(list(names) for names in known)
+        names = tuple(list(k) for k in known)
         (key,) = cls._obsm_keys(given)
         if is_mudata(data):
             layers = given.get("layers", (None, None))
