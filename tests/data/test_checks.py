@@ -110,3 +110,19 @@ def test_other_genes(cells, quick):
     model.train(**quick)
     with pytest.raises(ValueError, match="lacks 2 of the 40 genes of the model: gene_0, gene_1"):
         model.get_latent_representation(cells[:, 2:].copy())
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc"])
+def test_matrices_that_point_outside_of_themselves(cells, kind):
+    """Compiled loops would read whatever lies there."""
+    good = cells.X.asformat(kind)
+    for part, at, value in {
+        "csr": [("indices", 3, 40), ("indices", 3, -1), ("indptr", 5, 0), ("indptr", -1, 10**7)],
+        "csc": [("indices", 3, 200), ("indptr", 5, 0)],
+    }[kind]:
+        broken = good.copy()
+        getattr(broken, part)[at] = value
+        adata = sa.datasets.simulate(200, 40, seed=1)
+        adata.layers._data["broken"] = broken
+        with pytest.raises(ValueError, match=f"is a broken {kind.upper()} matrix: its indices lie outside"):
+            sa.VAE.setup_anndata(adata, layer="broken")

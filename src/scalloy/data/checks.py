@@ -259,16 +259,34 @@ def check_layer(adata: AnnData, layer: str | None) -> Any:
     if x is None:
         msg = "`adata.X` is empty (None). Pass `layer=` with the counts, or put them in `.X`."
         raise ValueError(msg)
+    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     plain = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
     sparse = sp.issparse(x) and x.format in {"csr", "csc", "coo"}
     if not (plain or sparse) or x.dtype.kind not in "iufb":
-        where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         msg = (
             f"`{where}` is a {type(x).__name__} of {getattr(x, 'dtype', 'unknown type')}. Expected a "
             "numpy array or a scipy sparse matrix (CSR is fastest) of numbers."
         )
         raise TypeError(msg)
+    if sparse and not _within(x):
+        msg = (
+            f"`{where}` is a broken {x.format.upper()} matrix: its indices lie outside of its {x.shape[0]} x "
+            f"{x.shape[1]} entries, or its rows do not follow each other. Make it anew from its source."
+        )
+        raise ValueError(msg)
     return x
+
+
+def _within(x: Any) -> bool:
+    """Whether a sparse matrix holds together: compiled loops read whatever it points at."""
+    if x.format == "coo":  # scipy looks when it makes one
+        return True
+    major, minor = x.shape if x.format == "csr" else x.shape[::-1]
+    starts, places = x.indptr, x.indices
+    if len(starts) != major + 1 or starts[0] != 0 or (np.diff(starts) < 0).any():
+        return False
+    whole = starts[-1] <= min(len(places), len(x.data))
+    return bool(whole and (len(places) == 0 or 0 <= places.min() <= places.max() < minor))
 
 
 def check_counts(
