@@ -132,6 +132,15 @@ def test_what_is_refused_says_why(name):
     assert not [k for k in adata.uns if k.startswith("_scvi")]
 
 
+def test_backed_cells_are_refused_by_a_set_up(tmp_path):
+    plain().adata().write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    found = attempt(sa.VAE.setup_anndata, backed)
+    assert "is backed by" in found.message
+    assert backed.isbacked
+    backed.file.close()
+
+
 @pytest.mark.parametrize("name", WORKS)
 def test_what_works_gives_finite_numbers_in_order(name):
     case, adata = made([name])
