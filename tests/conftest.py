@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,15 @@ def benchmark_data() -> Path:
     if not (folder / "kang_pbmc.h5ad").is_file():
         pytest.skip("the benchmark data are not at hand: set $SCALLOY_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def saved() -> Path:
+    """A small CGMDVAE on the disk, with its cells; nobody writes there."""
+    return Path(__file__).parent / "files" / "format-2-python-3.11" / "cgmdvae"
+
+
+@pytest.fixture
+def copy(saved, tmp_path) -> Path:
+    """The same, to be changed."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,20 +23,6 @@ from scalloy.data import plain
 from scalloy.models import _files
 
 STORED = Path(__file__).parent / "files"
-CASES = int(os.environ.get("SCALLOY_FUZZ", "150"))
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A small CGMDVAE on the disk, with its cells."""
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    shutil.copytree(STORED / "format-2-python-3.11" / "cgmdvae", folder)
-    return folder
-
-
-@pytest.fixture
-def copy(saved, tmp_path):
-    return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
 def strict(text):
@@ -68,6 +53,22 @@ def test_every_format_of_every_stack(stored, kind, tmp_path):
     again = sa.load(tmp_path / "again")
     np.testing.assert_allclose(again.get_latent_representation(), expected, atol=1e-5)
     again.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
+
+
+@pytest.mark.parametrize("stored", sorted(p.name for p in STORED.iterdir()))
+def test_every_format_without_cells(stored, tmp_path):
+    folder = Path(shutil.copytree(STORED / stored / "vae", tmp_path / "m"))
+    model = sa.load(folder)
+    cells = model.adata.copy()
+    model.save(tmp_path / "without")
+    if stored == "format-1":
+        (folder / "adata.h5ad").unlink()
+        model = sa.load(folder)
+    else:
+        model = sa.load(tmp_path / "without")
+    assert model.adata is None
+    expected = np.load(folder / "latent.npy")
+    np.testing.assert_allclose(model.get_latent_representation(cells), expected, atol=1e-5)
 
 
 def test_what_is_written_is_plain(saved):

@@ -25,19 +25,6 @@ STORED = Path(__file__).parent / "files"
 CASES = int(os.environ.get("SCALLOY_FUZZ", "150"))
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A small CGMDVAE on the disk, with its cells."""
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    shutil.copytree(STORED / "format-2-python-3.11" / "cgmdvae", folder)
-    return folder
-
-
-@pytest.fixture
-def copy(saved, tmp_path):
-    return Path(shutil.copytree(saved, tmp_path / "copy"))
-
-
 def damaged(source: bytes, rng: random.Random) -> bytes:
     """Cut off, or with bits or bytes changed."""
     data, kind, at = bytearray(source), rng.randrange(4), rng.randrange(len(source))
@@ -161,6 +148,7 @@ CRAFTED = {
     "absolute path": crafted_json(lambda a: a["files"].update(weights="/etc/passwd")),
     "path as cells": crafted_json(lambda a: a["files"].update(cells="cells-/../../../x.h5ad")),
     "file as number": crafted_json(lambda a: a["files"].update(weights=3)),
+    "weights that are gone": lambda folder: next(folder.glob("weights-*")).unlink(),
     "no weights": crafted_json(lambda a: a["files"].pop("weights")),
     "array of objects": crafted_json(
         lambda a: a["history"].update(x={"__array__": [1], "shape": [1], "dtype": "O"})

@@ -181,17 +181,18 @@ def read_about(path: Path) -> dict[str, Any]:
         raise ValueError(msg)
     with reading.refused(path, KIND):
         while about["format"] < FORMAT:
-            about = MIGRATIONS[about["format"]](about)
+            about = MIGRATIONS[about["format"]](about, path)
         _check_about(about)
     return about
 
 
-def _from_1(about: dict[str, Any]) -> dict[str, Any]:
+def _from_1(about: dict[str, Any], path: Path) -> dict[str, Any]:
     """Format 1: fixed names of files without digests, rows of the data in the JSON, no queries."""
-    return {**about, "format": 2, "query": False, "data": {}, "files": dict(NAMES_OF_1)}
+    files = {k: name for k, name in NAMES_OF_1.items() if (path / name).is_file()}
+    return {**about, "format": 2, "query": False, "data": {}, "files": files}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+MIGRATIONS: dict[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1}
 
 
 def _check_about(about: dict[str, Any]) -> None:
@@ -229,11 +230,15 @@ def _counted(state: dict[str, Any], key: str) -> int:
 
 def _checked(path: Path, name: str) -> Path:
     """A file beside ``model.json``, whose name holds its digest."""
-    if name in NAMES_OF_1.values():
-        return path / name
-    if not isinstance(name, str) or not NAMES.fullmatch(name):
+    old = name in NAMES_OF_1.values()
+    if not old and (not isinstance(name, str) or not NAMES.fullmatch(name)):
         msg = f"its {ABOUT} names the file {str(name)[:100]!r}"
         raise ValueError(msg)
+    if not (path / name).is_file():
+        msg = f"it lacks {name}"
+        raise ValueError(msg)
+    if old:
+        return path / name
     if writing.digest(path / name) != re.split(r"[-.]", name)[1]:
         msg = f"{name} is not what was saved"
         raise ValueError(msg)
