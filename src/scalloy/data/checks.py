@@ -249,10 +249,11 @@ def as_known(obs: pd.DataFrame, known: dict[str, np.ndarray]) -> None:
 
 def check_layer(adata: AnnData, layer: str | None) -> Any:
     """The matrix to model, and that it is a matrix of numbers."""
-    if layer is not None and layer not in list(adata.layers):
+    known = [name for name in adata.layers if name is not None]  # which newer anndata has for `.X`
+    if layer is not None and layer not in known:
         msg = (
             f"`layer={layer!r}` is not in `adata.layers`. "
-            f"Layers: {few(adata.layers.keys()) or 'none'}. Pass one of these, or `None` for `.X`."
+            f"Layers: {few(known) or 'none'}. Pass one of these, or `None` for `.X`."
         )
         raise KeyError(msg)
     x = adata.X if layer is None else adata.layers[layer]
