@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -148,3 +152,25 @@ def test_seeds_within_seeds():
         alone = torch.rand(3)
     torch.manual_seed(7)
     assert torch.equal(alone, torch.rand(3))
+
+
+KERNEL = """
+import hashlib, torch
+from scalloy.blocks.likelihoods import NB
+torch.manual_seed(0)
+likelihood, h = NB(16, 40), torch.randn(64, 16, requires_grad=True)
+x = torch.poisson(2 * torch.rand(64, 40)).to_sparse_csr()
+log_p = likelihood.log_prob(likelihood(h, torch.full((64, 1), 3.0), torch.zeros(64, dtype=torch.long)), x)
+(grad,) = torch.autograd.grad(log_p.sum(), h)
+print(hashlib.sha256(log_p.detach().numpy().tobytes() + grad.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_the_process_that_compiles_computes_as_all_others(tmp_path):
+    """numba's code as it was just compiled rounds otherwise than when it is read back."""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    run = partial(subprocess.run, [sys.executable, "-c", KERNEL], env=env, text=True, check=True)
+    first, second = (run(capture_output=True).stdout for _ in range(2))
+    assert first == second
+    assert len(first) == 65
+    assert list(tmp_path.rglob("*.nbi"))

@@ -7,9 +7,14 @@ integers; the first of them is a counter from which each thread takes its next p
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,8 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -63,18 +70,43 @@ def run(work: Callable, *arguments: Tensor | int) -> None:
         _compiled(work).ctypes(packed.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)))
 
 
+SIGNATURE = types.void(types.CPointer(types.int64))
+SECONDS = 600  # that compiling may take
+
+
 @cache
 def _compiled(work: Callable) -> Any:
     """Machine code of a function at the top of a file, kept beside it where that can be written to.
 
+    What is read back rounds otherwise than what a process has just compiled. So another process compiles it,
+    and all that compute with it have read it back: the first training repeats like every other one.
+
     numba compiles it anew when that file has changed, but does not look at what it imports: after a change
     in here, touch ``kernels.py`` and ``sparse.py``.
     """
-    signature = types.void(types.CPointer(types.int64))
     try:
-        return cfunc(signature, cache=True, error_model="numpy")(work)
+        made = CFunc(work, normalize_signature(SIGNATURE), locals={}, options={"error_model": "numpy"})
+        made.enable_caching()
+        if made._cache.load_overload(made._sig, made._targetdescr.target_context) is None:
+            _compile_elsewhere(work)
+        made.compile()
     except RuntimeError:  # numba finds no folder for it
-        return cfunc(signature, error_model="numpy")(work)
+        return cfunc(SIGNATURE, error_model="numpy")(work)
+    return made
+
+
+def _compile_elsewhere(work: Callable) -> None:
+    """Have a process of its own compile a function and keep the code; if it cannot, this one will."""
+    code = "import sys; from scalloy.blocks import team; team.keep(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, work.__module__, work.__name__]
+    around = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(command, env=around, capture_output=True, timeout=SECONDS, check=False)
+
+
+def keep(module: str, name: str) -> None:
+    """Compile a function of a module and keep the code."""
+    cfunc(SIGNATURE, cache=True, error_model="numpy")(getattr(import_module(module), name))
 
 
 @cache
