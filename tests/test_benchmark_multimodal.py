@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from scalloy.benchmark import coupling, multimodal
-from scalloy.benchmark.multimodal import panel, speed, summary
+from scalloy.benchmark.multimodal import JOINTS, panel, speed, summary
 from scalloy.cli import app
 
 
@@ -40,9 +40,10 @@ def test_totalvi_in_the_same_table_and_panel():
 
 
 def test_speed_is_a_ratio():
+    """One epoch of few cells beside other work: too short for a time that means anything."""
     frame = speed("citeseq_subset", max_epochs=1, repeats=1)
-    assert (frame["times_faster"] > 0).all()
-    assert len(frame) == 5
+    assert np.isfinite(frame["times_faster"]).all()
+    assert set(frame["model"]) == set(JOINTS)
 
 
 def test_sources_are_drawn_from_a_coupled_prior_and_seen_with_little_noise():

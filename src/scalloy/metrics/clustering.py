@@ -53,7 +53,7 @@ def knn_accuracy(z: np.ndarray, labels: np.ndarray, k: int = 15) -> float:
         Neighbours.
     """
     (z,), (labels,) = numbers(2, z=z), names(labels=labels)
-    if len(z) != len(labels) or pd.Series(labels).value_counts().max() < FOLDS:
+    if len(z) != len(labels) or pd.Series(labels.astype(str)).value_counts().max() < FOLDS:
         msg = (
             f"`z` has {len(z)} cells and `labels` {len(labels)}, of the most frequent of which there must be "
             f"{FOLDS} or more. Pass a label for each cell, and more cells."
@@ -63,7 +63,8 @@ def knn_accuracy(z: np.ndarray, labels: np.ndarray, k: int = 15) -> float:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
         k = min(k, 4 * len(z) // 5)
-        return float(cross_val_score(KNeighborsClassifier(k), z, labels, cv=folds).mean())
+        codes = pd.factorize(labels.astype(str))[0]  # whatever a label is, scikit-learn takes numbers
+        return float(cross_val_score(KNeighborsClassifier(k), z, codes, cv=folds).mean())
 
 
 def hoyer(z: np.ndarray) -> float:
