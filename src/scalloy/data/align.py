@@ -52,9 +52,21 @@ def aligned(adata: AnnData, genes: Sequence[str], max_missing: float = 0.0) -> A
             *(len(missing), len(wanted), few(missing)),
         )
     var = pd.DataFrame(index=wanted)
-    layers = {k: _columns(v, position) for k, v in adata.layers.items() if k is not None}
+    layers = {k: _columns(v, position) for k, v in named_layers(adata).items()}
     x = None if adata.X is None else _columns(adata.X, position)
     return AnnData(x, obs=adata.obs.copy(), var=var, layers=layers, obsm=dict(adata.obsm))
+
+
+def shallow(adata: AnnData) -> AnnData:
+    """The same matrices and arrays in an object with columns of its own."""
+    var = adata.var.set_axis(adata.var_names.astype(str))
+    held = {"layers": named_layers(adata), "obsm": dict(adata.obsm)}
+    return AnnData(adata.X, obs=adata.obs.copy(), var=var, **held)
+
+
+def named_layers(adata: AnnData) -> dict[str, Any]:
+    """The layers; newer anndata lists ``.X`` among them, without a name."""
+    return {k: v for k, v in adata.layers.items() if k is not None}
 
 
 def _columns(x: Any, position: np.ndarray) -> Any:

@@ -269,7 +269,7 @@ def check_layer(adata: AnnData, layer: str | None) -> Any:
             "numpy array or a scipy sparse matrix (CSR is fastest) of numbers."
         )
         raise TypeError(msg)
-    if sparse and not _within(x):
+    if sparse and not within(x):
         msg = (
             f"`{where}` is a broken {x.format.upper()} matrix: its indices lie outside of its {x.shape[0]} x "
             f"{x.shape[1]} entries, or its rows do not follow each other. Make it anew from its source."
@@ -278,7 +278,7 @@ def check_layer(adata: AnnData, layer: str | None) -> Any:
     return x
 
 
-def _within(x: Any) -> bool:
+def within(x: Any) -> bool:
     """Whether a sparse matrix holds together: compiled loops read whatever it points at."""
     if x.format == "coo":  # scipy looks when it makes one
         return True

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
+from scalloy.data.align import shallow
 from scalloy.data.checks import LARGEST, check_layer, few, is_whole, twice_in
 
 logger = logging.getLogger("scalloy")
@@ -94,8 +95,7 @@ def with_columns(adata: AnnData, key: str, names: Sequence[str]) -> AnnData:
         raise ValueError(msg)
     if len(lacks := pd.Index(known).difference(columns, sort=False)):
         logger.warning("`adata.obsm[%r]` lacks %s, taken as not measured.", key, few(lacks))
-    layers = {k: v for k, v in adata.layers.items() if k is not None}
-    out = AnnData(adata.X, obs=adata.obs, var=adata.var, layers=layers, obsm=dict(adata.obsm))
+    out = shallow(adata)
     frame = given.set_axis(columns, axis=1).reindex(columns=known).set_axis(list(names), axis=1)
     out.obsm[key] = frame.to_numpy() if numbered else frame
     return out

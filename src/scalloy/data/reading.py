@@ -7,9 +7,10 @@ and bring HDF5 itself to a crash or a loop without end. :func:`read` has another
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import anndata
 import mudata
 import scipy.sparse as sp
 
-from scalloy.data import structure
+from scalloy.data import structure, writing
+from scalloy.data.checks import within
 
 SECONDS, PER_SECOND = 30, 2 << 20  # for a look at a file, and bytes in each further one
 
@@ -85,5 +87,29 @@ def check_sparse(data: Any) -> None:
         for mapping in (part.layers, part.obsm, part.varm, part.obsp, part.varp):
             held += list(mapping.values())
         for matrix in held:
-            if sp.issparse(matrix) and hasattr(matrix, "check_format"):
-                matrix.check_format(full_check=True)
+            if sp.issparse(matrix) and not within(matrix):
+                msg = f"a sparse matrix of {matrix.shape[0]} x {matrix.shape[1]} points outside of itself"
+                raise DamagedFileError(msg)
+
+
+def digested(folder: Path, name: Any, names: re.Pattern[str]) -> Path:
+    """A file of :func:`scalloy.data.writing.put_digested`, whose name is one of these and holds its digest."""
+    if not isinstance(name, str) or not names.fullmatch(name):
+        msg = f"it names the file {str(name)[:100]!r}"
+        raise DamagedFileError(msg)
+    if not (folder / name).is_file():
+        msg = f"it lacks {name}"
+        raise DamagedFileError(msg)
+    if writing.digest(folder / name) != re.split(r"[-.]", name)[1]:
+        msg = f"{name} is not what was saved"
+        raise DamagedFileError(msg)
+    return folder / name
+
+
+def grouped(named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """``"group/name"`` to one dictionary for each group."""
+    out: dict[str, dict[str, Any]] = {}
+    for key, value in named.items():
+        group, _, name = key.partition("/")
+        out.setdefault(group, {})[name] = value
+    return out

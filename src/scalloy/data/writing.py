@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,6 +51,13 @@ def remove_parts(folder: Path) -> None:
     for part in folder.iterdir():
         if PART.fullmatch(part.name) and time.time() - part.stat().st_mtime > OLD:
             part.unlink(missing_ok=True)
+
+
+def remove_others(folder: Path, names: re.Pattern[str], keep: Container[str]) -> None:
+    """Remove the files of these names that are no longer needed."""
+    for file in list(folder.iterdir()):
+        if names.fullmatch(file.name) and file.name not in keep:
+            file.unlink(missing_ok=True)
 
 
 def _written(folder: Path, content: Content) -> Path:

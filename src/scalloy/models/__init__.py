@@ -6,6 +6,7 @@ from pathlib import Path
 
 from anndata import AnnData
 
+from scalloy.models import _files
 from scalloy.models._base import ScalloyModel
 from scalloy.models._files import ABOUT, read_about
 from scalloy.models.autoencoder import AE
@@ -43,11 +44,12 @@ def load(dir_path: str | Path, adata: AnnData | None = None, *, allow_pickle: bo
         from scalloy.models._scvi import load_pickle
 
         return load_pickle(VAE, folder, adata, allow_pickle=allow_pickle)
-    name = read_about(folder)["model"]
+    about = read_about(folder)
+    name = about["model"]
     if name not in MODELS:
         msg = f"`{dir_path}` holds a {name[:50]!r}, which is none of {', '.join(MODELS)}."
         raise ValueError(msg)
-    return MODELS[name].load(dir_path, adata)
+    return _files.load(MODELS[name], folder, adata, about)
 
 
 __all__ = ["AE", "CGMDVAE", "GMVAE", "MODELS", "POISEVAE", "TRVAE", "VAE", "BetaVAE", "BetaVSC", "load"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -38,6 +37,7 @@ FORMAT = 2
 ABOUT = "model.json"
 NAMES = re.compile(r"(weights|cells)-[0-9a-f]{16}\.(safetensors|h5ad)")
 NAMES_OF_1 = {"weights": "model.safetensors", "cells": "adata.h5ad"}
+OLD_NAMES = re.compile("|".join(map(re.escape, NAMES_OF_1.values())))
 PARTS = ("train", "validation", "test")
 MUST_HAVE: dict[str, type] = {
     "model": str,
@@ -84,10 +84,8 @@ def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool
             "files": files,
         }
         writing.put(path / ABOUT, plain.dumps(about))
-        for file in list(path.iterdir()):  # of models that were here before
-            known = NAMES.fullmatch(file.name) or file.name in NAMES_OF_1.values()
-            if known and file.name not in files.values():
-                file.unlink(missing_ok=True)
+        for names in (NAMES, OLD_NAMES):  # of models that were here before
+            writing.remove_others(path, names, files.values())
 
 
 def _write_cells(adata: AnnData, path: Path) -> None:
@@ -109,9 +107,11 @@ def _tensors(model: ScalloyModel) -> Tensors:
 # reading ----------------------------------------------------------------------------------------
 
 
-def load(cls: type[ScalloyModel], path: Path, adata: AnnData | None) -> ScalloyModel:
-    """Read a model that :func:`save` wrote."""
-    about = read_about(path)
+def load(
+    cls: type[ScalloyModel], path: Path, adata: AnnData | None, about: dict[str, Any] | None = None
+) -> ScalloyModel:
+    """Read a model that :func:`save` wrote, of which :func:`read_about` may have been read already."""
+    about = read_about(path) if about is None else about
     if about["model"] != cls.__name__:
         msg = f"`{path}` holds a {about['model']}. Call `{about['model']}.load({str(path)!r})`."
         raise ValueError(msg)
@@ -144,12 +144,17 @@ def load(cls: type[ScalloyModel], path: Path, adata: AnnData | None) -> ScalloyM
 
 def _arguments(cls: type[ScalloyModel], registry: dict[str, Any]) -> dict[str, Any]:
     """Of the set-up; one that did not exist when the model was saved has its default."""
-    known = inspect.signature(getattr(cls, registry["setup_method_name"])).parameters.values()
-    defaults = {p.name: p.default for p in known if p.default is not p.empty}
-    if unknown := set(registry["setup_args"]) - set(defaults):
+    known = set_up_defaults(cls, registry["setup_method_name"])
+    if unknown := set(registry["setup_args"]) - set(known):
         msg = f"`registry` in its {ABOUT} has the arguments {sorted(unknown)}"
         raise ValueError(msg)
-    return {**defaults, **registry["setup_args"]}
+    return {**known, **registry["setup_args"]}
+
+
+def set_up_defaults(cls: type[ScalloyModel], method: str) -> dict[str, Any]:
+    """Arguments of a set-up beside the data, with their defaults."""
+    arguments = inspect.signature(getattr(cls, method)).parameters.values()
+    return {p.name: p.default for p in arguments if p.default is not p.empty}
 
 
 def _made(cls: type[ScalloyModel], adata: AnnData | None, about: dict[str, Any]) -> ScalloyModel:
@@ -228,26 +233,13 @@ def _counted(state: dict[str, Any], key: str) -> int:
     return len(names)
 
 
-def _checked(path: Path, name: str) -> Path:
-    """A file beside ``model.json``, whose name holds its digest."""
-    old = name in NAMES_OF_1.values()
-    if not old and (not isinstance(name, str) or not NAMES.fullmatch(name)):
-        msg = f"its {ABOUT} names the file {str(name)[:100]!r}"
-        raise ValueError(msg)
-    if not (path / name).is_file():
-        msg = f"it lacks {name}"
-        raise ValueError(msg)
-    if old:
-        return path / name
-    if writing.digest(path / name) != re.split(r"[-.]", name)[1]:
-        msg = f"{name} is not what was saved"
-        raise ValueError(msg)
-    return path / name
+def _checked(path: Path, name: Any) -> Path:
+    """A file beside ``model.json``; those of format 1 have no digests."""
+    return path / name if name in NAMES_OF_1.values() else reading.digested(path, name, NAMES)
 
 
 def _read_tensors(cls: type[ScalloyModel], path: Path, about: dict[str, Any]) -> dict[str, Tensors]:
     """Weights and rows, once their names, shapes and types are those that such a model has."""
-    out: dict[str, Tensors] = defaultdict(dict)
     with safe_open(_checked(path, about["files"]["weights"]), "pt") as file:
         names = {k if "/" in k else f"weights/{k}": k for k in file.keys()}  # noqa: SIM118
         shapes = {k: tuple(file.get_slice(name).get_shape()) for k, name in names.items()}
@@ -256,9 +248,7 @@ def _read_tensors(cls: type[ScalloyModel], path: Path, about: dict[str, Any]) ->
             module = _made(cls, None, about).module
         wanted = module.state_dict()
         _check_names(wanted, shapes)
-        for key, name in names.items():
-            group, _, of = key.partition("/")
-            out[group][of] = file.get_tensor(name)
+        out = reading.grouped({key: file.get_tensor(name) for key, name in names.items()})
     parameters = dict(module.named_parameters())
     for of, value in out["weights"].items():
         if value.dtype != wanted[of].dtype:
@@ -267,10 +257,9 @@ def _read_tensors(cls: type[ScalloyModel], path: Path, about: dict[str, Any]) ->
         if value.is_floating_point() and not _finite(value, infinite=of not in parameters):
             msg = f"weights {of} are not finite"
             raise ValueError(msg)
-    for part, rows in about.get("indices", {}).items():  # of format 1
-        if rows is not None:
-            out["indices"][part] = torch.as_tensor(np.asarray(rows, dtype=np.int64))
-    return out
+    of_format_1 = {k: rows for k, rows in about.get("indices", {}).items() if rows is not None}
+    rows = {k: torch.as_tensor(np.asarray(rows, dtype=np.int64)) for k, rows in of_format_1.items()}
+    return {"free": {}, **out, "indices": out.get("indices", {}) | rows}
 
 
 def _finite(value: torch.Tensor, *, infinite: bool) -> bool:

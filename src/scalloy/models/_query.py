@@ -16,6 +16,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from scalloy.data import checks
+from scalloy.data.align import shallow
 from scalloy.vae.query import extend
 
 logger = logging.getLogger("scalloy")
@@ -50,7 +51,7 @@ def load_query_data(cls: Any, data: Any, reference: Any, max_missing: float) -> 
 
 def own_cells(cls: Any, data: Any, registry: dict[str, Any], max_missing: float) -> AnnData:
     """The query with the genes of the model and names as the registry has them, in an object of its own."""
-    cells = _own_copy(cls._fitting(data, registry, max_missing))
+    cells = shallow(cls._fitting(data, registry, max_missing))
     fields = registry["field_registries"]
     if (key := registry["setup_args"].get("labels_key")) is not None:
         _match_labels(cells, key, registry["setup_args"], fields[REGISTRY_KEYS.LABELS_KEY]["state_registry"])
@@ -59,13 +60,6 @@ def own_cells(cls: Any, data: Any, registry: dict[str, Any], max_missing: float)
     for key in named & set(cells.obs):
         cells.obs[key] = as_text(cells.obs[key])
     return cells
-
-
-def _own_copy(adata: AnnData) -> AnnData:
-    """The same matrices and arrays under columns of its own, so that the user's object stays as it is."""
-    layers = {k: v for k, v in adata.layers.items() if k is not None}
-    var = pd.DataFrame(index=adata.var_names.astype(str))
-    return AnnData(adata.X, obs=adata.obs.copy(), var=var, layers=layers, obsm=dict(adata.obsm))
 
 
 def as_text(column: pd.Series) -> pd.Series:

@@ -16,6 +16,7 @@ from scvi.model import SCVI
 from scalloy.blocks.networks import Layer
 from scalloy.blocks.sparse import SparseLinear
 from scalloy.data.reading import DamagedFileError
+from scalloy.models._files import set_up_defaults
 
 ONLY = {
     "latent_distribution": ("normal",),
@@ -30,14 +31,6 @@ ONLY = {
 }
 DEFAULTS = {"encode_covariates": False}
 
-SETUP = (
-    "layer",
-    "batch_key",
-    "labels_key",
-    "size_factor_key",
-    "categorical_covariate_keys",
-    "continuous_covariate_keys",
-)
 Weights = dict[str, torch.Tensor]
 
 
@@ -66,8 +59,8 @@ def from_scvi(cls: Any, model: SCVI) -> Any:
         if options.get(name, known[0]) not in known:
             msg = f"`{name}={options[name]!r}` of the SCVI has no counterpart here; only {list(known)} has."
             raise ValueError(msg)
-    setup = {k: v for k, v in model.registry["setup_args"].items() if k in SETUP}
-    given = {**dict.fromkeys(SETUP), **setup, "allow_non_counts": False}
+    setup = model.registry["setup_args"]
+    given = {k: setup.get(k, default) for k, default in set_up_defaults(cls, "setup_anndata").items()}
     args = {"model_name": cls.__name__, "setup_method_name": "setup_anndata", "setup_args": given}
     cls._set_up(model.adata, args, source_registry=model.registry)
     kept = ("n_hidden", "n_latent", "n_layers", "dropout_rate", "gene_likelihood", "dispersion")

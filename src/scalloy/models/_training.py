@@ -120,19 +120,19 @@ class Training(UnsupervisedTrainingMixin):
         interrupts, plan = Interrupts(), self._plan(plan_kwargs)
         kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), interrupts]
         data = fingerprint.of_data(self.adata_manager)
-        if checkpoint_dir is not None or resume:
-            sizes = {"train_size": train_size, "validation_size": validation_size, "batch_size": batch_size}
-            run: dict[str, Any] = {"max_epochs": max_epochs, **sizes, "plan": plan, "data": data}
-            run |= {"model": type(self).__name__, "settings": self.init_params_["non_kwargs"]}
-            kwargs["callbacks"].append(checkpoints(checkpoint_dir, checkpoint_every, resume=resume, run=run))
-        arguments = {"max_epochs": max_epochs, "accelerator": accelerator, "devices": devices}
+        arguments: dict[str, Any] = {"max_epochs": max_epochs, "batch_size": batch_size, "plan_kwargs": plan}
         arguments |= {"train_size": train_size, "validation_size": validation_size}
-        arguments |= {"shuffle_set_split": shuffle_set_split, "batch_size": batch_size, "plan_kwargs": plan}
-        early = early_stopping and validates
+        arguments |= {"shuffle_set_split": shuffle_set_split}
+        if checkpoint_dir is not None or resume:
+            run = {**arguments, "model": type(self).__name__, "settings": self.init_params_["non_kwargs"]}
+            run["data"] = data
+            kwargs["callbacks"].append(checkpoints(checkpoint_dir, checkpoint_every, resume=resume, run=run))
+        arguments |= {"accelerator": accelerator, "devices": devices}
+        arguments |= {"early_stopping": early_stopping and validates}
         with self._kept_usable(interrupts), buffers_stay_mapped(), warnings.catch_warnings():
             for message in (".*smaller than the logging interval.*", ".*LeafSpec.*deprecated.*"):
                 warnings.filterwarnings("ignore", message=message)
-            super().train(early_stopping=early, **arguments, **kwargs)
+            super().train(**arguments, **kwargs)
         self._data = data
 
     @contextmanager

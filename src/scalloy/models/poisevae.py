@@ -19,6 +19,7 @@ from scalloy import _keys
 from scalloy._keys import SECOND_KEY
 from scalloy._seeds import repeatable
 from scalloy.data import checks
+from scalloy.data.align import shallow
 from scalloy.data.modalities import check_second, is_mudata, joined, with_columns
 from scalloy.models import _options
 from scalloy.models._base import ScalloyModel, moments, without
@@ -272,7 +273,7 @@ allow_non_counts
         logger.info(
             "`adata.obsm` has no %r: cells of which %r was not measured.", key, given["modalities"][1]
         )
-        out = AnnData(data.X, obs=data.obs, var=data.var, layers=dict(data.layers))
+        out = shallow(data)
         out.obsm[key] = pd.DataFrame(np.nan, index=data.obs_names, columns=names[1], dtype=np.float32)
         return with_columns(out, key, known[1])
 

@@ -65,13 +65,10 @@ class Checkpoints(pl.Callback):
     def _read(self) -> None:
         with reading.refused(self.folder, "checkpoint of scalloy"):
             self.about = plain.loads((self.folder / ABOUT).read_bytes())
-            if self.about["format"] != FORMAT or not STATE.fullmatch(name := self.about["state"]):
-                msg = f"format {self.about['format']} or the file {name!r} is none that is written"
+            if self.about["format"] != FORMAT:
+                msg = f"format {self.about['format']} is none that is written"
                 raise ValueError(msg)
-            if writing.digest(self.folder / name) != name[6:22]:
-                msg = f"{name} is not what was saved"
-                raise ValueError(msg)
-            self.state = from_bytes((self.folder / name).read_bytes())
+            self.state = from_bytes(reading.digested(self.folder, self.about["state"], STATE).read_bytes())
         differ = [k for k in self.run if self.run[k] != self.about["run"].get(k)]
         if differ:
             msg = (
@@ -85,7 +82,7 @@ class Checkpoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:  # type: ignore[override]
         if self.about is None:
             return
-        about, groups = self.about, grouped(self.state)
+        about, groups = self.about, reading.grouped(self.state)
         plan.module.load_state_dict(groups["weights"])
         plan.restore(about["best"], groups.get("best"))
         (optimizer,) = trainer.optimizers
@@ -104,7 +101,7 @@ class Checkpoints(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, plan: Any) -> None:  # type: ignore[override]
         if self.about is not None:
-            random = grouped(self.state)["random"]
+            random = reading.grouped(self.state)["random"]
             torch.set_rng_state(random["torch"])
             if "cuda" in random and torch.cuda.is_available():
                 torch.cuda.set_rng_state(random["cuda"])
@@ -137,18 +134,7 @@ class Checkpoints(pl.Callback):
                 "history": getattr(trainer.logger, "history", {}),
             }
             writing.put(self.folder / ABOUT, plain.dumps(about))
-            for file in list(self.folder.iterdir()):
-                if STATE.fullmatch(file.name) and file.name != name:
-                    file.unlink(missing_ok=True)
-
-
-def grouped(tensors: Tensors) -> dict[str, Tensors]:
-    """``"group/name"`` to one dictionary for each group."""
-    out: dict[str, Tensors] = {}
-    for key, value in tensors.items():
-        group, _, name = key.partition("/")
-        out.setdefault(group, {})[name] = value
-    return out
+            writing.remove_others(self.folder, STATE, {name})
 
 
 def _stopping(trainer: pl.Trainer) -> list[EarlyStopping]:
