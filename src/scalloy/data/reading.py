@@ -93,7 +93,7 @@ def check_sparse(data: Any) -> None:
 
 
 def digested(folder: Path, name: Any, names: re.Pattern[str]) -> Path:
-    """A file of :func:`scalloy.data.writing.put_digested`, whose name is one of these and holds its digest."""
+    """A file of :func:`scalloy.data.writing.put_digested`, with one of these names, which hold its digest."""
     if not isinstance(name, str) or not names.fullmatch(name):
         msg = f"it names the file {str(name)[:100]!r}"
         raise DamagedFileError(msg)
