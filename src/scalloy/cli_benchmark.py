@@ -203,13 +203,16 @@ def compare(
 
 @benchmark.command()
 def transfer(
-    data: Annotated[str, typer.Argument(help="kang, kang_subset (embedded), or an h5ad file.")] = "kang",
+    data: Annotated[str, typer.Argument(help="kang, kang_all, kang_subset, or an h5ad file.")] = "kang",
     model: Annotated[list[str] | None, typer.Option(help="Names of models, not all.")] = None,
     types: Annotated[list[str] | None, typer.Option(help="Cell types to hold out, not all.")] = None,
     condition_key: Annotated[str, typer.Option(help="Column of .obs with conditions.")] = "condition",
     labels_key: Annotated[str, typer.Option(help="Column of .obs with cell types.")] = "cell_type",
     seeds: Annotated[int, typer.Option(help="How many.")] = 3,
     genes: Annotated[int, typer.Option(help="Most variable genes that are kept.")] = 2000,
+    median: Annotated[bool, typer.Option(help="Scale to the median count, not to 10,000.")] = False,
+    at_once: Annotated[bool, typer.Option(help="Hold a type out under all conditions together.")] = False,
+    unseen: Annotated[str | None, typer.Option(help="Also not trained on: batch=donor_1015")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
     out: Out = None,
     html: Annotated[Path | None, typer.Option(help="Write the table as a page too.")] = None,
@@ -224,8 +227,11 @@ def transfer(
         condition_key=condition_key,
         labels_key=labels_key,
         hold_out=types or "each",
+        at_once=at_once,
+        unseen=None if unseen is None else dict([unseen.split("=", 1)]),
         seeds=range(seeds),
         n_genes=genes,
+        target_sum=None if median else 1e4,
         max_epochs=epochs,
     )
     show(frame, out)

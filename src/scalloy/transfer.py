@@ -7,11 +7,11 @@
     "auto"        z, moved to the pooled shift of the cell's group              p(x | z, c) and p(x | z, c')
 
 The pooled shift of a group of cells (their label, or cluster) is the mean of two estimates which err in
-different ways: what the decoder says of these cells, and what groups with similar controls have shown
-(:func:`scalloy.baselines.kernel_ridge`). Both are changes of mean log-normalised expression, the decoder's
-measured on counts sampled before and after: the mean of the decoder pushed through a logarithm is biased.
-What a cell expresses beside its group is the mean of what is decoded before and after: the one knows the
-genes of its type, the other those that the condition induces.
+different ways: what the decoder says of these cells, and what other groups have shown, each for as much as it
+is worth (:func:`scalloy.baselines.partial_pooling`). Both are changes of mean log-normalised expression, the
+decoder's measured on counts sampled before and after: the mean of the decoder pushed through a logarithm is
+biased. What a cell expresses beside its group is the mean of what is decoded before and after: the one knows
+the genes of its type, the other those that the condition induces.
 """
 
 from __future__ import annotations
@@ -27,12 +27,8 @@ import torch
 from anndata import AnnData
 
 from scalloy._seeds import seeded
-from scalloy.baselines.shifts import (
-    kernel_ridge,
-    missed_when_left_out,
-    squared_distances,
-    typical_distance,
-)
+from scalloy.baselines.pooling import partial_pooling
+from scalloy.baselines.shifts import squared_distances, typical_distance
 from scalloy.blocks.distributions import CountDistribution
 from scalloy.blocks.sparse import log_normalise
 from scalloy.models import _options
@@ -41,7 +37,29 @@ from scalloy.vae.base import Batch
 AT_LEAST = 10  # cells of a group under a condition, to learn from
 STEPS = 6  # of the search for rates with the wanted mean
 LARGEST = 3.0  # factor that a rate is multiplied or divided by, as a logarithm
-FLOOR = 0.01  # counts in 10,000 below which changes are not followed
+FLOOR = 1e-6  # share of a cell's counts below which changes are not followed
+
+
+@dataclass(frozen=True)
+class How:
+    """By which route, how many samples an expectation is of, and to which total counts are scaled."""
+
+    route: str
+    n_samples: int
+    target_sum: float
+
+    def expression(self, p: Any) -> torch.Tensor:
+        """One draw of log-normalised counts; of other data their mean."""
+        return log_normalise(p.sample(), self.target_sum) if isinstance(p, CountDistribution) else p.mean
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the expression of the cells of a group under a condition, by gene."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+    n: int
 
 
 @dataclass
@@ -62,8 +80,8 @@ class Decoded:
 class Shift:
     """Change of mean expression of a group, its standard deviation, and what it rests on.
 
-    The standard deviation is that of a mean over as many cells as are predicted: what kernel ridge misses of
-    other groups when they are left out, and the noise of that mean.
+    The standard deviation is that of the mean of as many treated cells as are predicted: what other groups
+    leave open, and the noise of the means.
     """
 
     mean: np.ndarray
@@ -81,46 +99,49 @@ def transfer(
     n_samples: int = 10,
     library_size: float | None = None,
     seed: int = 0,
+    target_sum: float = 1e4,
 ) -> AnnData:
     """The body of ``transfer`` of every model with conditions."""
     _options.one_of("route", route, model.ROUTES)
     to = _options.one_of("to", to, model.conditions)
-    _options.positive(n_samples=n_samples)
+    _options.positive(n_samples=n_samples, target_sum=target_sum)
     if route == "style" and model.module.enc_w is None:
         msg = "`route='style'` goes through `w`, and the model has none. Pass `n_w=` to the model."
         raise ValueError(msg)
     source = model.adata if cells is None else cells
     cells = None if cells is model.adata else cells
     code, draws_counts = model.conditions.index(to), model.module.likelihood.draws_counts
+    how = How(route, n_samples, float(target_sum))
     with torch.no_grad(), seeded(seed):
-        decoded = decode(model, cells, code, route, n_samples)
+        decoded = decode(model, cells, code, how)
         expected, factors = decoded.after, np.zeros((source.n_obs, 1), dtype=np.float32)
         about = pd.DataFrame({"group": model._groups(cells)}, index=source.obs_names)
         about["from"] = source.obs[model.condition_key].astype(str).to_numpy()
         about["pair"] = about["group"] + " from " + about["from"]
         shifts: dict[str, Shift] = {}
         if route == "auto":
-            expected, shifts = _pooled(model, decoded, about, to)
+            expected, shifts = _pooled(model, decoded, about, to, how.target_sum)
             if draws_counts:
-                pairs = about["pair"].to_numpy()
-                factors = _factors(model, cells, code, pairs, decoded.middle, expected, n_samples)
+                factors = _factors(
+                    model, cells, code, about["pair"].to_numpy(), decoded.middle, expected, how
+                )
         counts = _sampled(model, cells, code, route, factors, library_size) if draws_counts else None
-    return _as_anndata(model, source, to, about, expected, counts, shifts, route)
+    return _as_anndata(model, source, to, about, expected, counts, shifts, how)
 
 
-def decode(model: Any, cells: AnnData | None, code: int, route: str, n_samples: int) -> Decoded:
+def decode(model: Any, cells: AnnData | None, code: int, how: How) -> Decoded:
     """Observed expression, and the mean over samples of that expected before and after the change."""
     parts: list[tuple[np.ndarray, ...]] = []
     for batch in _batches(model, cells):
         q, changed = model.module.encode(batch), replace(batch, c=torch.full_like(batch.b, code))
         before = after = torch.zeros(1, device=batch.b.device)
-        for _ in range(n_samples):
+        for _ in range(how.n_samples):
             latents = model.module.draw(q)
-            p = model.module.decode(batch, latents)["x"]
-            p_changed = model.module.decode(changed, moved(model.module, batch, code, q, latents, route))["x"]
-            before, after = before + expression(p), after + expression(p_changed)
-        seen = model.module.likelihood.observed(batch.x)
-        parts.append(tuple(t.cpu().numpy() for t in (seen, before / n_samples, after / n_samples)))
+            new = moved(model.module, batch, code, q, latents, how.route)
+            before = before + how.expression(model.module.decode(batch, latents)["x"])
+            after = after + how.expression(model.module.decode(changed, new)["x"])
+        seen = model.module.likelihood.observed(batch.x, how.target_sum)
+        parts.append(tuple(t.cpu().numpy() for t in (seen, before / how.n_samples, after / how.n_samples)))
     return Decoded(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
 
 
@@ -140,30 +161,22 @@ def moved(module: Any, batch: Batch, code: int, q: Any, latents: Any, route: str
     return {**latents, "z": z}
 
 
-def expression(p: Any) -> torch.Tensor:
-    """One draw of log-normalised counts; of other data their mean."""
-    return log_normalise(p.sample()) if isinstance(p, CountDistribution) else p.mean
-
-
 def _batches(model: Any, cells: AnnData | None) -> Any:
     for tensors in model._read(cells, None, None, decodes=True):
         yield Batch.of(tensors)
 
 
 def _pooled(
-    model: Any, decoded: Decoded, about: pd.DataFrame, to: str
+    model: Any, decoded: Decoded, about: pd.DataFrame, to: str, target_sum: float
 ) -> tuple[np.ndarray, dict[str, Shift]]:
     """Expected expression of each cell, so that the mean of its group has the pooled shift."""
     expected, shifts = decoded.middle, {}
-    seen = group_means(model)
+    seen = group_moments(model, target_sum)
     for (group, source, pair), rows in about.groupby(["group", "from", "pair"]).indices.items():
-        control, middle = decoded.observed[rows].mean(0), expected[rows].mean(0)
+        cells, middle = decoded.observed[rows], expected[rows].mean(0)
         own = decoded.after[rows].mean(0) - decoded.before[rows].mean(0)
-        shift = pooled(own, control, seen, group, source, to)
-        noise = decoded.observed[rows].var(0) / len(rows)
-        shift.sd = np.sqrt(np.square(shift.sd) + noise)
-        shifts[pair] = shift
-        wanted = control + shift.mean
+        shifts[pair] = shift = pooled(own, cells, seen, group, source, to)
+        wanted = cells.mean(0) + shift.mean
         if (decoded.observed >= 0).all():
             wanted = wanted.clip(0)
             expected[rows] *= np.where(middle > 0, wanted / np.maximum(middle, 1e-12), 1.0)
@@ -172,8 +185,8 @@ def _pooled(
     return expected, shifts
 
 
-def group_means(model: Any) -> dict[tuple[str, str], np.ndarray]:
-    """Mean expression of the model's cells by group and condition, where there are enough of them."""
+def group_moments(model: Any, target_sum: float) -> dict[tuple[str, str], Moments]:
+    """Of expression of the model's cells by group and condition, where there are enough of them."""
     if model.adata is None:
         msg = (
             "`route='auto'` pools with shifts of the cells that the model was trained on, and it was loaded "
@@ -185,42 +198,56 @@ def group_means(model: Any) -> dict[tuple[str, str], np.ndarray]:
     codes, pairs = names.factorize()
     counts, begin = np.bincount(codes), 0
     for batch in _batches(model, None):
-        x = model.module.likelihood.observed(batch.x).cpu().numpy()
+        x = model.module.likelihood.observed(batch.x, target_sum).cpu().numpy()
         rows = codes[begin : begin + len(x)]
         begin += len(x)
-        sums = sums + sp.csr_matrix((np.ones(len(x)), (rows, range(len(x)))), (len(pairs), len(x))) @ x
-    return {tuple(p): sums[i] / counts[i] for i, p in enumerate(pairs) if counts[i] >= AT_LEAST}
+        member = sp.csr_matrix((np.ones(len(x)), (rows, range(len(x)))), (len(pairs), len(x)))
+        sums = sums + np.stack([member @ x, member @ np.square(x)])
+    mean, square = sums / counts[:, None]
+    variance = (square - np.square(mean)).clip(0)
+    kept = [i for i in range(len(pairs)) if counts[i] >= AT_LEAST]
+    return {tuple(pairs[i]): Moments(mean[i], variance[i], int(counts[i])) for i in kept}
 
 
-def pooled(own: np.ndarray, control: np.ndarray, seen: dict, group: str, source: str, to: str) -> Shift:
-    """Mean of the decoder's shift and of what similar groups have shown; the first if there are no two."""
+def pooled(own: np.ndarray, cells: np.ndarray, seen: dict, group: str, source: str, to: str) -> Shift:
+    """Mean of the decoder's shift and of what other groups have shown; the first if there are none."""
     others = [g for g, c in seen if c == source and (g, to) in seen]
-    if source == to or len(others) < 2:
+    noise, control = np.sqrt(2 * cells.var(0) / len(cells)), cells.mean(0)
+    if source == to or not others:
         return Shift(own, np.full_like(own, np.nan), others, far=source != to)
-    c = np.stack([seen[g, source] for g in others])
-    d = np.stack([seen[g, to] for g in others]) - c
     if group in others:  # its change was seen
-        return Shift(d[others.index(group)], np.zeros_like(own), others, far=False)
+        return Shift(seen[group, to].mean - seen[group, source].mean, noise, others, far=False)
+    pairs = [[seen[g, c] for g in others] for c in (source, to)]
+    c, treated = (np.stack([m.mean for m in of]) for of in pairs)
+    within = np.mean([m.variance for of in pairs for m in of], axis=0)
+    inverse_size = sum(1 / np.array([m.n for m in of]) for of in pairs)
+    found = partial_pooling(c, treated - c, control, within=within, inverse_size=inverse_size)
     far = squared_distances(control[None], c).min() > typical_distance(c)
-    return Shift((own + kernel_ridge(c, d, control)) / 2, missed_when_left_out(c, d), others, bool(far))
+    return Shift((own + found.mean) / 2, found.sd_of_mean(cells), others, bool(far))
 
 
 def _factors(
-    model: Any, cells: AnnData | None, code: int, groups: Any, middle: np.ndarray, wanted: np.ndarray, n: int
+    model: Any,
+    cells: AnnData | None,
+    code: int,
+    groups: Any,
+    middle: np.ndarray,
+    wanted: np.ndarray,
+    how: How,
 ) -> np.ndarray:
     """Logarithms by which rates are changed so that sampled counts have the wanted means, cells x genes."""
     target, drawn = (pd.DataFrame(x).groupby(groups).mean() for x in (wanted, middle))
     of, goal = target.index.get_indexer(groups), np.expm1(target.to_numpy())
-    factors = np.zeros_like(goal)
+    factors, floor = np.zeros_like(goal), FLOOR * how.target_sum
     for step in range(STEPS):
-        step_by = np.log((goal + FLOOR) / (np.expm1(drawn.to_numpy()) + FLOOR))
+        step_by = np.log((goal + floor) / (np.expm1(drawn.to_numpy()) + floor))
         factors = (factors + step_by).clip(-LARGEST, LARGEST)
         if step == STEPS - 1:
             break
         total = np.zeros_like(wanted)
-        for _ in range(n):
+        for _ in range(how.n_samples):
             for rows, p in _decoded_with(model, cells, code, "auto", factors[of]):
-                total[rows] += expression(p).cpu().numpy() / n
+                total[rows] += how.expression(p).cpu().numpy() / how.n_samples
         drawn = pd.DataFrame(total).groupby(groups).mean()
     return factors[of].astype(np.float32)
 
@@ -263,7 +290,7 @@ def _as_anndata(
     expected: np.ndarray,
     counts: Any,
     shifts: dict[str, Shift],
-    route: str,
+    how: How,
 ) -> AnnData:
     out = AnnData(expected.astype(np.float32), obs=source.obs.copy(), var=source.var[[]].copy())
     if counts is not None:
@@ -272,7 +299,8 @@ def _as_anndata(
     out.obs[model.condition_key] = pd.Categorical([to] * out.n_obs, categories=model.conditions)
     out.obs["transfer_from"] = pd.Categorical(about["from"])
     out.obs["transfer_group"] = pd.Categorical(about["group"])
-    said: dict[str, Any] = {"model": type(model).__name__, "to": to, "route": route}
+    said: dict[str, Any] = {"model": type(model).__name__, "to": to, "route": how.route}
+    said["target_sum"] = how.target_sum
     if shifts:
         out.obs["transfer_far"] = [shifts[pair].far for pair in about["pair"]]
         names = [str(v) for v in out.var_names]

@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge
 
 import scalloy as sa
 from scalloy.baselines import METHODS, SHIFTS, Baseline, LatentShift, shifts, tuned
+from scalloy.baselines.predictors import _others
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,24 @@ def test_shifts_by_hand(data, control):
         np.testing.assert_allclose(predicted(data, control, method).X, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["no change", "mean shift", "multiplicative"])
+def test_expression_is_scaled_to_the_total_that_is_asked_for(data, control, method):
+    """Changing the scale is the same as changing it before: of one cell, and of means of logarithms."""
+    made = Baseline(data, method, condition_key="condition", labels_key="cluster")
+    out = made.transfer(control, "treated_1", target_sum=500.0)
+    x = control.X.toarray()
+    before = np.log1p(500 * x / x.sum(1, keepdims=True))
+    if method == "no change":
+        np.testing.assert_allclose(out.X, before, rtol=1e-4, atol=1e-5)
+    elif method == "mean shift":
+        c, t = (np.stack([np.log1p(np.expm1(v) / 20).mean(0) for v in part]) for part in means(data))
+        np.testing.assert_allclose(out.X, (before + (t - c).mean(0)).clip(0), rtol=1e-3, atol=1e-4)
+    else:  # a ratio does not depend on the scale
+        np.testing.assert_allclose(
+            out.X, np.log1p(np.expm1(made.transfer(control, "treated_1").X) / 20), rtol=1e-3, atol=1e-4
+        )
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_predicts_all_cells_and_leaves_them_as_they_are(data, control, method):
     before = control.copy()
@@ -88,8 +107,8 @@ def test_added_and_thinned_counts_have_the_wanted_means_and_new_zeros(data, cont
     )
     x = control.X.toarray()
     own = (1e4 * x / x.sum(1, keepdims=True)).mean(0)
-    seen, c, _ = made._others("cluster_0", "control", "treated_1", log(control), x)
-    weight = shifts.closeness(seen.control, c)
+    seen = _others(made._moments_at(1e4), "cluster_0", "control", "treated_1")
+    weight = shifts.closeness(seen.control, log(control).mean(0))
     added = (own + weight @ (seen.fraction_treated - seen.fraction_control)).clip(0)
     ratio = np.log((seen.fraction_treated + 0.05) / (seen.fraction_control + 0.05))
     wanted = np.sqrt(added * ((own + 0.05) * np.exp(weight @ ratio) - 0.05).clip(0))

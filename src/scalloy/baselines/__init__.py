@@ -2,6 +2,7 @@
 
 from scalloy.baselines.latent import LatentShift
 from scalloy.baselines.modalities import CROSS_METHODS, CrossModal, ProbabilisticCCA
+from scalloy.baselines.pooling import Pooled, partial_pooling
 from scalloy.baselines.predictors import METHODS, Baseline
 from scalloy.baselines.shifts import SHIFTS, kernel_ridge, mean_shift, tuned
 
@@ -12,8 +13,10 @@ __all__ = [
     "Baseline",
     "CrossModal",
     "LatentShift",
+    "Pooled",
     "ProbabilisticCCA",
     "kernel_ridge",
     "mean_shift",
+    "partial_pooling",
     "tuned",
 ]

@@ -87,7 +87,9 @@ class LatentShift:
         of = [[z[(types == t) & (conditions == c)].mean(0) for t in both] for c in (to, source)]
         return np.mean(of[0], axis=0) - np.mean(of[1], axis=0)
 
-    def transfer(self, cells: AnnData, to: str, *, seed: int = 0, **_: Any) -> AnnData:
+    def transfer(
+        self, cells: AnnData, to: str, *, seed: int = 0, target_sum: float = 1e4, **_: Any
+    ) -> AnnData:
         """The cells as they would look under another condition.
 
         Parameters
@@ -98,6 +100,8 @@ class LatentShift:
             The condition.
         seed
             Not used: codes are means.
+        target_sum
+            Total of a cell to which what is decoded is scaled.
         **_
             Further arguments of models' ``transfer`` are ignored.
 
@@ -120,7 +124,8 @@ class LatentShift:
                 begin += len(batch.b)
                 p = self.model.module.decode(batch, {"z": here.to(batch.b.device)})["x"]
                 parts.append(p.mean.clamp_min(0).cpu().numpy())
-        out = AnnData(np.concatenate(parts), obs=cells.obs.copy(), var=cells.var[[]].copy())
+        x = np.log1p(np.expm1(np.concatenate(parts)) * (target_sum / 1e4))
+        out = AnnData(x, obs=cells.obs.copy(), var=cells.var[[]].copy())
         out.obs[self.condition_key] = pd.Categorical([to] * out.n_obs)
         how = "matched" if self.matched else "as shipped"
         out.uns["transfer"] = {"model": f"LatentShift: {how}", "to": to}

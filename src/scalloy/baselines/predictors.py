@@ -5,11 +5,13 @@
     "treated mean"          mean of all treated cells, whatever the type
     "pooled shift"          x + mean of all treated - mean of all control cells of the same types
     those of SHIFTS         x + shift of its type, from controls and shifts of the others
+    "partial pooling"       the same by a Gaussian process that knows how noisy each of them is
     "multiplicative"        expm1(x) times the geometric mean of the other types' ratios
     "add and thin"          counts: Poisson-gamma ones are added where a gene rises, binomial thinning where
                             it falls, so that zeros need not stay zero
 
-Means are over cells of log1p of counts scaled to 10,000; types weigh equally unless cells are pooled.
+Means are over cells of log1p of counts scaled to 10,000 (or ``target_sum``); types weigh equally unless cells
+are pooled.
 """
 
 from __future__ import annotations
@@ -23,24 +25,28 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scalloy.baselines.pooling import partial_pooling
 from scalloy.baselines.shifts import SHIFTS, closeness, tuned
 from scalloy.data import checks
 from scalloy.data.align import aligned
 from scalloy.models import _options
 
-OTHERS = ("no change", "treated mean", "pooled shift", "multiplicative", "add and thin")
+OTHERS = ("no change", "treated mean", "pooled shift", "multiplicative", "add and thin", "partial pooling")
 METHODS = (*OTHERS, *SHIFTS)
+Moments = dict[tuple[str, str], tuple[np.ndarray, np.ndarray, np.ndarray, int]]
 SCALE, EPSILON, SHAPE = 1e4, {"multiplicative": 0.02, "add and thin": 0.05}, 4.0
 
 
 @dataclass
 class Seen:
-    """Types seen under both conditions, types x genes: log means, and mean fractions per 10,000 counts."""
+    """Types seen under both conditions, types x genes: log means and variances, mean fractions per 10,000."""
 
     control: np.ndarray
     treated: np.ndarray
     fraction_control: np.ndarray
     fraction_treated: np.ndarray
+    variance_control: np.ndarray
+    variance_treated: np.ndarray
     n_control: np.ndarray
     n_treated: np.ndarray
 
@@ -48,6 +54,12 @@ class Seen:
     def shift(self) -> np.ndarray:
         """Change of each type."""
         return self.treated - self.control
+
+    @property
+    def noise(self) -> dict[str, np.ndarray]:
+        """How much the cells of a type differ, and of how many the means are, for :func:`partial_pooling`."""
+        within = np.concatenate([self.variance_control, self.variance_treated]).mean(0)
+        return {"within": within, "inverse_size": 1 / self.n_control + 1 / self.n_treated}
 
 
 class Baseline:
@@ -89,16 +101,26 @@ class Baseline:
         checks.check_counts(adata, layer, allow_non_counts=False)
         self.adata, self.method, self.tune = adata, _options.one_of("method", method, METHODS), tune
         self.condition_key, self.labels_key, self.layer = condition_key, labels_key, layer
-        self._means: dict[tuple[str, str], tuple[np.ndarray, np.ndarray, int]] = {}
+        self._moments: dict[float, Moments] = {}
 
     def train(self, **_: Any) -> None:
-        """Take the means of each type under each condition; arguments of other models are ignored."""
-        obs = self.adata.obs[[self.labels_key, self.condition_key]].astype(str)
-        for pair, rows in obs.groupby([self.labels_key, self.condition_key]).indices.items():
-            fractions = normalised(self._counts(self.adata[rows]))
-            self._means[pair] = (np.log1p(fractions).mean(0), fractions.mean(0), len(rows))
+        """Take the moments of each type under each condition; arguments of other models are ignored."""
+        self._moments_at(SCALE)
 
-    def transfer(self, cells: AnnData, to: str, *, seed: int = 0, **_: Any) -> AnnData:
+    def _moments_at(self, target_sum: float) -> Moments:
+        """Of log-normalised expression: mean, mean fraction, variance and number of cells by pair."""
+        if target_sum not in self._moments:
+            obs = self.adata.obs[[self.labels_key, self.condition_key]].astype(str)
+            found = self._moments[target_sum] = {}
+            for pair, rows in obs.groupby([self.labels_key, self.condition_key]).indices.items():
+                fractions = normalised(self._counts(self.adata[rows]))
+                x = log_scaled(fractions, target_sum)
+                found[pair] = (x.mean(0), fractions.mean(0), x.var(0), len(rows))
+        return self._moments[target_sum]
+
+    def transfer(
+        self, cells: AnnData, to: str, *, seed: int = 0, target_sum: float = SCALE, **_: Any
+    ) -> AnnData:
         """The cells as they would look under another condition.
 
         Parameters
@@ -109,34 +131,43 @@ class Baseline:
             The condition.
         seed
             Of sampled counts.
+        target_sum
+            Total to which counts are scaled before their logarithm.
         **_
             Further arguments of models' ``transfer`` are ignored.
 
         Returns
         -------
         AnnData with expected log-normalised expression in ``.X`` and, of ``"add and thin"``, counts in
-        ``.layers["counts"]``.
+        ``.layers["counts"]``; of ``"partial pooling"`` the standard deviation of means in
+        ``.uns["transfer"]["sd"]``.
         """
-        if not self._means:
-            self.train()
+        moments = self._moments_at(float(target_sum))
         cells = aligned(checks.check_type(cells), list(self.adata.var_names))
-        _options.one_of("to", to, sorted({c for _, c in self._means}))
+        _options.one_of("to", to, sorted({c for _, c in moments}))
         checks.check_keys(cells, {"condition_key": self.condition_key, "labels_key": self.labels_key})
         checks.check_counts(cells, self.layer, genes=False)
         obs = cells.obs[[self.labels_key, self.condition_key]].astype(str)
         counts, rng = self._counts(cells), np.random.default_rng(seed)
-        x = np.log1p(normalised(counts))
+        x = log_scaled(normalised(counts), target_sum)
         drawn = np.zeros(x.shape, dtype=np.float32) if self.method == "add and thin" else None
+        sd = {}
         for (name, source), rows in obs.groupby([self.labels_key, self.condition_key]).indices.items():
-            seen, control, fraction = self._others(name, source, to, x[rows], counts[rows])
-            if drawn is None:
-                x[rows] = self._predicted(seen, x[rows], control)
+            seen, fraction = _others(moments, name, source, to), normalised(counts[rows]).mean(0)
+            if drawn is not None:
+                drawn[rows] = added_and_thinned(counts[rows], fraction, seen, x[rows].mean(0), rng)
+                x[rows] = log_scaled(normalised(drawn[rows]), target_sum)
+            elif self.method == "partial pooling":
+                found = partial_pooling(seen.control, seen.shift, x[rows].mean(0), **seen.noise)
+                sd[f"{name} from {source}"] = found.sd_of_mean(x[rows])
+                x[rows] = (x[rows] + found.mean).clip(0)
             else:
-                drawn[rows] = added_and_thinned(counts[rows], fraction, seen, control, rng)
-                x[rows] = np.log1p(normalised(drawn[rows]))
+                x[rows] = self._predicted(seen, x[rows])
         out = AnnData(x.astype(np.float32), obs=cells.obs.copy(), var=cells.var[[]].copy())
         out.obs[self.condition_key] = pd.Categorical([to] * out.n_obs)
         out.uns["transfer"] = {"model": f"Baseline: {self.method}", "to": to}
+        if sd:
+            out.uns["transfer"]["sd"] = pd.DataFrame(sd, index=[str(v) for v in out.var_names])
         if drawn is not None:
             out.layers["counts"] = sp.csr_matrix(drawn)
         return out
@@ -145,16 +176,7 @@ class Baseline:
         x = cells.X if self.layer is None else cells.layers[self.layer]
         return np.asarray(x.todense() if sp.issparse(x) else x, dtype=np.float32)
 
-    def _others(
-        self, name: str, source: str, to: str, x: np.ndarray, counts: np.ndarray
-    ) -> tuple[Seen, np.ndarray, np.ndarray]:
-        """What was seen of other types under both conditions; mean and fractions of this one as it is."""
-        types = seen_under_both(self._means, source, to, name)
-        pairs = [[self._means[t, c] for t in types] for c in (source, to)]
-        log, fraction, n = ([np.stack([m[i] for m in means]) for means in pairs] for i in range(3))
-        return Seen(*log, *fraction, *n), x.mean(0), normalised(counts).mean(0)
-
-    def _predicted(self, seen: Seen, x: np.ndarray, control: np.ndarray) -> np.ndarray:
+    def _predicted(self, seen: Seen, x: np.ndarray) -> np.ndarray:
         if self.method == "no change":
             return x
         if self.method == "treated mean":
@@ -167,7 +189,15 @@ class Baseline:
             ratio = np.log((seen.fraction_treated + e) / (seen.fraction_control + e)).mean(0)
             return np.log1p(np.expm1(x) * np.exp(ratio))
         settings = tuned(self.method, seen.control, seen.shift) if self.tune else {}
-        return (x + SHIFTS[self.method][0](seen.control, seen.shift, control, **settings)).clip(0)
+        return (x + SHIFTS[self.method][0](seen.control, seen.shift, x.mean(0), **settings)).clip(0)
+
+
+def _others(moments: Moments, name: str, source: str, to: str) -> Seen:
+    """What was seen of other types under both conditions."""
+    types = seen_under_both(moments, source, to, name)
+    pairs = [[moments[t, c] for t in types] for c in (source, to)]
+    log, fraction, variance, n = ([np.stack([m[i] for m in of]) for of in pairs] for i in range(4))
+    return Seen(*log, *fraction, *variance, *n)
 
 
 def seen_under_both(pairs: Iterable[tuple[str, str]], source: str, to: str, name: str) -> list[str]:
@@ -215,6 +245,11 @@ def added_and_thinned(
     library = counts.sum(1, keepdims=True) / SCALE
     rise = library * (wanted - fraction).clip(0) * rng.gamma(SHAPE, 1 / SHAPE, counts.shape)
     return (kept + rng.poisson(rise)).astype(np.float32)
+
+
+def log_scaled(fractions: np.ndarray, target_sum: float) -> np.ndarray:
+    """``log1p`` of fractions per 10,000, scaled to another total."""
+    return np.log1p(fractions * (target_sum / SCALE))
 
 
 def normalised(counts: np.ndarray) -> np.ndarray:

@@ -64,9 +64,9 @@ class Likelihood(nn.Module):
         """What the encoder sees."""
         return map_values(x, torch.log1p)
 
-    def observed(self, x: Tensor) -> Tensor:
+    def observed(self, x: Tensor, target_sum: float = 1e4) -> Tensor:
         """Expression of cells, dense, on the scale on which predictions are compared with it."""
-        return dense(log_normalise(x) if self.draws_counts else self.features(x))
+        return dense(log_normalise(x, target_sum) if self.draws_counts else self.features(x))
 
     def predicted(self, p_x: Distribution) -> Tensor:
         """What is expected on the scale of :meth:`observed`."""

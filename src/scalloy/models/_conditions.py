@@ -94,6 +94,7 @@ allow_non_counts
         n_samples: int = 10,
         library_size: float | None = None,
         seed: int = 0,
+        target_sum: float = 1e4,
     ) -> AnnData:
         """The cells as they would look under another condition.
 
@@ -114,11 +115,14 @@ allow_non_counts
             Of the sampled counts; ``None`` is each cell's own.
         seed
             Of the samples.
+        target_sum
+            Total of a cell to which counts are scaled before their logarithm, as in scanpy's
+            ``normalize_total``.
 
         Returns
         -------
-        AnnData with the same cells and genes: ``.X`` the expected log-normalised expression (to 10,000 counts
-        per cell), ``.layers["counts"]`` sampled counts, ``.obs`` with the new condition, ``"transfer_from"``,
+        AnnData with the same cells and genes: ``.X`` the expected log-normalised expression,
+        ``.layers["counts"]`` sampled counts, ``.obs`` with the new condition, ``"transfer_from"``,
         ``"transfer_group"`` and, where pooled, ``"transfer_far"``; ``.uns["transfer"]`` says how, with the
         shift of each group and its standard deviation by gene.
         """
@@ -132,7 +136,7 @@ allow_non_counts
             )
             raise ValueError(msg)
         settings = {"n_samples": n_samples, "library_size": library_size, "seed": seed}
-        return transfer(self, cells, to, route=route, **settings)
+        return transfer(self, cells, to, route=route, target_sum=target_sum, **settings)
 
     def predict(
         self,
@@ -171,7 +175,8 @@ allow_non_counts
         cells = self._fitting(cells, self.registry)
         counts = checks.check_layer(cells, self.registry["setup_args"].get("layer"))
         observed = counts.toarray() if sp.issparse(counts) else counts
-        before = log_normalise(torch.from_numpy(np.array(observed, dtype=np.float32, order="C"))).numpy()
+        observed = torch.from_numpy(np.array(observed, dtype=np.float32, order="C"))
+        before = log_normalise(observed, out.uns["transfer"]["target_sum"]).numpy()
         change = np.asarray(out.X).mean(0) - before.mean(0)
         return out, pd.Series(change, index=out.var_names, name="change")
 
