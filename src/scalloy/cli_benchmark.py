@@ -202,46 +202,6 @@ def compare(
 
 
 @benchmark.command()
-def transfer(
-    data: Annotated[str, typer.Argument(help="kang, kang_all, kang_subset, or an h5ad file.")] = "kang",
-    model: Annotated[list[str] | None, typer.Option(help="Names of models, not all.")] = None,
-    types: Annotated[list[str] | None, typer.Option(help="Cell types to hold out, not all.")] = None,
-    condition_key: Annotated[str, typer.Option(help="Column of .obs with conditions.")] = "condition",
-    labels_key: Annotated[str, typer.Option(help="Column of .obs with cell types.")] = "cell_type",
-    seeds: Annotated[int, typer.Option(help="How many.")] = 3,
-    genes: Annotated[int, typer.Option(help="Most variable genes that are kept.")] = 2000,
-    median: Annotated[bool, typer.Option(help="Scale to the median count, not to 10,000.")] = False,
-    at_once: Annotated[bool, typer.Option(help="Hold a type out under all conditions together.")] = False,
-    unseen: Annotated[str | None, typer.Option(help="Also not trained on: batch=donor_1015")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
-    out: Out = None,
-    html: Annotated[Path | None, typer.Option(help="Write the table as a page too.")] = None,
-) -> None:
-    """Prediction of a cell type under a condition in which it was never seen, beside the baselines."""
-    from scalloy.benchmark import transfer as run
-    from scalloy.benchmark.transfer import summary
-
-    frame = run(
-        data,
-        model or None,
-        condition_key=condition_key,
-        labels_key=labels_key,
-        hold_out=types or "each",
-        at_once=at_once,
-        unseen=None if unseen is None else dict([unseen.split("=", 1)]),
-        seeds=range(seeds),
-        n_genes=genes,
-        target_sum=None if median else 1e4,
-        max_epochs=epochs,
-    )
-    show(frame, out)
-    table = summary(frame)
-    typer.echo(table.to_string())
-    if html is not None:
-        html.write_text(table.to_html() + frame.round(3).to_html(index=False))
-
-
-@benchmark.command()
 def clustering(
     data: Annotated[list[str] | None, typer.Option(help="Names of sets; see the documentation.")] = None,
     seeds: Annotated[int, typer.Option(help="How many.")] = 5,

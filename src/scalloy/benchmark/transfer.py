@@ -79,6 +79,14 @@ def rivals(**model: Any) -> dict[str, Rival]:
     }
 
 
+def chosen(models: Sequence[str] | Mapping[str, Rival] | None, **model: Any) -> Mapping[str, Rival]:
+    """Those of these names (``None`` is all), or others by name; arguments are those of CGMDVAE."""
+    if isinstance(models, Mapping):
+        return models
+    known = rivals(**model)
+    return {_options.one_of("models", m, known): known[m] for m in (known if models is None else models)}
+
+
 @keeps_seed()
 def transfer(
     data: str | Path | AnnData = "kang",
@@ -142,11 +150,7 @@ def transfer(
     ``"ceiling"``: see :func:`scalloy.metrics.ceilings`.
     """
     adata = _cells(data, condition_key, labels_key)
-    known = rivals(**model)
-    if models is None or not isinstance(models, Mapping):
-        models = {
-            _options.one_of("models", m, known): known[m] for m in (known if models is None else models)
-        }
+    models = chosen(models, **model)
     for key, value in (unseen or {}).items():
         _options.one_of("unseen", key, list(adata.obs))
         _options.one_of("unseen", value, sorted(adata.obs[key].astype(str).unique()))
