@@ -4,7 +4,7 @@
     "decoder"     z ~ q(z | x, c)                                               p(x | z, c')
     "transport"   z' = sum_k r_k [m_k(c') + s_k(c') / s_k(c) (z - m_k(c))]      p(x | z', c')
     "style"       z' = m_y(w, c'), w = E q(w | x, c), y the component (Kolb)    p(x | z', c')
-    "auto"        z, moved to the pooled shift of the cell's group              p(x | z, c) and p(x | z, c')
+    "auto"        z, moved to the pooled shift of the cell's group              x itself, changed
 
 The pooled shift of a group of cells (their label, or cluster) is the mean of two estimates which err in
 different ways: what the decoder says of these cells, and what other groups have shown, each for as much as it
@@ -12,6 +12,10 @@ is worth (:func:`scalloy.baselines.partial_pooling`). Both are changes of mean l
 decoder's measured on counts sampled before and after: the mean of the decoder pushed through a logarithm is
 biased. What a cell expresses beside its group is the mean of what is decoded before and after: the one knows
 the genes of its type, the other those that the condition induces.
+
+Counts of the route "auto" are those of the cells themselves, thinned where a gene falls and added to where
+it rises (:mod:`scalloy.baselines.counts`): counts that a decoder draws anew have lost what is a cell's own.
+Those of the other routes are drawn anew.
 """
 
 from __future__ import annotations
@@ -27,17 +31,15 @@ import torch
 from anndata import AnnData
 
 from scalloy._seeds import seeded
+from scalloy.baselines.counts import fractions, fractions_of, thinned_or_added, with_depth
 from scalloy.baselines.pooling import partial_pooling
 from scalloy.baselines.shifts import squared_distances, typical_distance
 from scalloy.blocks.distributions import CountDistribution
-from scalloy.blocks.sparse import log_normalise
+from scalloy.blocks.sparse import dense, log_normalise
 from scalloy.models import _options
 from scalloy.vae.base import Batch
 
 AT_LEAST = 10  # cells of a group under a condition, to learn from
-STEPS = 6  # of the search for rates with the wanted mean
-LARGEST = 3.0  # factor that a rate is multiplied or divided by, as a logarithm
-FLOOR = 1e-6  # share of a cell's counts below which changes are not followed
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,17 @@ class Moments:
 
 @dataclass
 class Decoded:
-    """Expression of each cell, cells x genes: observed, and expected before and after the change."""
+    """Expression of each cell, cells x genes: observed, and expected before and after the change.
+
+    ``counts`` are those that were observed, ``share`` is that of each gene in a cell's counts after the
+    change; there are none of data that are no counts.
+    """
 
     observed: np.ndarray
     before: np.ndarray
     after: np.ndarray
+    counts: sp.csr_matrix | None = None
+    share: np.ndarray | None = None
 
     @property
     def middle(self) -> np.ndarray:
@@ -114,35 +122,43 @@ def transfer(
     how = How(route, n_samples, float(target_sum))
     with torch.no_grad(), seeded(seed):
         decoded = decode(model, cells, code, how)
-        expected, factors = decoded.after, np.zeros((source.n_obs, 1), dtype=np.float32)
+        expected, counts = decoded.after, None
         about = pd.DataFrame({"group": model._groups(cells)}, index=source.obs_names)
         about["from"] = source.obs[model.condition_key].astype(str).to_numpy()
         about["pair"] = about["group"] + " from " + about["from"]
         shifts: dict[str, Shift] = {}
         if route == "auto":
             expected, shifts = _pooled(model, decoded, about, to, how.target_sum)
-            if draws_counts:
-                factors = _factors(
-                    model, cells, code, about["pair"].to_numpy(), decoded.middle, expected, how
-                )
-        counts = _sampled(model, cells, code, route, factors, library_size) if draws_counts else None
+        if draws_counts and route == "auto":
+            counts = _changed(decoded, about["pair"], shifts, how.target_sum, library_size, seed)
+        elif draws_counts:
+            counts = _sampled(model, cells, code, route, library_size)
     return _as_anndata(model, source, to, about, expected, counts, shifts, how)
 
 
 def decode(model: Any, cells: AnnData | None, code: int, how: How) -> Decoded:
     """Observed expression, and the mean over samples of that expected before and after the change."""
-    parts: list[tuple[np.ndarray, ...]] = []
+    parts: list[list[np.ndarray]] = []
+    draws_counts, counts = model.module.likelihood.draws_counts, []
     for batch in _batches(model, cells):
         q, changed = model.module.encode(batch), replace(batch, c=torch.full_like(batch.b, code))
-        before = after = torch.zeros(1, device=batch.b.device)
+        before = after = share = torch.zeros(1, device=batch.b.device)
         for _ in range(how.n_samples):
             latents = model.module.draw(q)
             new = moved(model.module, batch, code, q, latents, how.route)
             before = before + how.expression(model.module.decode(batch, latents)["x"])
-            after = after + how.expression(model.module.decode(changed, new)["x"])
+            p = model.module.decode(changed, new)["x"]
+            after = after + how.expression(p)
+            share = share + p.fraction if draws_counts else share
+        sums = [before, after, share] if draws_counts else [before, after]
         seen = model.module.likelihood.observed(batch.x, how.target_sum)
-        parts.append(tuple(t.cpu().numpy() for t in (seen, before / how.n_samples, after / how.n_samples)))
-    return Decoded(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+        parts.append([t.cpu().numpy() for t in (seen, *(v / how.n_samples for v in sums))])
+        if draws_counts:
+            counts.append(sp.csr_matrix(dense(batch.x).cpu().numpy()))
+    observed, *means = (np.concatenate(rows) for rows in zip(*parts, strict=True))
+    if not draws_counts:
+        return Decoded(observed, *means)
+    return Decoded(observed, *means[:2], counts=sp.vstack(counts, format="csr"), share=means[2])
 
 
 def moved(module: Any, batch: Batch, code: int, q: Any, latents: Any, route: str) -> dict[str, torch.Tensor]:
@@ -226,60 +242,47 @@ def pooled(own: np.ndarray, cells: np.ndarray, seen: dict, group: str, source: s
     return Shift((own + found.mean) / 2, found.sd_of_mean(cells), others, bool(far))
 
 
-def _factors(
-    model: Any,
-    cells: AnnData | None,
-    code: int,
-    groups: Any,
-    middle: np.ndarray,
-    wanted: np.ndarray,
-    how: How,
-) -> np.ndarray:
-    """Logarithms by which rates are changed so that sampled counts have the wanted means, cells x genes."""
-    target, drawn = (pd.DataFrame(x).groupby(groups).mean() for x in (wanted, middle))
-    of, goal = target.index.get_indexer(groups), np.expm1(target.to_numpy())
-    factors, floor = np.zeros_like(goal), FLOOR * how.target_sum
-    for step in range(STEPS):
-        step_by = np.log((goal + floor) / (np.expm1(drawn.to_numpy()) + floor))
-        factors = (factors + step_by).clip(-LARGEST, LARGEST)
-        if step == STEPS - 1:
-            break
-        total = np.zeros_like(wanted)
-        for _ in range(how.n_samples):
-            for rows, p in _decoded_with(model, cells, code, "auto", factors[of]):
-                total[rows] += how.expression(p).cpu().numpy() / how.n_samples
-        drawn = pd.DataFrame(total).groupby(groups).mean()
-    return factors[of].astype(np.float32)
+def _changed(
+    decoded: Decoded,
+    pairs: pd.Series,
+    shifts: dict[str, Shift],
+    target_sum: float,
+    library_size: float | None,
+    seed: int,
+) -> sp.csr_matrix:
+    """Counts of the cells themselves, thinned or added to, so that the mean of a group has the pooled shift.
 
-
-def _decoded_with(
-    model: Any, cells: AnnData | None, code: int, route: str, factors: np.ndarray, ell: float | None = None
-) -> Any:
-    """Rows of each batch, and the distribution of their counts after the change with rates multiplied."""
-    begin = 0
-    for batch in _batches(model, cells):
-        q = model.module.encode(batch)
-        changed = replace(batch, c=torch.full_like(batch.b, code))
-        if ell is not None:
-            changed = replace(changed, log_ell=torch.full_like(batch.log_ell, float(np.log(ell))))
-        latents = moved(model.module, batch, code, q, model.module.draw(q), route)
-        rows = np.arange(begin, begin + len(batch.b))
-        begin += len(rows)
-        p = model.module.decode(changed, latents)["x"]
-        if route == "auto":
-            before = model.module.decode(replace(changed, c=batch.condition), latents)["x"]
-            middle = (before.fraction + p.fraction).clamp_min(1e-12).log()
-            p = p.scaled(middle - p.fraction.clamp_min(1e-12).log())
-        log_factor = torch.from_numpy(factors[rows].astype(np.float32))
-        yield rows, p.scaled(log_factor.to(batch.log_ell.device))
+    Which cells of a group rise most is what the decoder says.
+    """
+    assert decoded.counts is not None
+    assert decoded.share is not None
+    rng, parts, order = np.random.default_rng(seed), [], []
+    for pair, rows in pairs.groupby(pairs).indices.items():
+        counts, share = decoded.counts[rows], decoded.share[rows]
+        wanted = (decoded.observed[rows].mean(0) + shifts[pair].mean).clip(0)
+        pattern = share / np.maximum(share.mean(0), 1e-12)
+        after = fractions_of(wanted, counts, target_sum, seed, pattern)
+        drawn = thinned_or_added(counts, fractions(counts), after, rng, pattern)
+        if library_size is not None:
+            drawn = with_depth(drawn, library_size, pattern * after, rng)
+        parts.append(drawn)
+        order.append(rows)
+    return sp.vstack(parts, format="csr")[np.argsort(np.concatenate(order))]
 
 
 def _sampled(
-    model: Any, cells: AnnData | None, code: int, route: str, factors: np.ndarray, ell: float | None
+    model: Any, cells: AnnData | None, code: int, route: str, library_size: float | None
 ) -> sp.csr_matrix:
-    """Counts of the cells after the change."""
-    drawn = _decoded_with(model, cells, code, route, factors, ell)
-    return sp.vstack([sp.csr_matrix(p.sample().cpu().numpy()) for _, p in drawn], format="csr")
+    """Counts that the decoder draws for the cells after the change."""
+    parts = []
+    for batch in _batches(model, cells):
+        q = model.module.encode(batch)
+        latents = moved(model.module, batch, code, q, model.module.draw(q), route)
+        changed = replace(batch, c=torch.full_like(batch.b, code))
+        if library_size is not None:
+            changed = replace(changed, log_ell=torch.full_like(batch.log_ell, float(np.log(library_size))))
+        parts.append(sp.csr_matrix(model.module.decode(changed, latents)["x"].sample().cpu().numpy()))
+    return sp.vstack(parts, format="csr")
 
 
 def _as_anndata(

@@ -25,6 +25,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scalloy.baselines.counts import thinned_or_added
 from scalloy.baselines.pooling import partial_pooling
 from scalloy.baselines.shifts import SHIFTS, closeness, tuned
 from scalloy.data import checks
@@ -34,7 +35,7 @@ from scalloy.models import _options
 OTHERS = ("no change", "treated mean", "pooled shift", "multiplicative", "add and thin", "partial pooling")
 METHODS = (*OTHERS, *SHIFTS)
 Moments = dict[tuple[str, str], tuple[np.ndarray, np.ndarray, np.ndarray, int]]
-SCALE, EPSILON, SHAPE = 1e4, {"multiplicative": 0.02, "add and thin": 0.05}, 4.0
+SCALE, EPSILON = 1e4, {"multiplicative": 0.02, "add and thin": 0.05}
 
 
 @dataclass
@@ -240,11 +241,8 @@ def added_and_thinned(
     added = (fraction + weight @ (after - before)).clip(0)
     multiplied = ((fraction + e) * np.exp(weight @ np.log((after + e) / (before + e))) - e).clip(0)
     wanted = np.sqrt(added * multiplied)
-    keep = np.where(fraction > 0, np.minimum(1, wanted / np.maximum(fraction, 1e-12)), 1.0)
-    kept = rng.binomial(counts.astype(np.int64), keep)
-    library = counts.sum(1, keepdims=True) / SCALE
-    rise = library * (wanted - fraction).clip(0) * rng.gamma(SHAPE, 1 / SHAPE, counts.shape)
-    return (kept + rng.poisson(rise)).astype(np.float32)
+    drawn = thinned_or_added(sp.csr_matrix(counts), fraction / SCALE, wanted / SCALE, rng)
+    return drawn.toarray()
 
 
 def log_scaled(fractions: np.ndarray, target_sum: float) -> np.ndarray:

@@ -1,0 +1,127 @@
+r"""Counts of the same cells with other means: what a cell has is kept, thinned or added to.
+
+    f'_g <= f_g     x' ~ Binomial(x, f'_g / f_g)
+    f'_g >  f_g     x' = x + Poisson(ell (f'_g - f_g) s_g v),     v ~ Gamma(4, 1/4)
+
+``f`` and ``f'`` are mean fractions of the cells' counts before and after, ``s`` says of a cell by how much
+more or less than the others it rises (mean 1), ``v`` spreads that. Thinning is exact: a Poisson or negative
+binomial count stays one. So a cell keeps what is its own, zeros need not stay zero, and where nothing changes
+the counts are those that were measured.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+SHAPE = 4.0  # of the gamma distribution
+ROWS, SOME, STEPS, DRAWS = 1024, 1000, 8, 2
+FLOOR, LARGEST = 1e-5, 3.0  # share of a cell's counts below which means are not followed, factor of a step
+
+
+def thinned_or_added(
+    counts: sp.csr_matrix,
+    before: np.ndarray,
+    after: np.ndarray,
+    rng: np.random.Generator,
+    pattern: np.ndarray | None = None,
+) -> sp.csr_matrix:
+    """Counts of the cells with mean fractions ``after`` instead of ``before``; see the head of this file.
+
+    Parameters
+    ----------
+    counts
+        Cells x genes.
+    before, after
+        By gene, shares of the counts of a cell.
+    rng
+        Of the draws.
+    pattern
+        ``s`` of each cell and gene; ``None`` is 1.
+    """
+    keep = np.where(before > 0, np.minimum(1, after / np.maximum(before, 1e-12)), 1.0)
+    kept = counts.astype(np.float64)
+    kept.data = rng.binomial(np.rint(counts.data).astype(np.int64), keep[counts.indices])
+    rises = np.flatnonzero(after > before)
+    ell, more = np.asarray(counts.sum(axis=1)), (after - before)[rises]
+    parts = []
+    for first in range(0, counts.shape[0], ROWS):
+        part = slice(first, first + ROWS)
+        rate = ell[part] * more * (1.0 if pattern is None else pattern[part][:, rises])
+        added = sp.coo_matrix(rng.poisson(rate * rng.gamma(SHAPE, 1 / SHAPE, rate.shape)))
+        shape = (rate.shape[0], counts.shape[1])
+        parts.append(sp.csr_matrix((added.data, (added.row, rises[added.col])), shape))
+    return sp.csr_matrix(kept + sp.vstack(parts, format="csr"), dtype=np.float32)
+
+
+def fractions(counts: sp.csr_matrix) -> np.ndarray:
+    """Mean over cells of the share of each gene."""
+    return np.asarray(_scaled(counts, 1.0).mean(axis=0)).ravel()
+
+
+def log_mean(counts: sp.csr_matrix, target_sum: float) -> np.ndarray:
+    """Mean over cells of ``log1p`` of counts scaled to a total."""
+    return np.asarray(np.log1p(_scaled(counts, target_sum)).mean(axis=0)).ravel()
+
+
+def _scaled(counts: sp.csr_matrix, total: float) -> sp.csr_matrix:
+    own = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1e-12)
+    return sp.csr_matrix(sp.diags_array(total / own) @ counts)
+
+
+def fractions_of(
+    wanted: np.ndarray, counts: sp.csr_matrix, target_sum: float, seed: int, pattern: np.ndarray | None = None
+) -> np.ndarray:
+    """Mean fractions with which the mean of the log-normalised counts is the one that is wanted.
+
+    The logarithm of a mean is not the mean of logarithms, and how far it is off depends on what the cells
+    have already: so they are drawn, and the fractions changed until the mean is right (in ever smaller steps,
+    since draws are noisy).
+
+    Parameters
+    ----------
+    wanted
+        Mean of ``log1p`` of counts scaled to ``target_sum``, by gene.
+    counts, pattern
+        As in :func:`thinned_or_added`.
+    target_sum
+        Total.
+    seed
+        Of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    some = rng.permutation(counts.shape[0])[:SOME]
+    cells, own = counts[some], None
+    if pattern is not None:
+        own = pattern[some] / np.maximum(pattern[some].mean(0), 1e-12)
+    before, goal = fractions(cells), np.expm1(wanted) / target_sum
+    after = goal.copy()
+    for step in range(STEPS):
+        drawn = [log_mean(thinned_or_added(cells, before, after, rng, own), target_sum) for _ in range(DRAWS)]
+        ratio = (goal + FLOOR) / (np.expm1(np.mean(drawn, axis=0)) / target_sum + FLOOR)
+        after = after * ratio.clip(1 / LARGEST, LARGEST) ** (2 / (2 + step))
+    return after
+
+
+def with_depth(
+    counts: sp.csr_matrix, depth: float, share: np.ndarray, rng: np.random.Generator
+) -> sp.csr_matrix:
+    """Counts of the same cells, had each been sequenced to another depth.
+
+    Parameters
+    ----------
+    counts
+        Cells x genes.
+    depth
+        Expected total of a cell.
+    share
+        Of each gene in what is added to a cell that has fewer, cells x genes; rows need not add up to 1.
+    rng
+        Of the draws.
+    """
+    total = np.asarray(counts.sum(axis=1)).ravel()
+    keep = np.minimum(1, depth / np.maximum(total, 1e-12))
+    kept = counts.astype(np.float64)
+    kept.data = rng.binomial(np.rint(counts.data).astype(np.int64), np.repeat(keep, np.diff(counts.indptr)))
+    lacks = (depth - total).clip(0) / np.maximum(share.sum(1), 1e-12)
+    return sp.csr_matrix(kept + sp.csr_matrix(rng.poisson(lacks[:, None] * share)), dtype=np.float32)
