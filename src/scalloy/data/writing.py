@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,28 @@ def put(path: Path, content: Content) -> None:
     finally:
         part.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def put_folder(path: Path, content: Callable[[Path], None]) -> None:
+    """Let ``content`` write a folder as ``path``: until that is done, what was there stays."""
+    part, old = (path.parent / f".{secrets.token_hex(8)}.part" for _ in range(2))
+    try:
+        content(part)
+        if path.exists():
+            path.replace(old)
+        part.replace(path)
+    finally:
+        for left in (part, old):
+            _remove(left)
+    _sync(path.parent)
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def put_digested(folder: Path, stem: str, suffix: str, content: Content) -> str:
@@ -50,7 +73,7 @@ def remove_parts(folder: Path) -> None:
     """Remove what a writing that was killed has left."""
     for part in folder.iterdir():
         if PART.fullmatch(part.name) and time.time() - part.stat().st_mtime > OLD:
-            part.unlink(missing_ok=True)
+            _remove(part)
 
 
 def remove_others(folder: Path, names: re.Pattern[str], keep: Container[str]) -> None:
