@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from scalloy.models._base import ScalloyModel
 
 INTERRUPTED = 130
+LOGGERS = (
+    "lightning.pytorch",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.callbacks.early_stopping",
+    "lightning.fabric",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "scvi",
+)
 TRACEBACK = "SCALLOY_TRACEBACK"  # set: errors as Python shows them
 
 Data = Annotated[Path, typer.Argument(help="Cells: an h5ad or h5mu file, or a zarr store.")]
@@ -47,8 +56,10 @@ class Commands(TyperGroup):
 
 def said(error: BaseException) -> str:
     """What an error says, in one line."""
-    plain = isinstance(error, LookupError) and error.args
-    text = " ".join(str(error.args[0] if plain else error).split())
+    what: Any = error.args[0] if isinstance(error, LookupError) and error.args else error
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        what = error.strerror + (f": `{error.filename}`" if error.filename else "")
+    text = " ".join(str(what).split())
     expected = isinstance(error, ValueError | LookupError | TypeError | OSError | RuntimeError | ImportError)
     if expected and text:
         return text
@@ -204,7 +215,7 @@ def quiet() -> None:
     """What other packages say of themselves is left out."""
     import logging
 
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric", "scvi"):
+    for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning)

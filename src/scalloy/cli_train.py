@@ -121,15 +121,14 @@ def train(
 
 def settings(config: dict[str, Any], flags: dict[str, Any], values: list[str] | None) -> dict[str, Any]:
     """Those of the file with those of the command line over them."""
-    given = {**config, **flags}
-    for name, found in given.items():
+    for name, found in [*config.items(), *flags.items()]:
         kind = KINDS.get(name, (str, bool, list))
         if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
             expected = kind.__name__ if isinstance(kind, type) else "text"
             msg = f"`{name} = {found!r}` is a {type(found).__name__}. Expected {expected}."
             raise TypeError(msg)
     chosen = {k: files.value(v) for k, v in files.pairs(values, "--set")}
-    return {**given, "set": {**given.get("set", {}), **chosen}}
+    return {**config, **flags, "set": {**config.get("set", {}), **chosen}}
 
 
 def build(data: Any, given: dict[str, Any]) -> ScalloyModel:
@@ -170,7 +169,9 @@ def report(model: ScalloyModel, out: Path, seconds: float) -> None:
     """What was reached, in a few lines."""
     cells, history = model.adata, model.history
     typer.echo(f"{type(model).__name__} of {cells.n_obs:,} cells x {cells.n_vars:,} genes, seed {model.seed}")
-    rows: dict[str, Any] = {"epochs": f"{len(history['elbo_train'])} in {seconds:.0f} s"}
+    most = getattr(getattr(model, "trainer", None), "max_epochs", None)
+    n = len(history["elbo_train"])
+    rows: dict[str, Any] = {"epochs": f"{n} of at most {most} in {seconds:.0f} s"}
     best = None
     if "validation_loss" in history:
         best = history["validation_loss"].iloc[:, 0].astype(float).idxmin()

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scalloy import metrics
+from scalloy.data.checks import few
 from scalloy.report.subject import Subject
 
 COUNTED = 3000  # cells of which neighbours vote
@@ -74,17 +75,18 @@ def latents_used(z: np.ndarray) -> Check:
 
 
 def clusters_used(subject: Subject) -> Check:
-    """Whether each cluster of the mixture has cells."""
-    name, limit = "Clusters in use", f"each with {RARE:.1%} of the cells"
+    """Whether clusters that are bound to a label have cells; free ones may be empty, but not all but one."""
+    name, limit = "Clusters in use", f"two or more, and every label, with {RARE:.1%} of the cells"
     if not subject.has_mixture:
         return Check(name, "the model has no mixture", limit, None)
-    share = subject.clusters.value_counts(normalize=True)
+    share = subject.clusters.value_counts(normalize=True, sort=False)
     empty = [str(k) for k in share.index[share < RARE]]
-    found = f"{len(share) - len(empty)} of {len(share)}" + (
-        f"; not: {', '.join(empty[:10])}" if empty else ""
-    )
-    advice = "Harmless where more were asked for than there are; of a label it is not."
-    return Check(name, found, limit, not empty, advice)
+    bound = subject.model.labels[: subject.model.module.prior.n_labels]
+    labels = [k for k in empty if k in bound]
+    used = len(share) - len(empty)
+    found = f"{used} of {len(share)}" + (f"; empty: {few(empty)}" if empty else "")
+    advice = "Are there cells of these labels? Pass more `n_clusters`, or train longer."
+    return Check(name, found, limit, used > 1 and not labels, advice)
 
 
 def neighbours(subject: Subject) -> pd.DataFrame:

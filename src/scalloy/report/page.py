@@ -16,7 +16,8 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MplFigure
 
-DPI = 130  # of what is drawn as points
+DPI = 180  # of what is drawn as points
+SMALL = 4.0  # inches up to which three figures have room side by side
 # names of the user are no formulas; the same page has the same bytes
 SVG: dict[str, Any] = {
     "svg.fonttype": "path",
@@ -28,12 +29,14 @@ SVG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of matplotlib as it stands in the page.
+    """A figure as it stands in the page: see :func:`picture`.
 
     Parameters
     ----------
-    figure
-        It is closed when the page is made.
+    svg
+        The figure.
+    inches
+        Its width.
     alt
         What it shows, for those who cannot see it.
     caption
@@ -42,28 +45,32 @@ class Picture:
         Whether it has a row for itself.
     """
 
-    figure: MplFigure
+    svg: bytes
+    inches: float
     alt: str
     caption: str
-    wide: bool = False
+    wide: bool
 
     def html(self) -> str:
-        import matplotlib as mpl
-        import matplotlib.pyplot as plt
-
-        buffer = io.BytesIO()
-        with mpl.rc_context(SVG):
-            self.figure.savefig(
-                buffer, format="svg", dpi=DPI, bbox_inches="tight", facecolor="w", metadata={"Date": None}
-            )
-        width = round(96 * self.figure.get_size_inches()[0])
-        plt.close(self.figure)
-        source = base64.b64encode(buffer.getvalue()).decode()
+        source = base64.b64encode(self.svg).decode()
         return (
             f'<figure{" class=wide" if self.wide else ""}><img src="data:image/svg+xml;base64,{source}" '
-            f'width="{width}" alt="{escape(self.alt)}">'
+            f'width="{round(96 * self.inches)}" alt="{escape(self.alt)}">'
             f"<figcaption>{escape(self.caption)}</figcaption></figure>"
         )
+
+
+def picture(figure: MplFigure, alt: str, caption: str, *, wide: bool = False) -> Picture:
+    """A figure of matplotlib, which is closed."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    settings = {"dpi": DPI, "bbox_inches": "tight", "facecolor": "w", "metadata": {"Date": None}}
+    with mpl.rc_context(SVG):
+        figure.savefig(buffer, format="svg", **settings)
+    plt.close(figure)
+    return Picture(buffer.getvalue(), figure.get_size_inches()[0], alt, caption, wide)
 
 
 @dataclass(frozen=True)
@@ -143,14 +150,15 @@ class Section:
         return "".join(c if c.isalnum() else "-" for c in self.title.lower())
 
     def html(self) -> str:
-        body, row = [], list[str]()
+        body, row, small = [], list[str](), " small"
         for part in [*self.parts, None]:
             if isinstance(part, Picture) and not part.wide:
+                small = small if part.inches <= SMALL else ""
                 row.append(part.html())
                 continue
             if row:
-                body.append(f'<div class="row">{"".join(row)}</div>')
-                row = []
+                body.append(f'<div class="row{small}">{"".join(row)}</div>')
+                row, small = [], " small"
             if part is not None:
                 body.append(part.html())
         head = f'<section aria-labelledby="{self.anchor}"><h2 id="{self.anchor}">{escape(self.title)}</h2>'

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from scalloy import metrics, pl
 from scalloy.data.checks import few
+from scalloy.pl.history import term_names
 from scalloy.report import checks, predictions
 from scalloy.report.checks import Check
-from scalloy.report.page import Picture, Section, Table, Text
+from scalloy.report.page import Picture, Section, Table, Text, picture
 from scalloy.report.predictions import Seen
 from scalloy.report.subject import Subject
 from scalloy.transfer import AT_LEAST
 
 DRAWN = 6  # scatters of transfers
+NAMED = 5  # genes in each
+NAMES = {
+    "umap": "UMAP of the latent space",
+    "pca": "Principal components of the latent space",
+    "latent": "The latent space",
+}
+TERMS = {"elbo": "-ELBO", "reconstruction_loss": "reconstruction"}
 
 
 def findings(done: list[Check]) -> Section:
@@ -37,16 +46,20 @@ def training(model: Any) -> Section:
     if "validation_loss" in history:
         best = int(np.argmin(history["validation_loss"].iloc[:, 0].astype(float).to_numpy()))
         said = f"the loss of validation cells was lowest in epoch {best + 1}."
-    parts.append(Text(f"{n:,} epochs; {said} Terms are in nats per cell, lower is better."))
-    figure = pl.terms(model)[0].figure
-    alt = f"Curves over {n} epochs of the negated ELBO and each of its terms, training and validation."
-    parts.append(Picture(figure, alt, "Each term by epoch, of training and validation cells.", wide=True))
+    unit = "Terms are in nats per cell (kl_global: of all cells together); lower is better."
+    parts.append(Text(f"{n:,} epochs; {said} {unit}"))
+    for term in term_names(history):
+        ax = plt.subplots(figsize=(3.8, 2.5), layout="constrained")[1]
+        pl.history(model, term, ax=ax)
+        alt = f"Curves of {ax.get_ylabel()} over {n} epochs, of training and validation cells."
+        parts.append(picture(ax.figure, alt, f"{TERMS.get(term, term)} by epoch."))
     rows: dict[str, dict[str, float]] = {}
     for name in history:
         term, _, part = name.rpartition("_")
         if part in {"train", "validation"} and len(history[name]) == n:
             rows.setdefault(term, {})[part] = float(history[name].iloc[best, 0])
-    frame = pd.DataFrame.from_dict(rows, orient="index").rename(index={"elbo": "-ELBO"})
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename(index=TERMS)
+    frame = frame[[c for c in ("train", "validation") if c in frame]]
     parts.append(Table(frame.rename_axis("term"), f"Terms in epoch {best + 1}"))
     return Section("Training", parts)
 
@@ -54,17 +67,18 @@ def training(model: Any) -> Section:
 def latent(subject: Subject) -> Section:
     """The latent space by each key, and what neighbours tell."""
     cells, parts = subject.drawn, list[Any]()
-    n = f"{cells.n_obs:,} cells"
+    name, n = NAMES[subject.method], f"{cells.n_obs:,} cells"
     if cells.n_obs < subject.adata.n_obs:
         n = f"{cells.n_obs:,} of {subject.adata.n_obs:,} cells"
     for key in dict.fromkeys([*subject.keys, subject.cluster_key]):
-        figure = pl.latent(cells, key, basis="X_flat").figure
+        figure, ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+        pl.latent(cells, key, basis=subject.basis, ax=ax)
         kind = "a number"
         if key in cells.obs and not pd.api.types.is_numeric_dtype(cells.obs[key]):
             names = cells.obs[key].astype("category").cat.categories
             kind = f"{len(names)} categories: {few(names)}"
-        alt = f"{subject.flat_name} of {n}, coloured by {key}, {kind}."
-        parts.append(Picture(figure, alt, f"{subject.flat_name}, {n}, by {key}."))
+        alt = f"{name} of {n}, coloured by {key}, {kind}."
+        parts.append(picture(figure, alt, f"{name}, {n}, by {key}."))
     return Section("Latent space", parts)
 
 
@@ -102,7 +116,7 @@ def clusters(subject: Subject) -> Section:
     cells, key = subject.drawn[known].copy(), str(subject.key("labels_key"))
     figure = pl.clusters(cells, subject.cluster_key, key).figure
     alt = f"Heat map: share of the cells of each {key} in each cluster; the numbers are in the table."
-    parts.append(Picture(figure, alt, f"Where the cells of each {key} went, in percent.", wide=True))
+    parts.append(picture(figure, alt, f"Where the cells of each {key} went, in percent.", wide=True))
     counts = pd.crosstab(subject.known[known], pd.Series(found, index=subject.known.index)[known])
     parts.append(Table(counts.rename_axis(key), f"Cells of each {key} in each cluster", folded=True))
     return Section("Clusters and labels", [*parts, *_told(subject, sets)])
@@ -149,15 +163,16 @@ def _told(subject: Subject, sets: dict[str, np.ndarray]) -> list[Any]:
 def usage(subject: Subject) -> Section:
     """Which clusters each condition and batch uses, and which latents."""
     parts: list[Any] = []
-    cells = subject.drawn
+    cells, tables = subject.drawn, []
     for role in ("condition_key", "batch_key"):
         if (key := subject.key(role)) is None:
             continue
         figure = pl.clusters(cells, subject.cluster_key, key, kind="composition").figure
         alt = f"Bars: of which {key} the cells of each cluster are; the numbers are in the table."
-        parts.append(Picture(figure, alt, f"Of which {key} the cells of each cluster are.", wide=True))
+        parts.append(picture(figure, alt, f"Of which {key} the cells of each cluster are."))
         share = pd.crosstab(cells.obs[key].astype(str), cells.obs[subject.cluster_key], normalize="index")
-        parts.append(Table(share.rename_axis(key), f"Share of each {key} in each cluster", folded=True))
+        tables.append(Table(share.rename_axis(key), f"Share of each {key} in each cluster", folded=True))
+    parts += tables
     frame = pd.DataFrame({"mean": subject.z.mean(0), "variance": subject.z.var(0)}).rename_axis("latent")
     active = getattr(subject.model, "get_active", None)
     if active is not None:
@@ -183,7 +198,7 @@ def fit(genes: pd.DataFrame | None) -> Section:
         seen, expected = genes[f"{of}_observed"].mean(), genes[f"{of}_expected"].mean()
         means = f"on average {expected:.3g} are expected, {seen:.3g} were observed"
         alt = f"{what} of {len(genes):,} genes, expected against observed; {means}."
-        parts.append(Picture(figure, alt, f"{what}, one point per gene; the line is a perfect fit."))
+        parts.append(picture(figure, alt, f"{what}, one point per gene; the line is a perfect fit."))
     off = (genes["zeros_expected"] - genes["zeros_observed"]).abs().nlargest(10).index
     frame = genes.loc[off, [f"{of}_{by}" for of in ("zeros", "variance") for by in ("observed", "expected")]]
     parts.append(Table(frame.rename_axis("gene"), "Genes whose zeros fit worst", folded=True))
@@ -214,10 +229,11 @@ def transfer(model: Any, seen: list[Seen], unseen: pd.DataFrame) -> Section:
 
 
 def _scatter(pair: Seen, name: str, genes: list[str]) -> Picture:
-    ax = pl.transfer(pair.predicted[name], pair.truth, pair.control, genes=genes)
+    ax = plt.subplots(figsize=(3.8, 3.8), layout="constrained")[1]
+    pl.transfer(pair.predicted[name], pair.truth, pair.control, genes=genes, n_named=NAMED, ax=ax)
     ax.set_title(f"{pair.group} to {pair.to}\n{ax.get_title()}", fontsize="medium")
     alt = f"Predicted against true change of {len(genes):,} genes of {pair.group} under {pair.to}."
-    return Picture(ax.figure, alt, f"{pair.group} under {pair.to}: change of each gene, predicted and true.")
+    return picture(ax.figure, alt, f"{pair.group} under {pair.to}: change of each gene, predicted and true.")
 
 
 def held_out(frame: pd.DataFrame, name: str) -> Section:
@@ -234,7 +250,7 @@ def held_out(frame: pd.DataFrame, name: str) -> Section:
         parts.append(Table(table, f"{name} under {condition}, never seen"))
     figure = pl.held_out(frame).figure
     alt = f"Bars of the skill of each prediction of {name}; the numbers are in the table."
-    return Section("Transfer, held out", [*parts, Picture(figure, alt, "Skill of each prediction.")])
+    return Section("Transfer, held out", [*parts, picture(figure, alt, "Skill of each prediction.")])
 
 
 def about(subject: Subject, versions: dict[str, str]) -> Section:

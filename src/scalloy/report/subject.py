@@ -100,27 +100,33 @@ class Subject:
         return _keys.cluster(self.model.name) if self.has_mixture else "leiden"
 
     @cached_property
+    def method(self) -> str:
+        """How the latent space is brought to two dimensions."""
+        if self.z.shape[1] <= 2:
+            return "latent"
+        return "umap" if len(self.rows) > NEIGHBOURS else "pca"
+
+    @cached_property
+    def basis(self) -> str:
+        """Key of what is drawn."""
+        return {"latent": "X_latent", "umap": "X_UMAP", "pca": "X_PC"}[self.method]
+
+    @cached_property
     def drawn(self) -> AnnData:
         """The cells in two dimensions, with their clusters and the colours that the user's object has."""
         from scalloy.pl import embedding
 
         obs = self.obs.copy()
-        obs[self.cluster_key] = np.asarray(self.clusters.astype(str))
         order = [str(c) for c in self.clusters.cat.categories]
-        obs[self.cluster_key] = pd.Categorical(obs[self.cluster_key], categories=order)
+        obs[self.cluster_key] = pd.Categorical(self.clusters.astype(str), categories=order)
+        obs[self.cluster_key] = obs[self.cluster_key].cat.remove_unused_categories()
         x = self.adata.X[self.rows] if self.adata.X is not None else None
-        method = "umap" if len(self.rows) > NEIGHBOURS and self.z.shape[1] > 2 else "pca"
-        flat = self.z[:, :2] if self.z.shape[1] == 2 else embedding(self.z, method, seed=self.seed)
-        out = AnnData(x, obs=obs, var=pd.DataFrame(index=self.adata.var_names), obsm={"X_flat": flat})
+        flat = np.hstack([self.z, np.zeros_like(self.z)])[:, :2]  # of a single latent a line
+        if self.method != "latent":
+            flat = embedding(self.z, self.method, seed=self.seed)
+        out = AnnData(x, obs=obs, var=pd.DataFrame(index=self.adata.var_names), obsm={self.basis: flat})
         out.uns |= {k: v for k, v in self.adata.uns.items() if k.endswith("_colors")}
         return out
-
-    @cached_property
-    def flat_name(self) -> str:
-        """How the latent space was brought to two dimensions."""
-        if self.z.shape[1] == 2:
-            return "The latent space"
-        return "UMAP of the latent space" if len(self.rows) > NEIGHBOURS else "Principal components"
 
     @cached_property
     def known(self) -> pd.Series:
