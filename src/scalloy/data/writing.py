@@ -31,25 +31,25 @@ def put(path: Path, content: Content) -> None:
 
 
 def put_folder(path: Path, content: Callable[[Path], None]) -> None:
-    """Let ``content`` write a folder as ``path``: until that is done, what was there stays."""
+    """Let ``content`` write a folder as ``path``: until that is done, what was there stays.
+
+    A folder cannot replace another in one step: the old one is moved aside first, and back if that fails.
+    """
     part, old = (path.parent / f".{secrets.token_hex(8)}.part" for _ in range(2))
     try:
         content(part)
         if path.exists():
             path.replace(old)
-        part.replace(path)
+        try:
+            part.replace(path)
+        except OSError:
+            if old.exists():
+                old.replace(path)
+            raise
     finally:
-        for left in (part, old):
-            _remove(left)
+        for folder in (part, old):
+            shutil.rmtree(folder, ignore_errors=True)
     _sync(path.parent)
-
-
-def _remove(path: Path) -> None:
-    """A file or a folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def put_digested(folder: Path, stem: str, suffix: str, content: Content) -> str:
@@ -72,8 +72,8 @@ def digest(path: Path) -> str:
 def remove_parts(folder: Path) -> None:
     """Remove what a writing that was killed has left."""
     for part in folder.iterdir():
-        if PART.fullmatch(part.name) and time.time() - part.stat().st_mtime > OLD:
-            _remove(part)
+        if PART.fullmatch(part.name) and part.is_file() and time.time() - part.stat().st_mtime > OLD:
+            part.unlink(missing_ok=True)
 
 
 def remove_others(folder: Path, names: re.Pattern[str], keep: Container[str]) -> None:

@@ -20,7 +20,7 @@ from scalloy.transfer import group_means
 EACH = 500  # cells of a group that are decoded
 SAMPLES = 5
 SIMPLE = {"mean shift": mean_shift, "kernel ridge": kernel_ridge}
-SHOWN = ("skill", "pearson_delta", "r2_mean", "de_overlap")
+SHOWN = ("skill", "pearson_delta", "r2_mean")
 
 
 @dataclass(frozen=True)

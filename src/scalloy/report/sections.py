@@ -194,11 +194,15 @@ def fit(genes: pd.DataFrame | None) -> Section:
     )
     parts: list[Any] = [Text(text)]
     for of, what in (("zeros", "Share of cells without a count"), ("variance", "Variance of counts")):
-        figure = pl.counts(genes, of).figure
+        ax = pl.counts(genes, of)
+        for axis in (ax.xaxis, ax.yaxis):
+            if axis.get_scale() == "log":  # powers as formulas are not read here
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("")
         seen, expected = genes[f"{of}_observed"].mean(), genes[f"{of}_expected"].mean()
         means = f"on average {expected:.3g} are expected, {seen:.3g} were observed"
         alt = f"{what} of {len(genes):,} genes, expected against observed; {means}."
-        parts.append(picture(figure, alt, f"{what}, one point per gene; the line is a perfect fit."))
+        parts.append(picture(ax.figure, alt, f"{what}, one point per gene; the line is a perfect fit."))
     off = (genes["zeros_expected"] - genes["zeros_observed"]).abs().nlargest(10).index
     frame = genes.loc[off, [f"{of}_{by}" for of in ("zeros", "variance") for by in ("observed", "expected")]]
     parts.append(Table(frame.rename_axis("gene"), "Genes whose zeros fit worst", folded=True))
@@ -239,16 +243,17 @@ def _scatter(pair: Seen, name: str, genes: list[str]) -> Picture:
 def held_out(frame: pd.DataFrame, name: str) -> Section:
     """A type that was left out."""
     text = (
-        f"{name} was taken away under each other condition, the model trained again with the same settings "
-        "on what was left, and asked for it; so were the simple predictions. The ceiling is what a "
-        "prediction without noise would score."
+        f"Cells of type {name} were taken away under each other condition, the model trained again with the "
+        "same settings on what was left, and asked for them; so were the simple predictions. The ceiling is "
+        "what a prediction without noise would score."
     )
     columns = [c for c in predictions.SHOWN if c in frame]
     parts: list[Any] = [Text(text)]
     for condition, rows in frame.groupby("condition", sort=False):
-        table = rows.set_index("method")[columns].sort_values("skill", ascending=False)
+        table = rows.set_index("method")[columns].sort_values("skill", ascending=False).round(4) + 0.0
         parts.append(Table(table, f"{name} under {condition}, never seen"))
-    figure = pl.held_out(frame).figure
+    figure, ax = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
+    pl.held_out(frame, ax=ax)
     alt = f"Bars of the skill of each prediction of {name}; the numbers are in the table."
     return Section("Transfer, held out", [*parts, picture(figure, alt, "Skill of each prediction.")])
 
