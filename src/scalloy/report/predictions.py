@@ -15,10 +15,11 @@ from scalloy import metrics
 from scalloy.baselines.shifts import kernel_ridge, mean_shift
 from scalloy.models._options import one_of
 from scalloy.report.subject import Subject
-from scalloy.transfer import group_means
+from scalloy.transfer import group_moments
 
 EACH = 500  # cells of a group that are decoded
 SAMPLES = 5
+TOTAL = 1e4  # counts to which cells are scaled
 SIMPLE = {"mean shift": mean_shift, "kernel ridge": kernel_ridge}
 SHOWN = ("skill", "pearson_delta", "r2_mean")
 
@@ -55,7 +56,7 @@ def control_of(model: Any) -> str:
 def seen_pairs(subject: Subject) -> list[Seen]:
     """Every group that was seen under both conditions; the simple predictions are told of the others only."""
     model, out = subject.model, []
-    control, means = control_of(model), group_means(model)
+    control, means = control_of(model), _means(model)
     for to, groups in _by_condition(model, control, means):
         both = [g for g in groups if (g, to) in means]
         if len(both) < 2:
@@ -74,12 +75,17 @@ def seen_pairs(subject: Subject) -> list[Seen]:
 def unseen_pairs(subject: Subject) -> pd.DataFrame:
     """Groups that were not seen under a condition, and whether they are far from what was."""
     model, rows = subject.model, []
-    control, means = control_of(model), group_means(model)
+    control, means = control_of(model), _means(model)
     for to, groups in _by_condition(model, control, means):
         lacks = [g for g in groups if (g, to) not in means]
         for group, (_, is_far) in _predicted(subject, control, to, lacks, "auto").items():
             rows.append({"group": group, "to": to, "far": is_far})
     return pd.DataFrame(rows, columns=["group", "to", "far"])
+
+
+def _means(model: Any) -> dict[tuple[str, str], np.ndarray]:
+    """Mean log-normalised expression of each group under each condition."""
+    return {pair: moments.mean for pair, moments in group_moments(model, TOTAL).items()}
 
 
 def _by_condition(model: Any, control: str, means: dict) -> Iterator[tuple[str, list[str]]]:
@@ -103,7 +109,8 @@ def _predicted(
     cells = model.adata[np.concatenate(rows)].copy()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Far from what was seen")
-        made = model.transfer(cells, to=to, route=route, n_samples=SAMPLES, seed=subject.seed)
+        how = {"n_samples": SAMPLES, "seed": subject.seed, "target_sum": TOTAL}
+        made = model.transfer(cells, to=to, route=route, **how)
     is_far = made.obs.get("transfer_far", pd.Series(False, index=made.obs_names)).to_numpy()
     ends = np.cumsum([0, *map(len, rows)])
     x = np.asarray(made.X)
