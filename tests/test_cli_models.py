@@ -159,7 +159,7 @@ def test_two_modalities(tmp_path):
             ok("annotate", tmp_path / "m", tmp_path / "cells.h5mu", "-o", out)
             assert sa.data.read(out).obsm["X_poisevae"].shape == (100, 6)
         said = error("embed", tmp_path / "m", tmp_path / "cells.h5mu", "-o", tmp_path / "out.h5ad")
-        assert "is no file for a MuData. Let its name end in .h5mu, .zarr" in said
+        assert "cannot hold this MuData. Let its name end in .h5mu, .zarr" in said
         said = error("train", tmp_path / "cells.h5mu", "-o", tmp_path / "m2")
         assert "VAE takes an AnnData, and the file holds a MuData. Pass `--model POISEVAE`" in said
 
@@ -285,7 +285,7 @@ def test_results_are_not_written_over(place, tmp_path):
     assert (tmp_path / "out.h5ad").read_text() == "mine"
     assert "is, or lies below, a file" in error("embed", model, data, "-o", tmp_path / "r.html" / "out.h5ad")
     said = error("embed", model, data, "-o", tmp_path / "out.txt")
-    assert "is a kind that is not written. Let its name end in .h5ad, .h5mu, .zarr" in said
+    assert "is of a kind that is not written. Let its name end in .h5ad, .h5mu, .zarr" in said
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

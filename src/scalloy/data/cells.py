@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ def check_kind(path: Path, data: Any = None) -> None:
     kind = "MuData" if is_mudata(data) else "AnnData"
     fits = [k for k, of in KINDS.items() if data is None or kind in of]
     if path.suffix not in fits:
-        what = "a kind that is not written" if data is None else f"no file for a {kind}"
-        msg = f"`{path}` is {what}. Let its name end in {few(fits)}."
+        what = "is of a kind that is not written" if data is None else f"cannot hold this {kind}"
+        msg = f"`{path}` {what}. Let its name end in {few(fits)}."
         raise ValueError(msg)
 
 
@@ -56,5 +57,6 @@ def _write_h5mu(mdata: Any, path: Path) -> None:
 
 
 def _write_zarr(data: Any, path: Path) -> None:
-    with anndata.settings.override(allow_write_nullable_strings=True):
+    with anndata.settings.override(allow_write_nullable_strings=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Writing zarr v2")
         data.write_zarr(path)

@@ -133,7 +133,7 @@ def held_out(subject: Subject, name: str, max_epochs: int | None) -> pd.DataFram
         cls.setup_anndata(train, **setup)
         return cls(train, **init)
 
-    simple = {k: rivals()[k] for k in ("no change", *SIMPLE)}
+    simple = {k: rivals()[k] for k in ("no change", *SIMPLE, "partial pooling")}
     again = {cls.__name__: {}, f"{cls.__name__}, decoder alone": {"route": "decoder"}}
     frame = transfer(
         cells,
