@@ -100,7 +100,7 @@ def attached(path: Path, data: Any) -> tuple[ScalloyModel, bool]:
 
     model = load(path)
     same = model._data.get("cells") == of_names(data.obs_names)
-    if same and model.adata is None:
+    if same:  # also where it has its own: the columns of these may be newer
         model = type(model).load(path, data)
     return model, same
 
