@@ -398,7 +398,9 @@ def test_page_runs(tmp_path, monkeypatch):
     mpl.use("Agg")
     monkeypatch.chdir(tmp_path)
     adata = sa.datasets.kang()
-    adata = adata[adata.obs["cell_type"].isin(["B cells", "NK cells", "CD4 T cells"])][::4].copy()[:, ::10].copy()
+    adata = (
+        adata[adata.obs["cell_type"].isin(["B cells", "NK cells", "CD4 T cells"])][::4].copy()[:, ::10].copy()
+    )
     adata = adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()
     adata.obs["donor"] = adata.obs["batch"]
     adata.write_h5ad("cells.h5ad")

@@ -24,14 +24,14 @@ PACKAGES = ("scalloy", "scvi-tools", "torch", "anndata", "scanpy", "numpy")
 def write(
     model: Any,
     path: str | Path,
-    adata: Any = None,
+    adata: Any,
     *,
-    keys: str | Sequence[str] | None = None,
-    held_out: str | None = None,
-    max_epochs: int | None = None,
-    title: str | None = None,
-    seed: int = 0,
-    overwrite: bool = False,
+    keys: str | Sequence[str] | None,
+    held_out: str | None,
+    max_epochs: int | None,
+    title: str | None,
+    seed: int,
+    overwrite: bool,
 ) -> list[str]:
     """The body of ``report`` of every model: see :meth:`scalloy.VAE.report`."""
     path = Path(path)
