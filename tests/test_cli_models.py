@@ -399,12 +399,12 @@ def test_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     adata = sa.datasets.kang()
     adata = (
-        adata[adata.obs["cell_type"].isin(["B cells", "NK cells", "CD4 T cells"])][::4].copy()[:, ::10].copy()
+        adata[adata.obs["cell_type"].isin(["B cells", "NK cells", "CD4 T cells"])][::8].copy()[:, ::20].copy()
     )
     adata = adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()
     adata.obs["donor"] = adata.obs["batch"]
     adata.write_h5ad("cells.h5ad")
-    adata[:80].write_h5ad("new.h5ad")
+    adata[:60].write_h5ad("new.h5ad")
     (toml,) = re.findall(r"```toml\n(.*?)```", (DOCS / "command_line.md").read_text(), flags=re.S)
     Path("settings.toml").write_text(toml)
     fit, report, asked = cli_train.fit, sa.VAE.report, []
