@@ -30,13 +30,16 @@ def test_first_screen_runs(page, monkeypatch):
     assert "connectivities" in kang.obsp
 
 
-@pytest.mark.parametrize("page", ["docs/comparing.md", "docs/models/vsc.md", "docs/pictures.md"])
-def test_pages_run(page, monkeypatch):
+@pytest.mark.parametrize(
+    "page", ["docs/comparing.md", "docs/models/vsc.md", "docs/pictures.md", "docs/report.md"]
+)
+def test_pages_run(page, monkeypatch, tmp_path):
     """Code of a page as it stands; the objects that it takes for granted are small."""
     import matplotlib as mpl
     import scanpy as sc
 
     mpl.use("Agg")
+    monkeypatch.chdir(tmp_path)
     train = sa.VAE.train
     short = lambda self, *a, **k: train(self, 1, enable_progress_bar=False)  # noqa: E731
     for cls in (sa.VAE, sa.BetaVSC):
@@ -46,7 +49,7 @@ def test_pages_run(page, monkeypatch):
     adata.obs["donor"] = adata.obs["batch"]
     adata.obs["cgmdvae_cluster"] = adata.obs["cell_type"]
     names = {"sa": sa, "adata": adata}
-    if page == "docs/pictures.md":
+    if page in {"docs/pictures.md", "docs/report.md"}:
         names["model"] = model = sa.VAE(adata)
         model.train()
         model.annotate()
@@ -55,6 +58,9 @@ def test_pages_run(page, monkeypatch):
         names["found"] = sa.compare.groups(adata, "X_vae", groupby="condition", donor_key="donor")
     for code in blocks(page):
         exec(code.replace("model, 3", "model, 0"), names)
+    if page == "docs/report.md":
+        assert names["found"][0].startswith("End of training: only 1 epochs")
+        assert (tmp_path / "report.html").is_file()
     if page == "docs/comparing.md":
         assert set(names["found"]["design"]) == {"within donors"}
         assert set(names["cells"]["group"]) == {"control", "stimulated"}

@@ -122,6 +122,9 @@ def test_clusters_against_labels(cells):
     )
     np.testing.assert_allclose(shown.to_numpy(), table.loc[shown.index, shown.columns].to_numpy())
     assert (shown.to_numpy().argmax(1) == np.arange(5)).all()
+    assert {t.get_rotation() for t in ax.get_xticklabels()} == {0}
+    ax = sa.pl.clusters(cells, "cluster", "found")  # names that are too long to stand side by side
+    assert {t.get_rotation() for t in ax.get_xticklabels()} == {90}
     ax = sa.pl.clusters(cells, "found", "batch", kind="composition")
     share = pd.crosstab(cells.obs["batch"], cells.obs["found"], normalize="columns")
     heights = np.array([[bar.get_height() for bar in bars] for bars in ax.containers])

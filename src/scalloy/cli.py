@@ -1,20 +1,23 @@
-"""Command line: ``scalloy demo``, ``scalloy search`` and ``scalloy benchmark``."""
+"""Command line: ``scalloy demo``, ``train``, ``annotate``, ``transfer``, ``report`` and others."""
 
 from __future__ import annotations
 
-import logging
-import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from scalloy import cli_transfer  # noqa: F401  (adds its commands to the benchmarks)
+from scalloy import (
+    cli_files,
+    cli_models,
+    cli_transfer,  # noqa: F401  (adds its commands to the benchmarks)
+)
 from scalloy.cli_benchmark import Out, benchmark, show
+from scalloy.cli_train import train
 
 app = typer.Typer(
     help="Deep generative models for single cells whose latent space is a mixture.",
+    cls=cli_files.Commands,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -27,7 +30,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("scalloy_demo"),
     max_epochs: Annotated[int | None, typer.Option(help="Instead of the default number.")] = None,
 ) -> None:
-    """Train on the embedded real data, print tables, save pictures (about two minutes)."""
+    """Train on the embedded real data, print tables, save pictures (about two minutes).
+
+    Examples:
+
+      scalloy demo --out pictures
+    """
     from rich.console import Console
 
     from scalloy.demo import demo as run
@@ -35,9 +43,14 @@ def demo(
     run(out, Console(), max_epochs=max_epochs)
 
 
+app.command()(train)
+for command in ("embed", "annotate", "transfer", "compare", "report"):
+    app.command()(getattr(cli_models, command))
+
+
 @app.command()
 def search(
-    data: Annotated[Path, typer.Argument(help="Cells, an h5ad file with raw counts.")],
+    data: Annotated[Path, typer.Argument(help="Cells with raw counts, an h5ad file or a zarr store.")],
     model: Annotated[list[str] | None, typer.Option(help="Names of models: VAE, GMVAE, ...")] = None,
     values: Annotated[
         list[str] | None, typer.Option("--set", help="Argument and values: n_latent=10,20")
@@ -52,14 +65,18 @@ def search(
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster.")] = None,
     out: Out = None,
 ) -> None:
-    """Train many models side by side; which explains best cells that none of them has seen?"""
-    import anndata
+    """Train many models side by side; which explains best cells that none of them has seen?
 
+    Examples:
+
+      scalloy search cells.h5ad --model VAE --model GMVAE --set gene_likelihood=nb,zinb --set n_latent=10,20
+    """
     from scalloy.train.search import search as run
 
-    space = {k: [_value(v) for v in vs.split(",")] for k, _, vs in (s.partition("=") for s in values or [])}
+    chosen = cli_files.pairs(values, "--set")
+    space = {k: [cli_files.value(v) for v in several.split(",")] for k, several in chosen}
     found = run(
-        anndata.read_h5ad(data),
+        cli_files.read(data),
         model or "VAE",
         space or None,
         n_trials=trials,
@@ -75,25 +92,8 @@ def search(
     typer.echo(f"best: {found.best}, in {found.table.iloc[0]['folder']}")
 
 
-def _value(text: str) -> int | float | str:
-    """A number where it is one."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
 def main() -> None:
-    """Entry point: errors that a user can mend are one line."""
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*`?num_workers`? .*")
-    try:
-        app(standalone_mode=True)
-    except (ValueError, LookupError, TypeError, OSError, RuntimeError) as error:
-        text = error.args[0] if isinstance(error, LookupError) and error.args else error
-        typer.secho(f"error: {text}", err=True, fg="red")
-        sys.exit(1)
+    """Entry point."""
+    cli_files.quiet()
+    cli_files.warn_in_one_line()
+    app()

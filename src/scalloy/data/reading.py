@@ -1,12 +1,15 @@
-"""Reading h5ad and h5mu files of which nobody knows who made them.
+"""Reading h5ad and h5mu files and zarr stores of which nobody knows who made them.
 
 An HDF5 file may declare arrays far larger than what it holds, point into other files, be cut off anywhere,
 and bring HDF5 itself to a crash or a loop without end. :func:`read` has another process read it through first
-(:mod:`scalloy.data.structure`), and whatever fails is said of the file.
+(:mod:`scalloy.data.structure`), and whatever fails is said of the file. A zarr store is a folder: nothing in
+it may lead out, and it may not declare far more than it holds.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +26,7 @@ from scalloy.data import structure, writing
 from scalloy.data.checks import within
 
 SECONDS, PER_SECOND = 30, 2 << 20  # for a look at a file, and bytes in each further one
+EMPTY = 1 << 30  # bytes that a zarr store may declare beyond what it holds: zeros are not stored
 
 
 class DamagedFileError(ValueError):
@@ -44,14 +48,17 @@ def refused(path: Path, kind: str) -> Iterator[None]:
 
 
 def read(path: str | Path) -> Any:
-    """An AnnData from a ``.h5ad``, or a MuData from a ``.h5mu``, after a look at what it declares.
+    """An AnnData from a ``.h5ad``, a MuData from a ``.h5mu``, either from a zarr store; what it declares is \
+looked at first.
 
     Parameters
     ----------
     path
-        The file.
+        The file, or the folder of a zarr store.
     """
     path = Path(path)
+    if path.is_dir():
+        return _read_zarr(path)
     if not path.is_file():
         msg = f"There is no file `{path}`."
         raise FileNotFoundError(msg)
@@ -61,6 +68,36 @@ def read(path: str | Path) -> Any:
         data = mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)
         check_sparse(data)
         return data
+
+
+def _read_zarr(path: Path) -> Any:
+    if not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+        msg = f"`{path}` is a folder, and no zarr store. Pass an h5ad or h5mu file, or a zarr store."
+        raise IsADirectoryError(msg)
+    with refused(path, "zarr store"):
+        check_store(path)
+        data = mudata.read_zarr(path)
+        check_sparse(data)
+        return data
+
+
+def check_store(path: Path) -> None:
+    """No link lies in a zarr store, and its arrays are not far larger than what is stored."""
+    import zarr
+
+    held = 0
+    for folder, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            if (Path(folder) / name).is_symlink():
+                msg = f"{name} is a link, which may lead out of the store"
+                raise DamagedFileError(msg)
+        held += sum((Path(folder) / name).stat().st_size for name in names)
+    items = [item for _, item in zarr.open_group(path, mode="r").members(max_depth=None)]
+    arrays = [item for item in items if isinstance(item, zarr.Array)]
+    declared = sum(math.prod(a.shape) * max(1, a.dtype.itemsize) for a in arrays)
+    if declared > EMPTY + structure.RATIO * held:
+        msg = f"its arrays declare {declared:,} bytes, of which {held:,} are stored"
+        raise DamagedFileError(msg)
 
 
 def check_structure(path: Path) -> None:

@@ -35,6 +35,7 @@ from scalloy.data.loader import CellLoader, Cells
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
 from scalloy.models._getters import Getters, known_categories
+from scalloy.models._report import Report
 from scalloy.models._training import Training
 from scalloy.models._traverse import Traverse
 from scalloy.vae.base import Sizes, VAEModule
@@ -43,7 +44,7 @@ from scalloy.vae.vae import LibraryPrior, library_prior
 logger = logging.getLogger("scalloy")
 
 
-class ScalloyModel(Getters, Evidence, Traverse, Training, BaseModelClass):
+class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass):
     """Base of the users' classes. A leaf builds ``self.module`` and says ``self.init_params_``."""
 
     _data_loader_cls = CellLoader

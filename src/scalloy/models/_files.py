@@ -17,13 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 
-from scalloy.data import plain, reading, writing
+from scalloy.data import cells, plain, reading, writing
 from scalloy.data.fingerprint import of_names
 from scalloy.models._query import own_cells
 from scalloy.vae.query import free_only
@@ -69,7 +68,7 @@ def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool
         tensors = to_bytes(_tensors(model))
         files = {"weights": writing.put_digested(path, "weights", ".safetensors", tensors)}
         if save_anndata and model.adata is not None:
-            write = partial(_write_cells, model.adata)
+            write = partial(cells.write_h5ad, model.adata)
             files["cells"] = writing.put_digested(path, "cells", ".h5ad", write)
         about = {
             "format": FORMAT,
@@ -86,12 +85,6 @@ def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool
         writing.put(path / ABOUT, plain.dumps(about))
         for names in (NAMES, OLD_NAMES):  # of models that were here before
             writing.remove_others(path, names, files.values())
-
-
-def _write_cells(adata: AnnData, path: Path) -> None:
-    """As ``write_h5ad``, also of texts as the newest pandas holds them."""
-    with anndata.settings.override(allow_write_nullable_strings=True):
-        adata.write_h5ad(path)
 
 
 def _tensors(model: ScalloyModel) -> Tensors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,10 +14,14 @@ from scalloy.models._options import one_of
 from scalloy.pl.latent import category_colors, drawable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 KINDS = ("confusion", "composition")
+LETTER = 0.08  # inches
+TICK = 6  # letters of a name that has room beside others
 READABLE = 400  # entries of a table up to which numbers are written in them
 
 
@@ -62,7 +66,11 @@ def _confusion(table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
     rest = [j for j in np.argsort(-table.sum().to_numpy()) if j not in set(matched)]
     share = share.iloc[:, [*matched, *rest]]
     if ax is None:
-        shape = (2.2 + 0.42 * share.shape[1], 1.4 + 0.36 * share.shape[0])
+        beside, below = _letters(share.index), _letters(share.columns)
+        shape = (
+            1.8 + LETTER * beside + 0.42 * share.shape[1],
+            1.1 + LETTER * below + 0.36 * share.shape[0],
+        )
         ax = plt.subplots(figsize=shape, layout="constrained")[1]
     picture = ax.imshow(share.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     if share.size <= READABLE:
@@ -70,24 +78,40 @@ def _confusion(table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
             if value >= 0.005:
                 shade = "w" if value > 0.6 else "0.15"
                 ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=shade)
-    ax.set_xticks(range(share.shape[1]), share.columns, rotation=90 if share.shape[1] > 8 else 0)
+    _name_columns(ax, share.columns, 8, "medium")
     ax.set_yticks(range(share.shape[0]), share.index)
     ax.set(xlabel=key, ylabel=by)
     ax.figure.colorbar(picture, ax=ax, label=f"share of the cells of each {by}")
     return ax
 
 
+def _letters(names: Sequence[Any]) -> int:
+    """Of the longest name."""
+    return max((len(str(name)) for name in names), default=0)
+
+
+def _name_columns(ax: Axes, names: Sequence[Any], most: int, fontsize: str) -> None:
+    """Upright where there are many, or where they are too long to stand side by side."""
+    longest = _letters([line for name in names for line in str(name).splitlines()])
+    turned = len(names) > most or (len(names) > 1 and longest > TICK)
+    ax.set_xticks(range(len(names)), names, fontsize=fontsize, rotation=90 if turned else 0)
+
+
 def _composition(adata: AnnData, table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
     share = table.div(table.sum(), axis=1)
     if ax is None:
-        ax = plt.subplots(figsize=(2.8 + 0.4 * share.shape[1], 3.6), layout="constrained")[1]
+        shape = (
+            2.1 + LETTER * _letters(share.index) + 0.4 * share.shape[1],
+            3 + LETTER * _letters(share.columns),
+        )
+        ax = plt.subplots(figsize=shape, layout="constrained")[1]
     names = list(drawable(adata.obs[by]).astype("category").cat.categories)  # also those without cells
     colors, below = dict(zip(names, category_colors(adata, by, len(names)))), np.zeros(share.shape[1])
     for name, row in share.iterrows():
         ax.bar(range(len(row)), row, bottom=below, width=0.85, color=colors[name], label=str(name))
         below = below + row.to_numpy()
     ticks = [f"{c}\n{n:,}" for c, n in table.sum().items()]
-    ax.set_xticks(range(len(ticks)), ticks, fontsize="small", rotation=90 if len(ticks) > 12 else 0)
+    _name_columns(ax, ticks, 12, "small")
     ax.set(xlabel=f"{key}, number of cells", ylabel=f"share of each {by}", ylim=(0, 1))
     ax.margins(x=0.01)
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", reverse=True)

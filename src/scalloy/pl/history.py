@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,6 +41,13 @@ def history(model: ScalloyModel, term: str = "elbo", *, ax: Axes | None = None) 
     return ax
 
 
+def term_names(history: Any) -> list[str]:
+    """The ELBO and each of its terms, as far as they are in a history."""
+    kept = [k.removesuffix("_train") for k in history if k.endswith("_train")]
+    known = [k for k in kept if k.startswith(("kl_", "penalty_")) and k != "kl_local"]
+    return ["elbo", "reconstruction_loss", *known]
+
+
 def terms(model: ScalloyModel) -> np.ndarray:
     """The ELBO and each of its terms by epoch, an axes for each.
 
@@ -49,9 +56,7 @@ def terms(model: ScalloyModel) -> np.ndarray:
     model
         A trained model.
     """
-    kept = [k.removesuffix("_train") for k in model.history if k.endswith("_train")]
-    known = [k for k in kept if k.startswith(("kl_", "penalty_")) and k != "kl_local"]
-    names = ["elbo", "reconstruction_loss", *known]
+    names = term_names(model.history)
     n_columns = min(3, len(names))
     n_rows = -(-len(names) // n_columns)
     size = (3.4 * n_columns, 2.6 * n_rows)

@@ -9,7 +9,6 @@ running begin again with the same seed.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 import tempfile
@@ -23,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from scalloy.data.splits import split
-from scalloy.train.plan import TermsPlan
+from scalloy.train.settings import PLAN, TRAIN, arguments, divided
 from scalloy.train.trials import EARLY, JUDGE, Reports, bar, ray_tune, running, scheduler
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ LIKELIHOODS = {"gene_likelihood": ["poisson", "nb", "zip", "zinb"]}
 UNJUDGED = "AE"  # has no prior, and so no likelihood of cells
 ABOUT = "search.json"
 FIGURES = (JUDGE, "se", EARLY, "epochs", "seconds")
-PLAN = set(inspect.signature(TermsPlan).parameters) - {"module"}
-TRAIN = {"max_epochs", "batch_size", "early_stopping", "n_samples_per_label"}
 
 
 @dataclass(frozen=True)
@@ -224,7 +221,7 @@ def _settings(
 
     judged = {k: v for k, v in MODELS.items() if k != UNJUDGED}
     models = [model] if isinstance(model, str) else list(model)
-    takes = {_options.one_of("model", m, judged): _arguments(judged[m]) | TRAIN | PLAN for m in models}
+    takes = {_options.one_of("model", m, judged): arguments(judged[m]) | TRAIN | PLAN for m in models}
     for name in space:
         _options.one_of("space", name, sorted(set().union(*takes.values())))
     space = {k: list(v) if isinstance(v, (list, tuple, range, np.ndarray)) else v for k, v in space.items()}
@@ -250,13 +247,6 @@ def _settings(
         for seed in seeds
     ]
     return [t for i, t in enumerate(trials) if t not in trials[:i]]
-
-
-def _arguments(cls: type) -> set[str]:
-    """Of the constructor, and of those that it passes on."""
-    owners = [c for c in cls.__mro__ if "__init__" in vars(c) and c.__module__.startswith("scalloy")]
-    names = {k for c in owners for k in inspect.signature(c.__init__).parameters}  # type: ignore[misc]
-    return names - {"self", "adata", "registry", "kwargs"}
 
 
 def _class(name: str) -> type[ScalloyModel]:
@@ -285,7 +275,7 @@ def _trial(
 
     given, begin = dict(settings[config["trial"]]), time.perf_counter()
     cls = _class(given.pop("model"))
-    plan, train = ({k: given.pop(k) for k in list(given) if k in names} for names in (PLAN, TRAIN))
+    given, train, plan = divided(given)
     cells = adata.copy()  # what Ray shares is read-only
     cls.setup_anndata(cells, **setup)
     model = cls(cells, **given)

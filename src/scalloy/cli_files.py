@@ -1,0 +1,223 @@
+"""What all commands share: cells and models in, results out, settings of a file, errors of one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scalloy.models._base import ScalloyModel
+
+INTERRUPTED = 130
+LOGGERS = (
+    "lightning.pytorch",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.callbacks.early_stopping",
+    "lightning.fabric",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "scvi",
+)
+TRACEBACK = "SCALLOY_TRACEBACK"  # set: errors as Python shows them
+
+Data = Annotated[Path, typer.Argument(help="Cells: an h5ad or h5mu file, or a zarr store.")]
+Model = Annotated[Path, typer.Argument(metavar="MODELDIR", help="Folder that `train` or `save` wrote.")]
+Result = Annotated[Path, typer.Option("--out", "-o", help="Ends in .h5ad, .h5mu or .zarr.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
+Key = Annotated[str | None, typer.Option("--key-added", help="In keys, instead of the model's name.")]
+
+
+class Commands(TyperGroup):
+    """Errors of a command are one line and exit code 1, Ctrl-C is 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.secho("stopped", err=True, fg="yellow")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            own = hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError)
+            if own or os.environ.get(TRACEBACK):  # typer's are about usage
+                raise
+            typer.secho(f"error: {said(error)}", err=True, fg="red")
+            raise typer.Exit(1) from None
+
+
+def said(error: BaseException) -> str:
+    """What an error says, in one line."""
+    what: Any = error.args[0] if isinstance(error, LookupError) and error.args else error
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        what = error.strerror + (f": `{error.filename}`" if error.filename else "")
+    text = " ".join(str(what).split())
+    expected = isinstance(error, ValueError | LookupError | TypeError | OSError | RuntimeError | ImportError)
+    if expected and text:
+        return text
+    return f"{type(error).__name__} {text} (set {TRACEBACK}=1 to see where)"
+
+
+def warn_in_one_line() -> None:
+    """Warnings to the user as one line without a place in the code."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        typer.secho(f"warning: {' '.join(str(message).split())}", err=True, fg="yellow")
+
+    warnings.showwarning = show
+
+
+def read(path: Path) -> Any:
+    """Cells of any kind."""
+    from scalloy.data import read as read_cells
+
+    return read_cells(path)
+
+
+def is_model(path: Path) -> bool:
+    """Whether a folder holds a model and not cells."""
+    return any((path / name).is_file() for name in ("model.json", "model.pt"))
+
+
+def load(path: Path) -> ScalloyModel:
+    """A model, with its cells if they were saved with it."""
+    from scalloy.models import load as load_model
+
+    return load_model(path)
+
+
+def attached(path: Path, data: Any) -> tuple[ScalloyModel, bool]:
+    """A model, and whether ``data`` are the cells that it was trained on: then it has them."""
+    from scalloy.data.fingerprint import of_names
+
+    model = load(path)
+    same = model._data.get("cells") == of_names(data.obs_names)
+    if same:  # also where it has its own: the columns of these may be newer
+        model = type(model).load(path, data)
+    return model, same
+
+
+def check_out(path: Path, *, force: bool) -> None:
+    """What is there is not written over unasked, and it can be written; before any work is done."""
+    from scalloy.data import writing
+
+    if path.exists() and not force and not (path.is_dir() and not any(path.iterdir())):
+        msg = f"`{path}` exists. Pass `--force` to write over it, or another `--out`."
+        raise FileExistsError(msg)
+    with writing.explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing.put(path.parent / f".{os.getpid()}.scalloy", b"")
+        (path.parent / f".{os.getpid()}.scalloy").unlink()
+
+
+def check_result(path: Path, *, force: bool) -> None:
+    """The same of cells, which have a kind."""
+    from scalloy.data import cells
+
+    cells.check_kind(path)
+    check_out(path, force=force)
+
+
+def write(data: Any, path: Path) -> None:
+    """Cells with the results in them."""
+    from scalloy.data import cells
+
+    cells.write(data, path)
+    typer.echo(f"saved {path}")
+
+
+def value(text: str) -> Any:
+    """A number, true, false, none, a list in brackets; anything else as it is."""
+    if text.lower() in {"true", "false", "none"}:
+        return {"true": True, "false": False, "none": None}[text.lower()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def pairs(given: Iterable[str] | None, option: str) -> list[tuple[str, str]]:
+    """``name=value`` divided."""
+    out = []
+    for text in given or ():
+        name, sign, rest = text.partition("=")
+        if not sign or not name.strip():
+            msg = f"{option} {text!r} is not of the form NAME=VALUE."
+            raise typer.BadParameter(msg)
+        out.append((name.strip(), rest.strip()))
+    return out
+
+
+def of_config(path: Path | None, known: Sequence[str]) -> dict[str, Any]:
+    """Settings of a TOML file; names that no option has are refused."""
+    if path is None:
+        return {}
+    import tomllib
+
+    from scalloy.models._options import one_of
+
+    if not path.is_file():
+        msg = f"There is no file `{path}`."
+        raise FileNotFoundError(msg)
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"`{path}` is no TOML: {error}."
+        raise ValueError(msg) from None
+    for name in given:
+        one_of(f"{path.name}: setting", name, known)
+    return given
+
+
+def selected(adata: AnnData, where: Iterable[str] | None) -> AnnData:
+    """Cells with these values in these columns; of one column any of its values."""
+    import numpy as np
+
+    from scalloy.data.checks import find_column
+    from scalloy.models._options import one_of
+
+    keep, wanted = np.ones(adata.n_obs, dtype=bool), dict[str, list[str]]()
+    for column, name in pairs(where, "--where"):
+        wanted.setdefault(column, []).append(name)
+    for column, names in wanted.items():
+        found = find_column(adata.obs, "where", column).astype(str)
+        for name in names:
+            one_of(f"where: {column}", name, sorted(found.unique()))
+        keep &= found.isin(names).to_numpy()
+    if not keep.any():
+        msg = f"No cell has {' and '.join(f'{k} in {v}' for k, v in wanted.items())}. Pass another `--where`."
+        raise ValueError(msg)
+    return adata if keep.all() else adata[keep].copy()
+
+
+def table(rows: dict[str, Any]) -> None:
+    """Names and what they are, in two columns."""
+    width = max(map(len, rows))
+    for name, what in rows.items():
+        typer.echo(f"  {name:<{width}}  {what}")
+
+
+def interrupted(model: Any) -> bool:
+    """Whether Ctrl-C ended the training of a model."""
+    callbacks = getattr(getattr(model, "trainer", None), "callbacks", ())
+    return any(getattr(c, "asked", False) for c in callbacks)
+
+
+def quiet() -> None:
+    """What other packages say of themselves is left out."""
+    import logging
+
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*`?num_workers`? .*")

@@ -1,0 +1,213 @@
+"""Command line of trained models: ``embed``, ``annotate``, ``transfer``, ``compare``, ``report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scalloy import cli_files as files
+from scalloy.cli_files import Data, Force, Key, Model, Result
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Text = str | None
+Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
+
+
+def embed(model: Model, data: Data, out: Result, key_added: Key = None, force: Force = False) -> None:
+    """Write the latent representation of cells into .obsm["X_<model>"].
+
+    Examples:
+
+      scalloy embed model cells.h5ad -o embedded.h5ad
+
+      scalloy embed model cells.zarr -o embedded.zarr --key-added mine
+    """
+    from scalloy import _keys
+
+    files.check_result(out, force=force)
+    cells, trained = files.read(data), files.load(model)
+    key = _keys.latent(key_added or trained.name)
+    cells.obsm[key] = trained.get_latent_representation(cells)
+    typer.echo(f'{cells.n_obs:,} cells x {cells.obsm[key].shape[1]} latents in .obsm["{key}"]')
+    files.write(cells, out)
+
+
+def annotate(model: Model, data: Data, out: Result, key_added: Key = None, force: Force = False) -> None:
+    """Write all that the model knows about cells: latent space, clusters, labels, ...
+
+    Examples:
+
+      scalloy annotate model cells.h5ad -o annotated.h5ad
+    """
+    files.check_result(out, force=force)
+    cells, trained = files.read(data), files.load(model)
+    before = {name: set(getattr(cells, name)) for name in ("obs", "obsm", "uns")}
+    trained.annotate(cells, key_added=key_added)
+    for name, known in before.items():
+        for key in getattr(cells, name):
+            if key not in known:
+                typer.echo(f'.{name}["{key}"]')
+    files.write(cells, out)
+
+
+def transfer(
+    model: Model,
+    data: Data,
+    out: Result,
+    to: Annotated[str, typer.Option(help="The condition.")],
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only cells with this value: 'cell_type=B cells'.")
+    ] = None,
+    route: Annotated[str, typer.Option(help="auto, decoder; of CGMDVAE transport and style too.")] = "auto",
+    samples: Annotated[int, typer.Option(help="Over which expectations are taken.")] = 10,
+    library_size: Annotated[float | None, typer.Option(help="Of sampled counts.")] = None,
+    trained_on: Annotated[
+        Path | None, typer.Option(help="Cells that the model was trained on, if it does not hold them.")
+    ] = None,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Write cells as they would look under another condition.
+
+    `.X` of the result is expected log-normalised expression, `.layers["counts"]` sampled counts. Route "auto"
+    needs the cells that the model was trained on: DATA may be these, or the model was saved with
+    `--save-cells`, or `--trained-on` names them.
+
+    Examples:
+
+      scalloy transfer model cells.h5ad -o treated.h5ad --to stimulated --where condition=control
+
+      scalloy transfer model cells.h5ad -o treated.h5ad --to stimulated --where condition=control
+      --where "cell_type=B cells"
+    """
+    files.check_result(out, force=force)
+    cells = files.read(data)
+    trained: Any = files.attached(model, cells if trained_on is None else files.read(trained_on))[0]
+    if not hasattr(trained, "transfer"):
+        msg = f"{type(trained).__name__} knows no condition. Train a CGMDVAE or TRVAE with `--condition-key`."
+        raise ValueError(msg)
+    if trained.adata is None and route == "auto":
+        msg = "`--route auto` needs the cells that the model was trained on. Pass `--trained-on`, or another."
+        raise ValueError(msg)
+    source = files.selected(cells, where)
+    settings = {"n_samples": samples, "library_size": library_size, "seed": seed}
+    made = trained.transfer(source, to=to, route=route, **settings)
+    by = [k for k in ("transfer_group", "transfer_from", "transfer_far") if k in made.obs]
+    typer.echo(
+        made.obs.groupby(by, observed=True).size().rename("cells").reset_index().to_string(index=False)
+    )
+    files.write(made, out)
+
+
+def compare(
+    source: Annotated[Path, typer.Argument(metavar="DATA|MODELDIR", help="Cells, or a model.")],
+    data: Annotated[Path | None, typer.Argument(help="Cells, of a model that does not hold its own.")] = None,
+    groupby: Annotated[str, typer.Option(help="Column of .obs with the groups.")] = ...,  # type: ignore[assignment]
+    by: Annotated[Text, typer.Option(help="Column of .obs: a comparison within each.")] = None,
+    donor_key: Annotated[Text, typer.Option(help="Column of .obs with donors, which are permuted.")] = None,
+    use_rep: Annotated[Text, typer.Option(help="Key of .obsm; needed without a model.")] = None,
+    reference: Annotated[Text, typer.Option(help="Compare the others with this group only.")] = None,
+    test: Annotated[str, typer.Option(help="mmd, energy or classifier.")] = "mmd",
+    permutations: Annotated[int, typer.Option(help="At most.")] = 1000,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the table as CSV too.")] = None,
+    force: Force = False,
+) -> None:
+    """Are the cells of two groups alike in a latent space? A test that permutes donors.
+
+    Examples:
+
+      scalloy compare annotated.h5ad --use-rep X_vae --groupby condition --by cell_type --donor-key donor
+      -o table.csv
+
+      scalloy compare model cells.h5ad --groupby condition --donor-key donor
+    """
+    from scalloy.cli_benchmark import show
+    from scalloy.compare import groups
+    from scalloy.data import writing
+
+    if out is not None:
+        files.check_out(out, force=force)
+    cells, key = _located(source, data, use_rep)
+    frame = groups(
+        cells,
+        key,
+        groupby=groupby,
+        by=by,
+        donor_key=donor_key,
+        reference=reference,
+        test=test,  # type: ignore[arg-type]
+        n_permutations=permutations,
+        rng=seed,
+    )
+    show(frame, None)
+    if out is not None:
+        writing.put(out, frame.to_csv(index=False).encode())
+        typer.echo(f"saved {out}")
+
+
+def _located(source: Path, data: Path | None, use_rep: str | None) -> tuple[AnnData, str]:
+    """Cells with a latent space, and its key."""
+    import anndata
+
+    if not files.is_model(source):
+        if data is not None:
+            msg = f"`{source}` holds no model, which `{data}` would need. Pass one of them."
+            raise ValueError(msg)
+        if use_rep is None:
+            msg = "`--use-rep` is needed with cells: the key of a latent space in .obsm."
+            raise ValueError(msg)
+        return files.read(source), use_rep
+    if use_rep is not None:
+        msg = "`--use-rep` is for cells; of a model its own latent space is used."
+        raise ValueError(msg)
+    trained = files.load(source)
+    if data is None and trained.adata is None:
+        msg = f"`{source}` was saved without its cells. Pass them as the second argument."
+        raise ValueError(msg)
+    cells = None if data is None else files.read(data)
+    obs = (trained._own() if cells is None else cells).obs
+    z = trained.get_latent_representation(cells)
+    return anndata.AnnData(obs=obs.copy(), obsm={"latent": z}), "latent"
+
+
+def report(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page, report.html say.")],
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="Column of .obs to colour by, not those registered.")
+    ] = None,
+    held_out: Annotated[
+        Text, typer.Option(help="Cell type: train again without it under each other condition.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of that training.")] = None,
+    title: Annotated[Text, typer.Option(help="Of the page.")] = None,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """One page about a model: training, latent space, clusters, transfer, fit, and what to look at.
+
+    The page needs nothing else, also no network.
+
+    Examples:
+
+      scalloy report model cells.h5ad -o report.html
+
+      scalloy report model cells.h5ad -o report.html --key cell_type --key donor --held-out "B cells"
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    files.check_out(out, force=force)
+    cells = files.read(data)
+    trained, same = files.attached(model, cells)
+    given = None if same else cells
+    asked = {"keys": key, "held_out": held_out, "max_epochs": epochs, "title": title, "seed": seed}
+    for finding in trained.report(out, given, overwrite=force, **asked):  # type: ignore[arg-type]
+        typer.echo(f"look: {finding}")
+    typer.echo(f"saved {out}")

@@ -1,0 +1,62 @@
+"""Cells into a file of their kind: h5ad, h5mu or zarr, whole or not at all."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anndata
+
+from scalloy.data import writing
+from scalloy.data.checks import few
+from scalloy.data.modalities import is_mudata
+
+KINDS = {".h5ad": "AnnData", ".h5mu": "MuData", ".zarr": "AnnData or MuData"}
+
+
+def check_kind(path: Path, data: Any = None) -> None:
+    """The name ends as that of a file which can hold ``data`` (or anything at all)."""
+    kind = "MuData" if is_mudata(data) else "AnnData"
+    fits = [k for k, of in KINDS.items() if data is None or kind in of]
+    if path.suffix not in fits:
+        what = "is of a kind that is not written" if data is None else f"cannot hold this {kind}"
+        msg = f"`{path}` {what}. Let its name end in {few(fits)}."
+        raise ValueError(msg)
+
+
+def write(data: Any, path: Path) -> None:
+    """Write an AnnData or a MuData as the ending of ``path`` says; what was there stays until that is done.
+
+    Parameters
+    ----------
+    data
+        The cells.
+    path
+        Ends in ``.h5ad``, ``.h5mu`` (MuData) or ``.zarr``.
+    """
+    check_kind(path, data)
+    with writing.explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".zarr":
+            writing.put_folder(path, partial(_write_zarr, data))
+        else:
+            writing.put(path, partial(_write_h5mu if is_mudata(data) else write_h5ad, data))
+
+
+def write_h5ad(adata: anndata.AnnData, path: Path) -> None:
+    """As ``adata.write_h5ad``, also of texts as the newest pandas holds them."""
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        adata.write_h5ad(path)
+
+
+def _write_h5mu(mdata: Any, path: Path) -> None:
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        mdata.write_h5mu(path)
+
+
+def _write_zarr(data: Any, path: Path) -> None:
+    with anndata.settings.override(allow_write_nullable_strings=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Writing zarr v2")
+        data.write_zarr(path)
