@@ -105,21 +105,23 @@ def likelihoods(
 
 @benchmark.command()
 def cost(
-    what: Annotated[str, typer.Option(help="components or autoencoders.")] = "components",
+    what: Annotated[str, typer.Option(help="components, conditional or autoencoders.")] = "components",
     data: Annotated[str | None, typer.Option(help="Name of a set; see the documentation.")] = None,
     clusters: Annotated[list[int] | None, typer.Option(help="Numbers of components.")] = None,
     epochs: Annotated[int, typer.Option(help="Of each measurement.")] = 6,
     repeats: Annotated[int, typer.Option(help="How many.")] = 3,
     out: Out = None,
 ) -> None:
-    """Time of an epoch of GMVAE by its number of components, or of VAEs, as a ratio to VAE's or to AE's."""
-    from scalloy.benchmark.cost import autoencoders
+    """Time of an epoch of GMVAE by its components, or of CGMDVAE, as a ratio to VAE's; of VAEs to AE's."""
+    from scalloy.benchmark.cost import autoencoders, conditional
     from scalloy.benchmark.cost import cost as run
     from scalloy.models._options import one_of
 
     settings = {"max_epochs": epochs, "repeats": repeats}
-    if one_of("what", what, ("components", "autoencoders")) == "autoencoders":
+    if one_of("what", what, ("components", "conditional", "autoencoders")) == "autoencoders":
         show(autoencoders(data or "pbmc3k", **settings), out)
+    elif what == "conditional":
+        show(conditional(data or "kang", **settings), out)
     else:
         show(run(data or "pbmc4k_dcc", n_clusters=clusters or (1, 10, 50), **settings), out)
 
