@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from scvi import REGISTRY_KEYS
 
 import scalloy as sa
+from scalloy.data.loader import CellSplitter
+from scalloy.data.shards import Shard
 from scalloy.train.plan import NonFiniteLoss
 
 TWO = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_progress_bar": False}
@@ -34,6 +36,34 @@ def a_model(name="AE", **settings):
         given["condition_key"] = "condition"
     cls.setup_anndata(adata, **given)
     return cls(adata, **{"n_hidden": 16, "n_latent": 3, "seed": 5, **settings})
+
+
+class InTheSameOrder(CellSplitter):
+    """One process with the order that several have."""
+
+    def shard(self):
+        return Shard(0, 1, torch.initial_seed())
+
+
+def alone(**more):
+    """The model without noise, by one process with the whole batches."""
+    model = a_model(dropout_rate=0.0)
+    model._data_splitter_cls = InTheSameOrder
+    run = {**RUN, "batch_size": 2 * RUN["batch_size"], **more}
+    model.train(**run, accelerator="cpu", enable_progress_bar=False)
+    return model
+
+
+class Dies(pl.Callback):
+    """Once, in the second of the processes, after two epochs."""
+
+    def __init__(self, folder):
+        self.mark = Path(folder) / "died"
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_rank == 1 and trainer.current_epoch == 2 and not self.mark.exists():
+            self.mark.touch()
+            os._exit(1)
 
 
 class Seen(pl.Callback):

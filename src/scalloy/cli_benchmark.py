@@ -127,6 +127,32 @@ def cost(
 
 
 @benchmark.command()
+def gpu(
+    data: Annotated[str, typer.Option(help="Name of a set; see the documentation.")] = "kang_subset",
+    device: Annotated[str, typer.Option(help="cuda, or cpu to try whether it runs.")] = "cuda",
+    cells: Annotated[int, typer.Option(help="Of the large epoch.")] = 1_000_000,
+    steps: Annotated[int, typer.Option(help="Of an epoch in the comparison.")] = 100,
+    out: Out = None,
+) -> None:
+    """All that is to be known of a GPU in one run: speed beside SCVI, floors, where time goes."""
+    from scalloy.benchmark.gpu import gpu as run
+
+    show(run(data, device=device, n_cells=min(cells, 100_000), n_large=cells, steps=steps), out)
+
+
+@benchmark.command()
+def devices(
+    processes: Annotated[int, typer.Option(help="Beside one.")] = 2,
+    repeats: Annotated[int, typer.Option(help="How many.")] = 3,
+    out: Out = None,
+) -> None:
+    """Several processes that train one model, beside one: cells per second, and validation loss."""
+    from scalloy.benchmark.devices import devices as run
+
+    show(run(processes=processes, repeats=repeats), out)
+
+
+@benchmark.command()
 def latent(
     data: Annotated[list[str] | None, typer.Option(help="Names of sets; see the documentation.")] = None,
     latents: Annotated[list[int] | None, typer.Option(help="Numbers of latents.")] = None,

@@ -119,6 +119,22 @@ def test_terms_are_per_cell_and_finite(module, likelihood):
 
 
 @every
+def test_bfloat16_networks_leave_the_objective_in_float32(module, likelihood):
+    """Only products of networks are in bfloat16: the likelihood of what they say is that without autocast."""
+    made, batch = build(module, likelihood), Batch.of(tensors())
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = terms_with(made, batch)
+        q = made.encode(batch)
+        p = made.decode(batch, made.draw(q))
+        value = made.likelihood.log_prob(p["x"], batch.x)
+    assert {v.dtype for v in (terms.recon, *terms.kl.values(), *terms.kl_global.values())} == {torch.float32}
+    torch.testing.assert_close(value, made.likelihood.log_prob(p["x"], batch.x), rtol=0, atol=0)
+    exact = terms_with(made, batch)
+    torch.testing.assert_close(terms.recon.mean(), exact.recon.mean(), rtol=0.05, atol=0.5)
+    assert not torch.equal(terms.recon, exact.recon)  # that bfloat16 was there at all
+
+
+@every
 def test_gradient_reaches_every_parameter(module, likelihood):
     made = build(module, likelihood)
     terms = terms_with(made, Batch.of(tensors()))

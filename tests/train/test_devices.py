@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -97,20 +98,11 @@ def test_each_cell_once_per_epoch_in_as_many_steps(two):
     assert a["rows"][0] != a["rows"][1]
 
 
-class InTheSameOrder(ld.CellSplitter):
-    """One process with the order that several have."""
-
-    def shard(self):
-        return Shard(0, 1, torch.initial_seed())
-
-
 def test_the_same_model_as_in_one_process(two):
     """Without noise (AE, no dropout) weights and history are those of one process with the whole batches."""
     folder, (said, _) = two
-    model, seen = devices.a_model(dropout_rate=0.0), devices.Seen()
-    model._data_splitter_cls = InTheSameOrder
-    run = {**devices.RUN, "batch_size": 2 * devices.RUN["batch_size"]}
-    model.train(**run, accelerator="cpu", enable_progress_bar=False, callbacks=[seen])
+    seen = devices.Seen()
+    model = devices.alone(callbacks=[seen])
     assert model.validation_indices.tolist() == said["validation"]
     assert [[sorted(b) for b in e] for e in seen.rows] == [
         [sorted(a + b) for a, b in zip(*epochs, strict=True)]
@@ -168,3 +160,13 @@ def test_processes_that_are_not_scripts_give_back_the_model(strategy, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == "3 1.0 183"
+
+
+def test_the_script_of_the_page_runs(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    script = re.findall(r"```python\n(.*?)```", page, flags=re.S)[0]
+    (tmp_path / "run.py").write_text(script.replace("model.train(", "model.train(max_epochs=1, "))
+    command = [sys.executable, "-W", "ignore", "run.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sa.load(tmp_path / "kang_model").is_trained_

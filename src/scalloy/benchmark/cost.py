@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,9 @@ def cost(
     max_epochs: int = 6,
     repeats: int = 3,
 ) -> pd.DataFrame:
-    """Median time of an epoch as a ratio to the VAE's, with the range of the repetitions, which alternate.
+    """Median processor time of an epoch as a ratio to the VAE's, with the range of the repetitions.
+
+    They alternate. Give it one thread (``OMP_NUM_THREADS=1``): threads that wait for work count as well.
 
     Components are placed before the first epoch, which is left out, as is validation.
 
@@ -121,8 +124,9 @@ def conditional(
     max_epochs: int = 5,
     repeats: int = 3,
 ) -> pd.DataFrame:
-    """Median time of an epoch of CGMDVAE as a ratio to that of the VAE of the same sizes, which removes the
-    condition as a batch.
+    """Median processor time of an epoch of CGMDVAE as a ratio to that of a VAE of the same sizes.
+
+    The VAE removes the condition as a batch.
 
     Parameters
     ----------
@@ -168,9 +172,9 @@ def _epoch(
     batch_size: int = 128,
     **settings: Any,
 ) -> float:
-    """Seconds of the median epoch but the first."""
+    """Processor time of the median epoch but the first."""
     scvi.settings.seed = seed
-    clock = Clock()
+    clock = Clock(time.process_time)
     cls.setup_anndata(adata, **(setup or {}))
     made = cls(adata, **settings)
     if cls in {GMVAE, CGMDVAE}:

@@ -76,7 +76,7 @@ class Training(UnsupervisedTrainingMixin):
         max_epochs
             Most passes over the data; ``None`` chooses by the number of cells.
         accelerator, devices
-            As in Lightning. Several devices: see the page on clusters.
+            As in Lightning; ``devices=2, strategy="ddp"`` takes two.
         train_size, validation_size
             Fractions of the cells; 0.9 and the rest unless given. What remains is a test set.
         shuffle_set_split
