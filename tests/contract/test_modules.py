@@ -10,6 +10,7 @@ import torch
 
 from scalloy.blocks.priors import MixturePrior
 from scalloy.models import _options
+from scalloy.train.plan import TermsPlan
 from scalloy.vae.autoencoder import AE
 from scalloy.vae.base import Batch, Sizes, Terms
 from scalloy.vae.cgmdvae import CGMDVAE
@@ -132,6 +133,32 @@ def test_bfloat16_networks_leave_the_objective_in_float32(module, likelihood):
     exact = terms_with(made, batch)
     torch.testing.assert_close(terms.recon.mean(), exact.recon.mean(), rtol=0.05, atol=0.5)
     assert not torch.equal(terms.recon, exact.recon)  # that bfloat16 was there at all
+
+
+def without_data(value):
+    """On torch's device that has shapes and no values: whoever asks for one fails, as a GPU would wait."""
+    if value.layout != torch.sparse_csr:
+        return value.to("meta")
+    parts = (t.to("meta") for t in (value.crow_indices(), value.col_indices(), value.values()))
+    return torch.sparse_csr_tensor(*parts, size=value.shape)
+
+
+@every
+def test_no_step_waits_for_a_device(module, likelihood):
+    """Forward, backward and the sum of the terms need no value on the host, nor any that is on a CPU."""
+    made = build(module, likelihood).to("meta")
+    plan = TermsPlan(made)
+    plan.n_obs_training = 100
+    batch = Batch.of({k: without_data(v) for k, v in tensors().items()})
+    if module.startswith("trvae"):  # its penalty asks which conditions are there
+        with pytest.raises(NotImplementedError, match="unique"):
+            made.objective(batch)
+        return
+    means = made.objective(batch).means()
+    plan.weigh(means, 0.5).backward()
+    assert all(
+        p.grad is not None and p.grad.device.type == "meta" for p in made.parameters() if p.requires_grad
+    )
 
 
 @every

@@ -308,6 +308,10 @@ class CellSplitter(pl.LightningDataModule):
         if device is not None and self.stays_on(device):
             self.store = self.store or DeviceCells(self.cells, device)
             self.loaders.append(DeviceLoader(self.cells, indices, store=self.store, **kwargs))
+        elif device is not None and device.type == "cuda":
+            from scalloy.data.staging import StagedLoader
+
+            self.loaders.append(StagedLoader(self.cells, indices, device=device, **kwargs))
         else:
             self.loaders.append(CellLoader(self.cells, indices, **kwargs))
         return self.loaders[-1]

@@ -162,7 +162,7 @@ class GMVAE(VAEModule):
 
     def chosen(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """Components whose codes are decoded and their weights, each ``(decoded, n)``."""
-        if not self.prior.placed:  # all are the same
+        if not self.prior.is_placed:  # all are the same
             return torch.zeros_like(log_q[None, :, 0], dtype=torch.long), torch.ones_like(log_q[None, :, 0])
         n_sure = self.n_decoded - (self.n_decoded < self.n_clusters)
         sure = log_q.topk(n_sure, -1).indices
