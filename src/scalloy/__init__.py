@@ -35,7 +35,7 @@ _MODULES = (
     "vae",
 )
 
-_FUNCTIONS = {"load": "models", "search": "train.search"}
+_FUNCTIONS = {"load": "models", "search": "train.search", "train_on_cluster": "train.cluster"}
 
 __all__ = [*_MODELS, *_MODULES, *_FUNCTIONS, "__version__"]
 

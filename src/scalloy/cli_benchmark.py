@@ -105,23 +105,51 @@ def likelihoods(
 
 @benchmark.command()
 def cost(
-    what: Annotated[str, typer.Option(help="components or autoencoders.")] = "components",
+    what: Annotated[str, typer.Option(help="components, conditional or autoencoders.")] = "components",
     data: Annotated[str | None, typer.Option(help="Name of a set; see the documentation.")] = None,
     clusters: Annotated[list[int] | None, typer.Option(help="Numbers of components.")] = None,
     epochs: Annotated[int, typer.Option(help="Of each measurement.")] = 6,
     repeats: Annotated[int, typer.Option(help="How many.")] = 3,
     out: Out = None,
 ) -> None:
-    """Time of an epoch of GMVAE by its number of components, or of VAEs, as a ratio to VAE's or to AE's."""
-    from scalloy.benchmark.cost import autoencoders
+    """Time of an epoch of GMVAE by its components, or of CGMDVAE, as a ratio to VAE's; of VAEs to AE's."""
+    from scalloy.benchmark.cost import autoencoders, conditional
     from scalloy.benchmark.cost import cost as run
     from scalloy.models._options import one_of
 
     settings = {"max_epochs": epochs, "repeats": repeats}
-    if one_of("what", what, ("components", "autoencoders")) == "autoencoders":
+    if one_of("what", what, ("components", "conditional", "autoencoders")) == "autoencoders":
         show(autoencoders(data or "pbmc3k", **settings), out)
+    elif what == "conditional":
+        show(conditional(data or "kang", **settings), out)
     else:
         show(run(data or "pbmc4k_dcc", n_clusters=clusters or (1, 10, 50), **settings), out)
+
+
+@benchmark.command()
+def gpu(
+    data: Annotated[str, typer.Option(help="Name of a set; see the documentation.")] = "kang_subset",
+    device: Annotated[str, typer.Option(help="cuda, or cpu to try whether it runs.")] = "cuda",
+    cells: Annotated[int, typer.Option(help="Of the large epoch.")] = 1_000_000,
+    steps: Annotated[int, typer.Option(help="Of an epoch in the comparison.")] = 100,
+    out: Out = None,
+) -> None:
+    """All that is to be known of a GPU in one run: speed beside SCVI, floors, where time goes."""
+    from scalloy.benchmark.gpu import gpu as run
+
+    show(run(data, device=device, n_cells=min(cells, 100_000), n_large=cells, steps=steps), out)
+
+
+@benchmark.command()
+def devices(
+    processes: Annotated[int, typer.Option(help="Beside one.")] = 2,
+    repeats: Annotated[int, typer.Option(help="How many.")] = 3,
+    out: Out = None,
+) -> None:
+    """Several processes that train one model, beside one: cells per second, and validation loss."""
+    from scalloy.benchmark.devices import devices as run
+
+    show(run(processes=processes, repeats=repeats), out)
 
 
 @benchmark.command()

@@ -10,6 +10,7 @@ import torch
 
 from scalloy.blocks.priors import MixturePrior
 from scalloy.models import _options
+from scalloy.train.plan import TermsPlan
 from scalloy.vae.autoencoder import AE
 from scalloy.vae.base import Batch, Sizes, Terms
 from scalloy.vae.cgmdvae import CGMDVAE
@@ -116,6 +117,48 @@ def test_terms_are_per_cell_and_finite(module, likelihood):
         assert torch.isfinite(value).all()
     if module not in {"cgmdvae", "cgmdvae_w", "poisevae"}:  # there only the mean over samples is not negative
         assert all((v >= -1e-5).all() for v in terms.kl.values())
+
+
+@every
+def test_bfloat16_networks_leave_the_objective_in_float32(module, likelihood):
+    """Only products of networks are in bfloat16: the likelihood of what they say is that without autocast."""
+    made, batch = build(module, likelihood), Batch.of(tensors())
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = terms_with(made, batch)
+        q = made.encode(batch)
+        p = made.decode(batch, made.draw(q))
+        value = made.likelihood.log_prob(p["x"], batch.x)
+    assert {v.dtype for v in (terms.recon, *terms.kl.values(), *terms.kl_global.values())} == {torch.float32}
+    torch.testing.assert_close(value, made.likelihood.log_prob(p["x"], batch.x), rtol=0, atol=0)
+    exact = terms_with(made, batch)
+    torch.testing.assert_close(terms.recon.mean(), exact.recon.mean(), rtol=0.05, atol=0.5)
+    assert not torch.equal(terms.recon, exact.recon)  # that bfloat16 was there at all
+
+
+def without_data(value):
+    """On torch's device that has shapes and no values: whoever asks for one fails, as a GPU would wait."""
+    if value.layout != torch.sparse_csr:
+        return value.to("meta")
+    parts = (t.to("meta") for t in (value.crow_indices(), value.col_indices(), value.values()))
+    return torch.sparse_csr_tensor(*parts, size=value.shape)
+
+
+@every
+def test_no_step_waits_for_a_device(module, likelihood):
+    """Forward, backward and the sum of the terms need no value on the host, nor any that is on a CPU."""
+    made = build(module, likelihood).to("meta")
+    plan = TermsPlan(made)
+    plan.n_obs_training = 100
+    batch = Batch.of({k: without_data(v) for k, v in tensors().items()})
+    if module.startswith("trvae"):  # its penalty asks which conditions are there
+        with pytest.raises(NotImplementedError, match="unique"):
+            made.objective(batch)
+        return
+    means = made.objective(batch).means()
+    plan.weigh(means, 0.5).backward()
+    assert all(
+        p.grad is not None and p.grad.device.type == "meta" for p in made.parameters() if p.requires_grad
+    )
 
 
 @every

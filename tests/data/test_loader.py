@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -9,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as hs
 
+import scalloy as sa
 from scalloy.data import loader as ld
 from scalloy.data.splits import split
+from scalloy.data.staging import StagedLoader
 
 
 def cells(n=57, g=11, seed=0):
@@ -44,6 +49,47 @@ def test_every_cell_once_in_equal_batches(n, size, shuffle, device):
     np.testing.assert_array_equal(x, given.x.toarray()[rows])
     if not shuffle:
         np.testing.assert_array_equal(rows, np.arange(n))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_batches_that_are_staged_are_the_same_in_the_same_order(dense):
+    given = cells()
+    if dense:
+        given = ld.Cells(given.x.toarray(), given.columns)
+    torch.manual_seed(3)
+    plain = list(ld.CellLoader(given, batch_size=8, shuffle=True))
+    torch.manual_seed(3)
+    staged = list(StagedLoader(given, batch_size=8, shuffle=True, device=torch.device("cpu")))
+    assert len(staged) == len(plain) == 8
+    for one, other in zip(plain, staged, strict=True):
+        assert one["X"].layout == other["X"].layout
+        assert torch.equal(one["X"].to_dense(), other["X"].to_dense())
+        assert torch.equal(one["batch"], other["batch"])
+
+
+def test_staging_ends_with_its_reader():
+    """A reader that leaves early leaves no thread behind, and what fails in there is heard."""
+    loader = StagedLoader(cells(), batch_size=8, device=torch.device("meta"))
+    batches = iter(loader)
+    assert next(batches)["X"].device.type == "meta"
+    batches.close()
+    assert threading.active_count() == 1 or not [t for t in threading.enumerate() if "ThreadPool" in t.name]
+    loader.cells.columns["batch"] = torch.arange(3)
+    with pytest.raises(IndexError):
+        list(loader)
+
+
+@pytest.mark.parametrize(("resident", "kind"), [(True, ld.DeviceLoader), (False, StagedLoader)])
+def test_a_gpu_gets_the_whole_matrix_or_batches_ahead(resident, kind, monkeypatch):
+    """Which loader it is, without a GPU: by the device that the strategy names."""
+    monkeypatch.setattr(ld, "DeviceCells", lambda cells, device: device)
+    adata = sa.datasets.simulate(60, 20, seed=0)
+    sa.VAE.setup_anndata(adata)
+    splitter = ld.CellSplitter(sa.VAE(adata).adata_manager, resident=resident)
+    strategy = SimpleNamespace(root_device=torch.device("cuda"))
+    splitter.trainer = SimpleNamespace(strategy=strategy, world_size=1)
+    splitter.setup()
+    assert type(splitter.train_dataloader()) is kind
 
 
 def test_no_batch_of_one_cell():

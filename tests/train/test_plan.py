@@ -156,11 +156,6 @@ def test_wrong_plan_arguments(cells, quick):
         model_of(cells).train(**quick, plan_kwargs={"kl_warmup": 400})
 
 
-def test_several_devices_name_the_way_out(cells, quick):
-    with pytest.raises(NotImplementedError, match="one device"):
-        model_of(cells).train(**quick, strategy="ddp_find_unused_parameters_true")
-
-
 def test_without_validation(cells, quick):
     model = model_of(cells)
     model.train(**quick, train_size=1.0)

@@ -1,7 +1,8 @@
-"""What does a component cost? Time of an epoch of GMVAE against that of VAE, in one run."""
+"""What does a component cost? Time of an epoch of GMVAE and CGMDVAE against that of VAE, in one run."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET, load
 from scalloy.benchmark.latent import LIKELIHOODS
 from scalloy.benchmark.speed import Clock
-from scalloy.models import AE, GMVAE, VAE, BetaVAE, BetaVSC
+from scalloy.models import AE, CGMDVAE, GMVAE, VAE, BetaVAE, BetaVSC
 from scalloy.models._base import ScalloyModel
 
 ALL = "all"
@@ -30,7 +31,9 @@ def cost(
     max_epochs: int = 6,
     repeats: int = 3,
 ) -> pd.DataFrame:
-    """Median time of an epoch as a ratio to the VAE's, with the range of the repetitions, which alternate.
+    """Median processor time of an epoch as a ratio to the VAE's, with the range of the repetitions.
+
+    They alternate. Give it one thread (``OMP_NUM_THREADS=1``): threads that wait for work count as well.
 
     Components are placed before the first epoch, which is left out, as is validation.
 
@@ -112,16 +115,70 @@ def autoencoders(
     return pd.DataFrame(rows)
 
 
+@keeps_seed()
+def conditional(
+    data: str = "kang",
+    *,
+    batch_size: Sequence[int] = (128, 512),
+    n_genes: int = 2000,
+    max_epochs: int = 5,
+    repeats: int = 3,
+) -> pd.DataFrame:
+    """Median processor time of an epoch of CGMDVAE as a ratio to that of a VAE of the same sizes.
+
+    The VAE removes the condition as a batch.
+
+    Parameters
+    ----------
+    data
+        Name of a data set with ``condition`` and ``cell_type``.
+    batch_size
+        Cells per step.
+    n_genes, max_epochs, repeats
+        As in :func:`cost`.
+    """
+    adata = load(data, n_genes)
+    given = {"condition_key": "condition"}
+    labels = {**given, "labels_key": "cell_type"}
+    kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "conditions": (given, {}),
+        "conditions and labels": (labels, {}),
+        "each component moves": (labels, {"conditioning": "interaction"}),
+        "a style latent": (labels, {"n_w": 5}),
+    }
+    rows = []
+    for size in batch_size:
+        ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for seed in range(repeats):
+            run: dict[str, Any] = {"batch_size": size}
+            plain = _epoch(adata, seed, max_epochs, VAE, {"batch_key": "condition"}, **run)
+            for kind, (setup, settings) in kinds.items():
+                one = _epoch(adata, seed, max_epochs, CGMDVAE, setup, **run, **settings)
+                ratios[kind].append(one / plain)
+        rows += [
+            {"batch_size": size, "with": k, "ratio": np.median(r), "lowest": min(r), "highest": max(r)}
+            for k, r in ratios.items()
+        ]
+    return pd.DataFrame(rows)
+
+
 def _epoch(
-    adata: AnnData, seed: int, max_epochs: int, cls: type[ScalloyModel] = VAE, **settings: Any
+    adata: AnnData,
+    seed: int,
+    max_epochs: int,
+    cls: type[ScalloyModel] = VAE,
+    setup: dict[str, Any] | None = None,
+    *,
+    batch_size: int = 128,
+    **settings: Any,
 ) -> float:
-    """Seconds of the median epoch but the first."""
+    """Processor time of the median epoch but the first."""
     scvi.settings.seed = seed
-    clock = Clock()
-    cls.setup_anndata(adata)
+    clock = Clock(time.process_time)
+    cls.setup_anndata(adata, **(setup or {}))
     made = cls(adata, **settings)
-    if cls is GMVAE:
+    if cls in {GMVAE, CGMDVAE}:
         made.module.place_at = 0.0
     timed = {"callbacks": [clock], "early_stopping": False, "check_val_every_n_epoch": 10**6}
-    made.train(max_epochs=max_epochs, batch_size=128, **timed, **QUIET)
+    made.train(max_epochs=max_epochs, batch_size=batch_size, **timed, **QUIET)
     return float(np.median(clock.seconds[1:]))

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def _alternate(job: dict[str, Any], repeats: int) -> dict[str, list[dict]]:
     runs: dict[str, list[dict]] = {m: [] for m in MODELS}
     for seed in range(repeats):
         for model in MODELS:
-            runs[model].append(_in_process({**job, "model": model, "seed": seed}))
+            runs[model].append(in_process({**job, "model": model, "seed": seed}))
     return runs
 
 
@@ -100,12 +100,12 @@ def _ratio(runs: dict[str, list[dict]], quantity: str) -> dict[str, Any]:
 
 def _to_the_same_elbo(job: dict[str, Any], repeats: int, scvi_epochs: int | None) -> list[dict]:
     """SCVI once with its defaults; ours until it is as good as SCVI's best, and as SCVI's last."""
-    theirs = _in_process({**job, "model": "SCVI", "seed": 0, "max_epochs": scvi_epochs})
+    theirs = in_process({**job, "model": "SCVI", "seed": 0, "max_epochs": scvi_epochs})
     curve = np.array(theirs["curve"])  # seconds of training, validation -ELBO
     best, last = curve[curve[:, 1].argmin()], curve[-1]
     rows = []
     for seed in range(repeats):
-        ours = np.array(_in_process({**job, "model": "VAE", "seed": seed})["curve"])
+        ours = np.array(in_process({**job, "model": "VAE", "seed": seed})["curve"])
         for name, (seconds, target) in (("scvi's best", best), ("scvi's last", last)):
             there = ours[ours[:, 1] <= target]
             rows.append(
@@ -122,8 +122,9 @@ def _to_the_same_elbo(job: dict[str, Any], repeats: int, scvi_epochs: int | None
     return rows
 
 
-def _in_process(job: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-W", "ignore", "-m", "scalloy.benchmark.speed", json.dumps(job)]
+def in_process(job: dict[str, Any], module: str = "scalloy.benchmark.speed") -> dict[str, Any]:
+    """What a module of benchmarks finds in a process of its own, which prints it as JSON at the end."""
+    command = [sys.executable, "-W", "ignore", "-m", module, json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -142,18 +143,25 @@ def synchronise() -> bool:
 
 
 class Clock(pl.Callback):
-    """Seconds of each training epoch (validation not counted), and the validation loss after it."""
+    """Seconds of each training epoch (validation not counted), and the validation loss after it.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    now
+        What the time is; ``time.process_time`` leaves out what other programs take of the machine.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.time = now
         self.seconds: list[float] = []
         self.curve: list[tuple[float, float]] = []
 
     def on_train_epoch_start(self, *_: Any) -> None:
         synchronise()
-        self.begun = time.perf_counter()
+        self.begun = self.time()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.now = time.perf_counter()
+        self.now = self.time()
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._close()
@@ -165,7 +173,7 @@ class Clock(pl.Callback):
     def _close(self) -> None:
         if self.now is not None:
             if synchronise():
-                self.now = time.perf_counter()
+                self.now = self.time()
             self.seconds.append(self.now - self.begun)
         self.now: float | None = None
 

@@ -21,6 +21,7 @@ from torch.distributions import Distribution, kl_divergence
 from scalloy.blocks import gibbs
 from scalloy.blocks.coupling import Coupling, Uncoupled
 from scalloy.blocks.distributions import bounded, standard_normal
+from scalloy.blocks.networks import Head
 
 Latents = dict[str, Tensor]
 Moments = tuple[Tensor, Tensor]
@@ -43,8 +44,8 @@ class ExpertHead(nn.Module):
 
     def __init__(self, n_hidden: int, n_own: int, n_other: int) -> None:
         super().__init__()
-        self.own = nn.Linear(n_hidden, 2 * n_own)
-        self.other = nn.Linear(n_hidden, 2 * n_other) if n_other else None
+        self.own = Head(n_hidden, 2 * n_own)
+        self.other = Head(n_hidden, 2 * n_other) if n_other else None
 
     def forward(self, h: Tensor) -> Told:
         return Told(_natural(self.own(h)), h.new_zeros(()) if self.other is None else _natural(self.other(h)))

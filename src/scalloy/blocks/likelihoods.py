@@ -25,6 +25,7 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
 
 from scalloy.blocks import distributions as dist
+from scalloy.blocks.networks import Head
 from scalloy.blocks.sparse import dense, log_normalise, map_values
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
@@ -38,7 +39,7 @@ class Likelihood(nn.Module):
 
     def __init__(self, n_hidden: int, n_vars: int) -> None:
         super().__init__()
-        self.head = nn.Linear(n_hidden, n_vars)
+        self.head = Head(n_hidden, n_vars)
 
     def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> Distribution:
         """Distribution of ``x`` given the hidden vector, the library size ``(n, 1)`` and the batch."""
@@ -115,7 +116,7 @@ class NB(Poisson):
         super().__init__(n_hidden, n_vars, library=library)
         self.dispersion = dispersion
         if dispersion == "gene-cell":
-            self.theta_head = nn.Linear(n_hidden, n_vars)
+            self.theta_head = Head(n_hidden, n_vars)
         else:
             rows = n_batch if dispersion == "gene-batch" else 1
             self.log_theta = nn.Parameter(torch.zeros(rows, n_vars))
@@ -147,7 +148,7 @@ class ZeroInflated(Likelihood):
     def __init__(self, base: Poisson | NB) -> None:
         nn.Module.__init__(self)
         self.base = base
-        self.gate = nn.Linear(base.head.in_features, base.head.out_features)
+        self.gate = Head(base.head.in_features, base.head.out_features)
 
     def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.ZeroInflated:
         return dist.ZeroInflated(self.base(h, log_ell, b), self.gate(h))
@@ -167,7 +168,7 @@ class Background(Likelihood):
 
     def __init__(self, n_hidden: int, n_vars: int) -> None:
         super().__init__(n_hidden, n_vars)
-        self.rise, self.gate = nn.Linear(n_hidden, n_vars), nn.Linear(n_hidden, n_vars)
+        self.rise, self.gate = Head(n_hidden, n_vars), Head(n_hidden, n_vars)
         self.log_theta = nn.Parameter(torch.zeros(1, n_vars))
 
     def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.BackgroundMixture:
@@ -193,7 +194,7 @@ class Piecewise(Likelihood):
         nn.Module.__init__(self)
         self.base, self.k_max = base, k_max
         n_vars = base.head.out_features
-        self.categories = nn.Linear(base.head.in_features, n_vars * (k_max + 1))
+        self.categories = Head(base.head.in_features, n_vars * (k_max + 1))
         self.slope = self.tail_slope = None
         if library:  # category k begins at the slope of a Poisson's
             self.slope = nn.Parameter(torch.arange(k_max + 1.0).unsqueeze(-1).repeat(1, n_vars))

@@ -227,8 +227,9 @@ class Dirichlet(Weights):
 
     def divergence(self) -> Tensor:
         gamma = self.log_gamma.exp()
-        prior = TorchDirichlet(torch.full_like(gamma, self.alpha))
-        return kl_divergence(TorchDirichlet(gamma), prior).sum()
+        prior = torch.full_like(gamma, self.alpha)  # unchecked: a check would wait for the GPU in each step
+        pair = (TorchDirichlet(t, validate_args=False) for t in (gamma, prior))
+        return kl_divergence(*pair).sum()
 
     @torch.no_grad()
     def start_at(self, sizes: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch.nn.functional import dropout, one_hot
 from scalloy.blocks.distributions import Delta, bounded, gaussian
 from scalloy.blocks.sparse import SparseLinear, map_values
 
+LOW = (torch.float16, torch.bfloat16)
 Norm = Literal["batch", "layer", "none"]
 
 
@@ -35,6 +36,18 @@ class Covariates(nn.Module):
             if table is not None:
                 y = y + table(codes)
         return y if self.slopes is None else y + self.slopes(cont)
+
+
+class Head(nn.Linear):
+    """Linear map to the parameters of a distribution, in float32 at least, whatever networks compute in.
+
+    Under ``precision="bf16-mixed"`` the product is taken in bfloat16, which has three digits: enough for it,
+    and not for a log-probability.
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        y = super().forward(h)
+        return y.float() if y.dtype in LOW else y
 
 
 class Layer(nn.Module):
@@ -122,8 +135,8 @@ class GaussianHead(nn.Module):
 
     def __init__(self, n_hidden: int, n_latent: int, domain: Domain = UNBOUNDED) -> None:
         super().__init__()
-        self.loc = nn.Linear(n_hidden, n_latent)
-        self.log_variance = nn.Linear(n_hidden, n_latent)
+        self.loc = Head(n_hidden, n_latent)
+        self.log_variance = Head(n_hidden, n_latent)
         self.domain = domain
 
     def forward(self, h: Tensor) -> Independent:
@@ -139,7 +152,7 @@ class PointHead(nn.Module):
 
     def __init__(self, n_hidden: int, n_latent: int) -> None:
         super().__init__()
-        self.loc = nn.Linear(n_hidden, n_latent)
+        self.loc = Head(n_hidden, n_latent)
 
     def forward(self, h: Tensor) -> Delta:
         return Delta(self.loc(h))

@@ -65,6 +65,8 @@ class MixturePrior(nn.Module):
         self.register_buffer("reach", torch.full((len(each),), torch.inf))
         self.register_buffer("used", torch.ones(len(each), dtype=torch.bool))
         self.register_buffer("placed", torch.tensor(float(placed)))
+        self.is_placed = placed  # the same, without asking the device
+        self.register_load_state_dict_post_hook(_look)
         self.register_buffer("settled", torch.tensor(False))
         self.register_buffer("spots", torch.full((SPOTS, components.loc.shape[1]), torch.inf))
         self.register_buffer("cover", torch.ones(SPOTS))
@@ -112,6 +114,7 @@ class MixturePrior(nn.Module):
         self.components.start_at(mean, variance, r)
         self.weights.start_at(nn.functional.one_hot(c, self.n_conditions).to(r.dtype).T @ r)
         self.placed.fill_(1.0)
+        self.is_placed = True
         if self.merges:
             self.used.copy_(r.sum(0) > 0)
 
@@ -165,3 +168,8 @@ class MixturePrior(nn.Module):
         size = int(self.cluster_of[self.used].max()) + 1
         out = torch.zeros(*r.shape[:-1], size, dtype=r.dtype, device=r.device)
         return out.index_add_(-1, self.cluster_of[self.used], r[..., self.used])
+
+
+def _look(prior: MixturePrior, *_: object) -> None:
+    """After other weights have come."""
+    prior.is_placed = bool(prior.placed)

@@ -23,6 +23,7 @@ from torch.distributions import Distribution, Normal
 from torch.distributions.kl import kl_divergence, register_kl
 
 from scalloy.blocks.distributions import bounded
+from scalloy.blocks.networks import Head
 
 LOGIT = 12.0  # of a gate at most: off with probability 6e-6
 
@@ -83,7 +84,7 @@ class SpikeSlab(Distribution):
         parts = (v.unsqueeze(dim - 1) for v in (self.loc, self.scale, self.logit))
         return SpikeSlab(*parts, temperature=self.temperature)
 
-    def slab(self, share: float) -> SpikeSlab:
+    def slab(self, share: float | Tensor) -> SpikeSlab:
         """The same with a slab between the standard normal (``share`` 0) and its own (1)."""
         return SpikeSlab(share * self.loc, self.scale**share, self.logit, temperature=self.temperature)
 
@@ -137,9 +138,9 @@ class SpikeSlabHead(nn.Module):
 
     def __init__(self, n_hidden: int, n_latent: int, *, temperature: float = 1.0) -> None:
         super().__init__()
-        self.loc = nn.Linear(n_hidden, n_latent)
-        self.log_variance = nn.Linear(n_hidden, n_latent)
-        self.logit = nn.Linear(n_hidden, n_latent)
+        self.loc = Head(n_hidden, n_latent)
+        self.log_variance = Head(n_hidden, n_latent)
+        self.logit = Head(n_hidden, n_latent)
         self.temperature = temperature
 
     def forward(self, h: Tensor) -> SpikeSlab:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from scalloy._keys import CONDITION_KEY
 from scalloy._seeds import resolved
+from scalloy.data.shards import Shard
 from scalloy.data.splits import split
 
 INTEGER_KEYS = {
@@ -90,7 +92,12 @@ def as_rows(x: Any) -> sp.csr_matrix | np.ndarray:
 
 
 class CellLoader:
-    """Yields batches of the given cells, in a new order each time if ``shuffle``."""
+    """Yields batches of the given cells, in a new order each time if ``shuffle``.
+
+    With a ``shard`` it yields one part of each of them, and ``batch_size`` is that of the part.
+    """
+
+    batch_sampler = None  # Lightning looks here as well, since there is a `sampler`
 
     def __init__(
         self,
@@ -101,8 +108,10 @@ class CellLoader:
         shuffle: bool = False,
         n_samples_per_label: int | None = None,
         n_labels: int = 0,
+        shard: Shard | None = None,
         **_: Any,
     ) -> None:
+        self.sampler = shard  # where Lightning looks for what wants to know the epoch
         self.cells = cells if isinstance(cells, Cells) else Cells.of(cells)
         n = self.cells.x.shape[0]
         self.indices = np.arange(n) if indices is None else as_positions(indices, n)
@@ -117,21 +126,40 @@ class CellLoader:
         return [(own, wanted - len(own)) for own in rows if 0 < len(own) < wanted]
 
     def __len__(self) -> int:
+        if self.sampler is not None:
+            return self.sampler.steps(self.n_rows, self.batch_size)
         return -(-self.n_rows // self.batch_size)
 
     def order(self) -> np.ndarray:
         if not self.shuffle:
             return self.indices
-        more = [own[torch.randint(len(own), (n,)).numpy()] for own, n in self.rare]
+        drawn = {"generator": None if self.sampler is None else self.sampler.generator()}
+        more = [own[torch.randint(len(own), (n,), **drawn).numpy()] for own, n in self.rare]
         rows = np.concatenate([self.indices, *more])
-        return rows[torch.randperm(len(rows)).numpy()]
+        return rows[torch.randperm(len(rows), **drawn).numpy()]
 
     def bounds(self) -> np.ndarray:
         """Where each batch begins and ends, in equal parts."""
         return np.linspace(0, self.n_rows, len(self) + 1).round().astype(int)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def own(self) -> tuple[np.ndarray, np.ndarray]:
+        """The cells to yield, and where each batch begins and ends."""
         order, bounds = self.order(), self.bounds()
+        return (order, bounds) if self.sampler is None else self.sampler.own(order, bounds)
+
+    def weights(self) -> np.ndarray | None:
+        """Of each batch in the mean over processes; ``None`` where there is one."""
+        return None if self.sampler is None else self.sampler.weights(self.bounds())
+
+    def whole(self) -> CellLoader:
+        """The same cells, all of them in one process."""
+        alone = copy(self)
+        if self.sampler is not None:
+            alone.sampler = replace(self.sampler, rank=0, world=1)
+        return alone
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        order, bounds = self.own()
         per_batch = self.cells.entries / max(1, self.cells.x.shape[0]) * self.batch_size
         block = max(1, int(GATHER_ENTRIES / max(1.0, per_batch)))
         for first in range(0, len(self), block):
@@ -211,7 +239,7 @@ class DeviceLoader(CellLoader):
         self.store = store
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        order, bounds = self.order(), self.bounds()
+        order, bounds = self.own()
         on_device = torch.from_numpy(order).to(self.store.device)
         for first, last in pairwise(bounds):
             rows = on_device[first:last]
@@ -221,7 +249,11 @@ class DeviceLoader(CellLoader):
 
 
 class CellSplitter(pl.LightningDataModule):
-    """Training, validation and test cells of a model, with the call of scvi-tools' ``DataSplitter``."""
+    """Training, validation and test cells of a model, with the call of scvi-tools' ``DataSplitter``.
+
+    Several devices each take a part of every batch, whatever ``distributed_sampler``. ``batch_size`` is per
+    device, or with ``divide`` of all of them together.
+    """
 
     def __init__(
         self,
@@ -235,19 +267,14 @@ class CellSplitter(pl.LightningDataModule):
         distributed_sampler: bool = False,
         external_indexing: Sequence[np.ndarray] | None = None,
         resident: bool | None = None,
+        divide: bool = False,
         n_samples_per_label: int | None = None,
         n_labels: int = 0,
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if distributed_sampler:
-            msg = (
-                "`strategy` asks for several devices, which scalloy's in-memory loader does not feed "
-                "yet. Pass `datamodule=scvi.dataloaders.DataSplitter(model.adata_manager, "
-                "distributed_sampler=True)`, which works with every model, or one device."
-            )
-            raise NotImplementedError(msg)
         self.manager, self.batch_size, self.resident = adata_manager, batch_size, resident
+        self.divide = divide
         self.repeats = {"n_samples_per_label": n_samples_per_label, "n_labels": n_labels}
         n = adata_manager.adata.n_obs
         self.train_idx, self.val_idx, self.test_idx = (
@@ -265,12 +292,26 @@ class CellSplitter(pl.LightningDataModule):
         if self.cells is None:
             self.cells = Cells.of(self.manager)
 
-    def loader(self, indices: np.ndarray, **kwargs: Any) -> CellLoader:
+    def shard(self) -> Shard | None:
+        """Of this process, where several train."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return None
+        seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        return Shard(self.trainer.global_rank, self.trainer.world_size, seed)
+
+    def loader(self, indices: np.ndarray, batch_size: int, **kwargs: Any) -> CellLoader:
         assert self.cells is not None
+        if (shard := self.shard()) is not None and self.divide:
+            batch_size = -(-batch_size // shard.world)
+        kwargs |= {"shard": shard, "batch_size": batch_size}
         device = self.trainer.strategy.root_device if self.trainer is not None else None
         if device is not None and self.stays_on(device):
             self.store = self.store or DeviceCells(self.cells, device)
             self.loaders.append(DeviceLoader(self.cells, indices, store=self.store, **kwargs))
+        elif device is not None and device.type == "cuda":
+            from scalloy.data.staging import StagedLoader
+
+            self.loaders.append(StagedLoader(self.cells, indices, device=device, **kwargs))
         else:
             self.loaders.append(CellLoader(self.cells, indices, **kwargs))
         return self.loaders[-1]

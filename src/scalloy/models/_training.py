@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from scalloy.data.checks import few
 from scalloy.data.loader import Cells, CellSplitter
 from scalloy.data.splits import split
 from scalloy.models import _options
+from scalloy.train import together
 from scalloy.train.checkpoints import Checkpoints, Interrupts
 from scalloy.train.memory import buffers_stay_mapped
 from scalloy.train.plan import NonFiniteLoss, TermsPlan
@@ -74,7 +76,7 @@ class Training(UnsupervisedTrainingMixin):
         max_epochs
             Most passes over the data; ``None`` chooses by the number of cells.
         accelerator, devices
-            As in Lightning.
+            As in Lightning; ``devices=2, strategy="ddp"`` takes two.
         train_size, validation_size
             Fractions of the cells; 0.9 and the rest unless given. What remains is a test set.
         shuffle_set_split
@@ -82,7 +84,7 @@ class Training(UnsupervisedTrainingMixin):
         load_sparse_tensor
             Without effect, batches are sparse in any case (kept for scvi-tools' call).
         batch_size
-            Cells per step; ``None`` chooses by the number of cells.
+            Cells per step on each device; ``None`` chooses by the number of cells, for all devices together.
         early_stopping
             Stop when ``validation_loss`` no longer falls. The best weights are restored either way.
         plan_kwargs
@@ -100,7 +102,7 @@ class Training(UnsupervisedTrainingMixin):
         if not any(p.requires_grad for p in self.module.parameters()):
             logger.warning("Nothing to train: the query has no batch or covariate that the reference lacks.")
             return
-        n = self._manager_of(None).adata.n_obs
+        n, chosen_size = self._manager_of(None).adata.n_obs, batch_size
         batch_size = default_batch_size(n) if batch_size is None else batch_size
         if max_epochs is None:
             max_epochs = default_epochs(n, batch_size, self._default_steps)
@@ -116,7 +118,8 @@ class Training(UnsupervisedTrainingMixin):
         self._cells = None  # training has its own
         self.module.train()  # an earlier training has left it in the mode of evaluation
         if kwargs.get("datamodule") is None:
-            kwargs["datasplitter_kwargs"] = {"seed": self.seed, **(kwargs.get("datasplitter_kwargs") or {})}
+            own = {"seed": self.seed, "divide": chosen_size is None}
+            kwargs["datasplitter_kwargs"] = {**own, **(kwargs.get("datasplitter_kwargs") or {})}
         interrupts, plan = Interrupts(), self._plan(plan_kwargs)
         kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), interrupts]
         data = fingerprint.of_data(self.adata_manager)
@@ -128,11 +131,17 @@ class Training(UnsupervisedTrainingMixin):
             run["data"] = data
             kwargs["callbacks"].append(checkpoints(checkpoint_dir, checkpoint_every, resume=resume, run=run))
         arguments |= {"accelerator": accelerator, "devices": devices}
-        arguments |= {"early_stopping": early_stopping and validates}
-        with self._kept_usable(interrupts), buffers_stay_mapped(), warnings.catch_warnings():
+        stops = early_stopping and validates
+        with (
+            self._kept_usable(interrupts),
+            buffers_stay_mapped(),
+            warnings.catch_warnings(),
+            TemporaryDirectory() as folder,
+            together.allowed(kwargs, early_stopping=stops, folder=folder) as run,
+        ):
             for message in (".*smaller than the logging interval.*", ".*LeafSpec.*deprecated.*"):
                 warnings.filterwarnings("ignore", message=message)
-            super().train(**arguments, **kwargs)
+            super().train(**arguments, **run)
         self._data = data
 
     @contextmanager

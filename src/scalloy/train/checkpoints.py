@@ -94,7 +94,7 @@ class Checkpoints(pl.Callback):
         for callback, was in zip(_stopping(trainer), about["stopping"], strict=True):
             callback.wait_count, callback.stopped_epoch = was["wait_count"], was["stopped_epoch"]
             callback.best_score = torch.tensor(was["best_score"])
-        if trainer.logger is not None and hasattr(trainer.logger.experiment, "data"):
+        if trainer.is_global_zero and hasattr(getattr(trainer.logger, "experiment", None), "data"):
             trainer.logger.experiment.data.update(about["history"])
         _stand_at(trainer, about["epoch"], about["step"])
         logger.info("Going on with epoch %d of %s.", about["epoch"], self.folder)
@@ -102,7 +102,7 @@ class Checkpoints(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, plan: Any) -> None:  # type: ignore[override]
         if self.about is not None:
             random = reading.grouped(self.state)["random"]
-            torch.set_rng_state(random["torch"])
+            torch.set_rng_state(random["torch"])  # several devices have seeds of each epoch instead
             if "cuda" in random and torch.cuda.is_available():
                 torch.cuda.set_rng_state(random["cuda"])
             self.about, self.state = None, {}
@@ -152,7 +152,10 @@ def _stand_at(trainer: pl.Trainer, epoch: int, step: int) -> None:
 
 
 class Interrupts(pl.Callback):
-    """Ctrl-C ends training after the step at hand, with the best weights so far; a second one aborts it."""
+    """Ctrl-C ends training after the step at hand, with the best weights so far; a second one aborts it.
+
+    Several devices end after the epoch at hand, all of them, whichever heard of it.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -165,10 +168,15 @@ class Interrupts(pl.Callback):
         def stop(*_: Any) -> None:
             if self.asked:
                 raise KeyboardInterrupt
-            self.asked = trainer.should_stop = True
+            self.asked = True
+            trainer.should_stop = trainer.world_size == 1
             logger.warning("Stopping with the best weights so far. Press Ctrl-C again to abort.")
 
         self.before = signal.signal(signal.SIGINT, stop)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            trainer.should_stop = True
 
     def give_back(self) -> None:
         """Let others listen again."""

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from scalloy.blocks.sparse import dense
+from scalloy.train import together
 from scalloy.train.schedules import SCHEDULES, ramp
 from scalloy.vae.base import Batch, Terms, VAEModule
 
@@ -95,6 +97,13 @@ class TermsPlan(pl.LightningModule):
         self._names: list[str] = []
         self._best: tuple[float, State] | None = None
         self._good: State = {}
+        self._seed = 0  # of several devices
+        self._parts: np.ndarray | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether several devices train."""
+        return self._trainer is not None and self._trainer.world_size > 1
 
     # the objective ------------------------------------------------------------------------------
 
@@ -135,7 +144,7 @@ class TermsPlan(pl.LightningModule):
         loss = torch.zeros((), device=self.device)
         for name, value in means.items():
             warm = kl_weight if name.startswith("kl_") and "global" not in name else 1.0
-            if (weight := warm * self.weight(name)) != 0.0:
+            if (weight := warm * self.weight(name)) != 0.0 or self.several:
                 loss = loss + value if weight == 1.0 else torch.add(loss, value, alpha=weight)
         return loss
 
@@ -149,6 +158,8 @@ class TermsPlan(pl.LightningModule):
             self._check_weights(means)
         loss = self.weigh(means, self.kl_weight())
         self._record(means, loss, len(cells.x))
+        if self.several:
+            return loss if self._parts is None else loss * float(self._parts[batch_idx])
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             self._stop({k: v.item() for k, v in means.items()}, batch, terms)
         return loss
@@ -165,11 +176,12 @@ class TermsPlan(pl.LightningModule):
         self._sizes.append(n)
 
     def _flush(self, mode: str) -> dict[str, float]:
-        """Log the means of the epoch that has ended, and begin a new one."""
+        """Log the means of the epoch that has ended, over all devices, and begin a new one."""
         rows = torch.stack(self._rows).reshape(len(self._sizes), -1)
         sizes = torch.tensor(self._sizes, dtype=rows.dtype, device=rows.device)
-        n = sum(self._sizes)
-        values = (sizes @ rows / n).tolist()
+        sums = torch.cat([sizes @ rows, sizes.sum(0, keepdim=True)])
+        *values, n = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        values = [v / n for v in values]
         self._rows, self._sizes = [], []
         loss, means = values[0], dict(zip(self._names, values[1:], strict=True))
         local = [v for k, v in means.items() if k.startswith("kl_") and "global" not in k]
@@ -177,15 +189,17 @@ class TermsPlan(pl.LightningModule):
         elbo = means["reconstruction_loss"] + sum(local) + total / self.n_obs_training
         logged = {f"{k}_{mode}": v for k, v in {**means, "elbo": elbo, "kl_local": sum(local)}.items()}
         logged["train_loss" if mode == "train" else "validation_loss"] = loss
-        several = self.trainer.world_size > 1
         for name, value in logged.items():
-            self.log(name, value, prog_bar=name.endswith("_loss"), batch_size=n, sync_dist=several)
+            bar = name.endswith("_loss")
+            self.log(name, value, prog_bar=bar, batch_size=int(n), sync_dist=self.several)
         return {**means, "loss": loss}
 
     def on_train_epoch_start(self) -> None:
         epochs = self.trainer.max_epochs or 1
         end = min(1.0, self.progress() + 1 / epochs) if epochs > 0 else 1.0
-        if self.module.begin_epoch(end, self._training_cells):
+        if self.several:
+            self._parts = together.begin_epoch(self.trainer, self._seed)
+        if together.once(self.trainer, self.module, lambda m: m.begin_epoch(end, self._training_cells)):
             self._forget_best()
 
     def _forget_best(self) -> None:
@@ -197,14 +211,14 @@ class TermsPlan(pl.LightningModule):
                 callback.wait_count = 0
 
     def _training_cells(self) -> Iterator[Batch]:
-        for tensors in self.trainer.train_dataloader:
+        for tensors in together.whole(self.trainer.train_dataloader):
             yield Batch.of(self.trainer.strategy.batch_to_device(tensors))
 
     def on_train_epoch_end(self) -> None:
         if not self._rows:  # stopped before its first step
             return
-        self.log("kl_weight", self.kl_weight())
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("kl_weight", self.kl_weight(), sync_dist=self.several)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=self.several)
         means = self._flush("train")
         if means["loss"] != means["loss"] or abs(means["loss"]) == float("inf"):
             self._stop(means)
@@ -223,6 +237,8 @@ class TermsPlan(pl.LightningModule):
     # weights ------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
+        if self.several:
+            self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
         self._good = self._snapshot()
 
     def on_train_end(self) -> None:
@@ -230,7 +246,7 @@ class TermsPlan(pl.LightningModule):
             self.module.load_state_dict(self._best[1])
         self._best, self._good = None, {}
         self.module.eval()
-        self.module.finish(self._training_cells)
+        together.once(self.trainer, self.module, lambda m: m.finish(self._training_cells))
 
     @property
     def best(self) -> tuple[float | None, State]:

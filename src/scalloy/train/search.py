@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 LIKELIHOODS = {"gene_likelihood": ["poisson", "nb", "zip", "zinb"]}
 UNJUDGED = "AE"  # has no prior, and so no likelihood of cells
-ABOUT = "search.json"
 FIGURES = (JUDGE, "se", EARLY, "epochs", "seconds")
 
 
@@ -161,7 +160,7 @@ def search(
         "n_mc_samples": n_mc_samples,
         "cells": adata.shape,
     }
-    known = _begun(folder, about, resume) and tune.Tuner.can_restore(str(folder))
+    known = begun(folder, about, resume) and tune.Tuner.can_restore(str(folder))
     trial = tune.with_parameters(
         _trial, adata=adata, setup=setup, epochs=epochs, n_mc_samples=n_mc_samples, settings=settings
     )
@@ -192,9 +191,9 @@ def search(
         return _collected(tuner.fit(), settings)
 
 
-def _begun(folder: Path, about: dict[str, Any], resume: bool) -> bool:
-    """Whether the folder holds this very search; if there is none yet, write what it is."""
-    text, file = json.dumps(about, default=_plain, indent=1), folder / ABOUT
+def begun(folder: Path, about: dict[str, Any], resume: bool, kind: str = "search") -> bool:
+    """Whether the folder holds this very search or training; if there is none yet, write what it is."""
+    text, file = json.dumps(about, default=_plain, indent=1), folder / f"{kind}.json"
     if not folder.is_dir() or not any(folder.iterdir()):
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
@@ -203,7 +202,7 @@ def _begun(folder: Path, about: dict[str, Any], resume: bool) -> bool:
         msg = f"`folder={str(folder)!r}` is in use. Pass `resume=True` to go on there, or another folder."
         raise FileExistsError(msg)
     if not file.is_file() or file.read_text() != text:
-        msg = f"`folder={str(folder)!r}` holds another search: see its {ABOUT}. Pass the same arguments."
+        msg = f"`folder={str(folder)!r}` holds another {kind}: see its {file.name}. Pass the same arguments."
         raise ValueError(msg)
     return True
 

@@ -39,7 +39,7 @@ from torch.distributions import kl_divergence
 from scalloy.blocks.distributions import gaussian, standard_normal
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixtures import GaussianMixture
-from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Stack
+from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Head, Stack
 from scalloy.blocks.priors import NEVER, MixturePrior
 from scalloy.blocks.readers import Readers
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
@@ -106,7 +106,7 @@ class CGMDVAE(VAEModule):
         if amortised:
             cats = (sizes.n_conditions,)
             self.enc_y = Stack(n_latent, n_hidden=n_hidden, n_layers=1, norm=norm, n_cats=cats)
-            self.head_y = nn.Linear(n_hidden, len(prior.used))
+            self.head_y = Head(n_hidden, len(prior.used))
         self.prior_w = None
         if w_prior and n_w:  # apart, or nothing would ever part them
             loc, log_scale = 3 * torch.randn(sizes.n_conditions, n_w), torch.zeros(sizes.n_conditions, n_w)

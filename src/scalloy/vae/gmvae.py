@@ -38,7 +38,7 @@ from torch.distributions import Categorical, Distribution, kl_divergence
 from scalloy.blocks.distributions import bounded
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixtures import GaussianMixture
-from scalloy.blocks.networks import Encoder, GaussianHead, Stack
+from scalloy.blocks.networks import Encoder, GaussianHead, Head, Stack
 from scalloy.blocks.priors import MixturePrior
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 from scalloy.vae.placing import nothing_removed, place_once
@@ -51,8 +51,8 @@ class ComponentsHead(nn.Module):
     def __init__(self, n_hidden: int, n_latent: int, n_clusters: int) -> None:
         super().__init__()
         self.shared = GaussianHead(n_hidden, n_latent)
-        self.changes = nn.Linear(n_hidden, 2 * n_clusters * n_latent)
-        self.choice = nn.Linear(n_hidden, n_clusters)
+        self.changes = Head(n_hidden, 2 * n_clusters * n_latent)
+        self.choice = Head(n_hidden, n_clusters)
         self.shape = (2, n_clusters, n_latent)
         for layer in (self.changes, self.choice):
             nn.init.zeros_(layer.weight)
@@ -162,7 +162,7 @@ class GMVAE(VAEModule):
 
     def chosen(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """Components whose codes are decoded and their weights, each ``(decoded, n)``."""
-        if not self.prior.placed:  # all are the same
+        if not self.prior.is_placed:  # all are the same
             return torch.zeros_like(log_q[None, :, 0], dtype=torch.long), torch.ones_like(log_q[None, :, 0])
         n_sure = self.n_decoded - (self.n_decoded < self.n_clusters)
         sure = log_q.topk(n_sure, -1).indices

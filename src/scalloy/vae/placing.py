@@ -34,7 +34,7 @@ def place_once(module: Any, end: float, cells: Callable[[], Iterable[Batch]]) ->
     end, cells
         As in :meth:`scalloy.vae.base.VAEModule.begin_epoch`.
     """
-    if module.prior.placed or end <= module.place_at:
+    if module.prior.is_placed or end <= module.place_at:
         return False
     training = module.training
     module.eval()

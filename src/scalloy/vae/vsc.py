@@ -92,7 +92,7 @@ class VSC(VAEModule):
 
     def draw(self, q: Distributions, sample_shape: tuple[int, ...] = ()) -> Latents:
         warming = self.training and self.slab_warmup > 0
-        return {"z": (q["z"].slab(float(self.slab)) if warming else q["z"]).rsample(sample_shape)}
+        return {"z": (q["z"].slab(self.slab) if warming else q["z"]).rsample(sample_shape)}
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
         z = latents["z"]
@@ -116,7 +116,7 @@ class VSC(VAEModule):
         r = log_r.exp()
         choice = (r * (log_r + math.log(len(each.loc)))).sum(-1)
         kl = {"z": (r * slab).sum(-1), "s": (r * spike).sum(-1), "u": choice}
-        share = (r.mean(0) @ each.active).mean()
+        share = (r.mean(0).unsqueeze(-1) * each.active).sum(0).mean()
         excess = self.n_latent * kl_gates(torch.logit(share), torch.logit(self.alpha))
         return Terms(recon, kl, penalty={"sparsity": excess})
 
