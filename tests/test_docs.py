@@ -121,6 +121,7 @@ def pages_to_run():
 def test_page_runs(page, short, tmp_path, monkeypatch):
     """Code of a page as it stands; the objects that it takes for granted are small."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # and not a cluster that happens to be there
     names: dict = {"sa": sa, "adata": some_cells()}
     if page in PREPARED:
         PREPARED[page](names)
@@ -245,7 +246,10 @@ def anchors(path):
     """Of the headings of a page, as GitHub and myst make them."""
     text = dict(prose())[path] if path.suffix in {".md", ".ipynb"} else ""
     titles = re.findall(r"^#+ (.*)$", text, flags=re.M)
-    return {re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", t).lower()).strip().replace(" ", "-") for t in titles}
+    named = set(re.findall(r"^\(([\w-]+)\)=$", text, flags=re.M))
+    return named | {
+        re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", t).lower()).strip().replace(" ", "-") for t in titles
+    }
 
 
 def test_links_between_pages_lead_somewhere():

@@ -14,7 +14,7 @@ from scalloy.models._training import Training
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(p.stem for p in (ROOT / "scripts" / "tutorials").glob("*.py"))
-EPOCHS, EVERY = 2, 4  # training is cut short, and each so many cells are used
+EPOCHS, EVERY = 8, 4  # training is cut short, and of the cells each fourth is used
 
 
 def stored(name):

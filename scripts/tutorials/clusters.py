@@ -107,7 +107,9 @@ pd.DataFrame(rows).T.round(3)
 sa.pl.latent(cells, "given_cluster_probability")
 
 # %%
-changed = given.differential_expression(groupby="given_cluster", mode="change")
+sizes = cells.obs["given_cluster"].value_counts()
+large = list(sizes.index[sizes >= 20])  # of fewer cells nothing can be said
+changed = given.differential_expression(groupby="given_cluster", group1=large, mode="change")
 top = changed[changed["lfc_mean"] > 0].groupby("group1", sort=False).head(4)
 top = top.assign(cluster=top["group1"].astype(str))
 top.groupby("cluster").apply(lambda g: ", ".join(g.index), include_groups=False).to_frame("genes that are up")
