@@ -64,7 +64,7 @@ sa.pl.joint(controls, observed, predicted, ax=axes[1])
 # without error would reach given the noise of these cells.
 
 # %%
-methods = ["no change", "mean shift", "partial least squares", "partial pooling", "CGMDVAE"]
+methods = ["no change", "mean shift", "kernel ridge", "partial least squares", "CGMDVAE"]
 table = sa.benchmark.transfer("kang_subset", methods, hold_out=["B cells", "NK cells"], seeds=[0])
 columns = ["skill", "pearson_delta", "r2_mean", "r2_variance", "energy_distance", "de_overlap"]
 table.set_index(["type", "method"])[columns].round(3)
@@ -76,19 +76,19 @@ sa.pl.held_out(table, "skill")
 # **How to read it.**
 #
 # - `r2_mean` is what papers like to show. *No change* already has a good part of it: do not be impressed.
-# - *Mean shift* (all types change alike) is the bar that a model must clear; *partial least squares* and
-#   *partial pooling* (types with similar controls change alike; the latter knows the noise) are a higher one,
-#   cost nothing, and often come close to the model.
+# - *Mean shift* (all types change alike) is the bar that a model must clear; *kernel ridge* and *partial
+#   least squares* (types with similar controls change alike) are a higher one, cost nothing, and often
+#   come close to the model.
 # - A shift of means moves every cell by the same amount, so its cells have the variances of controls
 #   (`r2_variance`) and hardly any of the changed genes (`de_overlap`). That is where a model of counts is
 #   ahead.
-# - The model does not win everything: for NK cells both regressions have the smaller `energy_distance`, that
-#   is, the clouds of their cells lie nearer to the truth, though each cell is off.
+# - The model does not win everything: for NK cells both regressions have the smaller `energy_distance`,
+#   that is, the clouds of their cells lie nearer to the truth, though each cell is off.
 #
 # ## How sure is it?
 #
-# Each prediction carries a standard deviation by gene: what the changes of other types leave open, and the
-# noise of a mean over so many cells. Do nine tenths of the genes lie within their interval of 90 %?
+# Each prediction carries a standard deviation by gene: what the changes of other types leave open, and
+# the noise of a mean over so many cells. Do nine tenths of the genes lie within their interval of 90 %?
 
 # %%
 name = next(iter(predicted.uns["transfer"]["sd"]))

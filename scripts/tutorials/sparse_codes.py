@@ -59,14 +59,16 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# Thirty latents for eight programs: what do the others do? One that is not needed is on at random, about
-# as often as the prior says (a tenth of the cells), and does nothing. So look at how much each code
-# varies:
+# Thirty latents for eight programs: what do the others do? None of them is off in all cells:
 
 # %%
-sparse.get_latent_summary()["spread"].sort_values(ascending=False).round(2).head(12).to_frame().T
+active = sparse.get_active().mean()
+print(f"{(active > 0.01).sum()} of 30 latents are on in more than one cell in a hundred")
 
 # %% [markdown]
+# A latent that is not needed is on at random, about as often as the prior says (`alpha=0.1`), and does
+# nothing there. `spread` in the summary below, how much its code varies, tells the two apart.
+#
 # ## Real cells
 #
 # Control cells of Kang et al.; donors are removed.
@@ -82,20 +84,20 @@ summary = model.get_latent_summary()
 summary.head(8)
 
 # %% [markdown]
-# In which types of cells is each of the latents that vary on? A latent that belongs to one type is a
-# type's identity; one that is on across types is something that cells *do*.
+# In which types of cells is each latent on? (Dark columns are latents that are not needed.) A latent that
+# belongs to one type is a type's identity; one that is on across types is something that cells *do*.
 
 # %%
 on = cells.obsm["betavsc_active"].copy()
 on.columns = range(on.shape[1])
-used = list(summary.index[summary["spread"] > 0.3])
+used = list(on.mean()[on.mean() > 0.02].sort_values(ascending=False).index)
 share = on[used].groupby(cells.obs["cell_type"], observed=True).mean()
 fig, ax = plt.subplots(figsize=(9, 3.4), layout="constrained")
 image = ax.imshow(share, vmin=0, vmax=1, cmap="magma", aspect="auto")
 ax.set_yticks(range(len(share)), share.index)
 ax.set_xticks(range(len(used)), used)
 ax.set_xlabel("latent")
-fig.colorbar(image, label="mean probability of being on")
+fig.colorbar(image, label="share of cells in which it is on")
 
 # %% [markdown]
 # Genes along the three latents that are used most: what happens to them as the latent goes from low to
