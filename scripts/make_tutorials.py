@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parents[1]
 TEXTS, NOTEBOOKS = ROOT / "scripts" / "tutorials", ROOT / "tutorials"
 MARK = re.compile(r"^# %%(.*)$", flags=re.M)
-LOGS = r"^(Monitored metric|\x1b\[34mINFO).*\n?"
+LOGS = r"^\r?(Monitored metric|\x1b\[34mINFO|DE\.\.\.:).*\n?"
 
 
 def cells(text: str) -> list[tuple[str, str]]:

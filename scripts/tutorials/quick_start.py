@@ -115,5 +115,5 @@ again = sa.load("quick_start_model", adata)
 np.abs(again.get_latent_representation() - adata.obsm["X_cgmdvae"]).max()
 
 # %% [markdown]
-# **Where to go from here:** [which model do I need?](../docs/choosing.md), clusters without labels in the
-# [guide of CGMDVAE](../docs/models/cgmdvae.md), labels between studies in [Labels](label_transfer.ipynb).
+# **Where to go from here:** [Which model do I need?](../docs/choosing.md), clusters without labels in
+# [Clusters](clusters.ipynb), labels between studies in [Labels](label_transfer.ipynb).

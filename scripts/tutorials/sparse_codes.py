@@ -46,8 +46,9 @@ fig.colorbar(correlations(sparse, axes[1], "BetaVSC, 30 latents"), ax=axes, labe
 
 # %% [markdown]
 # **What to look at.** One bright square in each row and column: a latent that is a program. On the left
-# each program is smeared over several latents. As a number, the correlation of each program with the one
-# latent that is matched with it:
+# each program is smeared over several latents. (The other latents on the right hardly vary, as shown
+# below, so what they correlate with has no meaning.) As a number, the correlation of each program with
+# the one latent that is matched with it:
 
 # %%
 found = {
@@ -59,16 +60,14 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# Thirty latents for eight programs: what do the others do? None of them is off in all cells:
+# Thirty latents for eight programs: what do the others do? One that is not needed is on at random, about
+# as often as the prior says (a tenth of the cells), and does nothing. So look at how much each code
+# varies:
 
 # %%
-active = sparse.get_active().mean()
-print(f"{(active > 0.01).sum()} of 30 latents are on in more than one cell in a hundred")
+sparse.get_latent_summary()["spread"].sort_values(ascending=False).round(2).head(12).to_frame().T
 
 # %% [markdown]
-# A latent that is not needed is on at random, about as often as the prior says (`alpha=0.1`), and does
-# nothing there. `spread` in the summary below, how much its code varies, tells the two apart.
-#
 # ## Real cells
 #
 # Control cells of Kang et al.; donors are removed.
@@ -84,20 +83,20 @@ summary = model.get_latent_summary()
 summary.head(8)
 
 # %% [markdown]
-# In which types of cells is each latent on? (Dark columns are latents that are not needed.) A latent that
-# belongs to one type is a type's identity; one that is on across types is something that cells *do*.
+# In which types of cells is each of the latents that vary on? A latent that belongs to one type is a
+# type's identity; one that is on across types is something that cells *do*.
 
 # %%
 on = cells.obsm["betavsc_active"].copy()
 on.columns = range(on.shape[1])
-used = list(on.mean()[on.mean() > 0.02].sort_values(ascending=False).index)
+used = list(summary.index[summary["spread"] > 0.3])
 share = on[used].groupby(cells.obs["cell_type"], observed=True).mean()
 fig, ax = plt.subplots(figsize=(9, 3.4), layout="constrained")
 image = ax.imshow(share, vmin=0, vmax=1, cmap="magma", aspect="auto")
 ax.set_yticks(range(len(share)), share.index)
 ax.set_xticks(range(len(used)), used)
 ax.set_xlabel("latent")
-fig.colorbar(image, label="share of cells in which it is on")
+fig.colorbar(image, label="mean probability of being on")
 
 # %% [markdown]
 # Genes along the three latents that are used most: what happens to them as the latent goes from low to
