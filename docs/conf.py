@@ -28,6 +28,7 @@ nb_merge_streams = True
 autosummary_generate = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # those of torch and Lightning are not ours
 napoleon_google_docstring = False
 templates_path = ["_templates"]
 html_theme = "sphinx_book_theme"
