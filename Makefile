@@ -6,7 +6,7 @@ VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2
 VENV := .venv-$(VERSION)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs tutorials clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,5 +28,9 @@ docs: $(VENV)/.installed
 	$(PIP) -e ".[docs]"
 	$(VENV)/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
 
+tutorials: $(VENV)/.installed
+	$(PIP) -e ".[docs,multimodal]"
+	$(VENV)/bin/python scripts/make_tutorials.py
+
 clean:
-	rm -rf .venv-* build dist docs/_build docs/generated
+	rm -rf .venv-* build dist docs/_build docs/generated docs/tutorials

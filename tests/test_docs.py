@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import json
 import re
+import tomllib
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import scalloy as sa
+from scalloy.models._training import Training
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,51 +25,120 @@ def blocks(name):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
-def test_first_screen_runs(page, monkeypatch):
+def test_first_screen_runs(page, monkeypatch, short):
     """The lines as they stand; only training is cut short and the data are fewer."""
-    train = sa.VAE.train
-    monkeypatch.setattr(sa.VAE, "train", lambda self: train(self, 1, enable_progress_bar=False))
-    kang = sa.datasets.kang()[::20].copy()
+    kang = sa.datasets.kang()[::10].copy()
     monkeypatch.setattr(sa.datasets, "kang", lambda: kang)
-    exec(blocks(page)[0], {})
-    assert kang.obsm["X_vae"].shape == (kang.n_obs, 10)
+    names: dict = {}
+    exec(blocks(page)[0], names)
+    assert kang.obsm["X_cgmdvae"].shape == (kang.n_obs, 10)
+    assert {"cgmdvae_cluster", "cgmdvae_label", "cgmdvae_unknown"} <= set(kang.obs)
     assert "connectivities" in kang.obsp
+    assert names["treated"].n_obs == names["b_cells"].n_obs > 10
+    assert set(names["treated"].obs["condition"]) == {"stimulated"}
 
 
-@pytest.mark.parametrize(
-    "page", ["docs/comparing.md", "docs/models/vsc.md", "docs/pictures.md", "docs/report.md"]
-)
-def test_pages_run(page, monkeypatch, tmp_path):
-    """Code of a page as it stands; the objects that it takes for granted are small."""
+@pytest.fixture
+def short(monkeypatch):
+    """Training of every model ends after an epoch."""
     import matplotlib as mpl
-    import scanpy as sc
 
     mpl.use("Agg")
-    monkeypatch.chdir(tmp_path)
-    train = sa.VAE.train
-    short = lambda self, *a, **k: train(self, 1, enable_progress_bar=False)  # noqa: E731
-    for cls in (sa.VAE, sa.BetaVSC):
-        monkeypatch.setattr(cls, "train", short)
+    train = Training.train
+    quick = {"max_epochs": 1, "enable_progress_bar": False}
+    monkeypatch.setattr(Training, "train", lambda self, *a, **k: train(self, *a, **{**k, **quick}))
+
+
+def some_cells():
+    """What pages take for granted: two types under two conditions, of some donors."""
     adata = sa.datasets.kang()
-    adata = adata[adata.obs["cell_type"].isin(["B cells", "NK cells"])][::2].copy()
+    adata = adata[adata.obs["cell_type"].isin(["B cells", "NK cells", "CD8 T cells"])][::2].copy()
     adata.obs["donor"] = adata.obs["batch"]
     adata.obs["cgmdvae_cluster"] = adata.obs["cell_type"]
-    names = {"sa": sa, "adata": adata}
-    if page in {"docs/pictures.md", "docs/report.md"}:
-        names["model"] = model = sa.VAE(adata)
-        model.train()
-        model.annotate()
-        adata.var_names = ["CD3E", *adata.var_names[1:]] if "CD3E" not in adata.var_names else adata.var_names
-        adata.obsm["X_umap"] = sc.pp.pca(adata.X, n_comps=2)
-        names["found"] = sa.compare.groups(adata, "X_vae", groupby="condition", donor_key="donor")
+    return adata
+
+
+def for_pictures(names):
+    import scanpy as sc
+
+    adata = names["adata"]
+    names["model"] = model = sa.VAE(adata)
+    model.train()
+    model.annotate()
+    adata.var_names = ["CD3E", *adata.var_names[1:]] if "CD3E" not in adata.var_names else adata.var_names
+    adata.obsm["X_umap"] = sc.pp.pca(adata.X, n_comps=2)
+    names["found"] = sa.compare.groups(adata, "X_vae", groupby="condition", donor_key="donor")
+
+
+def for_transfer(names):
+    adata = names["adata"]
+    names["controls"] = adata[adata.obs["condition"] == "control"].copy()
+
+
+def for_searching(names):
+    """Two trials instead of sixteen."""
+    pytest.importorskip("ray", reason="the extra `search` is not installed")
+    search = sa.search
+
+    def smaller(adata, model="VAE", space=None, **given):
+        space = {k: v[:1] for k, v in space.items()}
+        return search(adata[::4].copy(), model, space, **{**given, "seeds": (0,)}, max_epochs=1)
+
+    names["sa"] = SimpleNamespace(search=smaller, pl=sa.pl)
+
+
+PREPARED = {
+    "docs/pictures.md": for_pictures,
+    "docs/report.md": for_pictures,
+    "docs/models/trvae.md": for_transfer,
+    "docs/searching.md": for_searching,
+    "docs/likelihoods.md": for_searching,
+}
+
+
+def after_comparing(names):
+    assert set(names["found"]["design"]) == {"within donors"}
+    assert set(names["cells"]["group"]) == {"control", "stimulated"}
+
+
+def after_transfer(names):
+    assert {"no change", "CGMDVAE", "ceiling"} <= set(names["table"]["method"])
+    assert set(names["made"].obs["condition"]) == {"control", "stimulated"}
+
+
+def after_report(names):
+    assert names["found"][0].startswith("End of training: only 1 epochs")
+    assert Path("report.html").is_file()
+
+
+CHECKED = {
+    "docs/comparing.md": after_comparing,
+    "docs/report.md": after_report,
+    "docs/transfer.md": after_transfer,
+}
+MADE = ("docs/_build", "docs/generated", "docs/packaging")
+EVERY_PAGE = (p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
+PAGES = sorted(p for p in EVERY_PAGE if not p.startswith(MADE))
+
+
+def pages_to_run():
+    """Pages with code that no other test runs."""
+    tests = "".join(p.read_text() for p in Path(__file__).parent.rglob("test_*.py"))
+    return [p for p in PAGES if blocks(p) and (p in {*PREPARED, *CHECKED} or f'"{p}"' not in tests)]
+
+
+@pytest.mark.parametrize("page", pages_to_run())
+def test_page_runs(page, short, tmp_path, monkeypatch):
+    """Code of a page as it stands; the objects that it takes for granted are small."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # and not a cluster that happens to be there
+    names: dict = {"sa": sa, "adata": some_cells()}
+    if page in PREPARED:
+        PREPARED[page](names)
     for code in blocks(page):
         exec(code.replace("model, 3", "model, 0"), names)
-    if page == "docs/report.md":
-        assert names["found"][0].startswith("End of training: only 1 epochs")
-        assert (tmp_path / "report.html").is_file()
-    if page == "docs/comparing.md":
-        assert set(names["found"]["design"]) == {"within donors"}
-        assert set(names["cells"]["group"]) == {"control", "stimulated"}
+    if page in CHECKED:
+        CHECKED[page](names)
 
 
 def test_two_modalities_page_runs(monkeypatch):
@@ -104,22 +179,14 @@ def test_files_page_runs(cells, quick, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "checkpoint.json").is_file()
 
 
-def test_own_model_runs(cells, quick):
+def test_own_model_runs(tmp_path):
     names: dict = {}
     for code in blocks("docs/own_model.md"):
         exec(code, names)
-    model_class = names["LinearVAE"]
-    model_class.setup_anndata(cells, batch_key="batch")
-    model = model_class(cells, n_latent=3)
-    model.train(**quick)
-    assert model.get_latent_representation().shape == (200, 3)
-    assert model.get_marginal_ll(n_mc_samples=3) > model.get_elbo() - 5
-    assert np.isfinite(model.get_normalized_expression().to_numpy()).all()
+    names["test_linear_vae"](tmp_path / "model")
 
 
 def test_every_plan_argument_is_documented():
-    import inspect
-
     text = (ROOT / "docs" / "training.md").read_text()
     arguments = set(inspect.signature(sa.train.TermsPlan).parameters) - {"module"}
     assert not [a for a in arguments if f"`{a}`" not in text]
@@ -171,3 +238,106 @@ def test_every_likelihood_is_documented():
     text = (ROOT / "docs" / "likelihoods.md").read_text()
     known = (*get_args(GeneLikelihood), *get_args(SecondLikelihood))
     assert not [k for k in known if f'`"{k}"`' not in text]
+
+
+# links --------------------------------------------------------------------------------------
+
+
+def prose():
+    """Name and text of each page, README and notebook, without code."""
+    for path in [ROOT / "README.md", *(ROOT / p for p in PAGES)]:
+        yield path, re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    for path in sorted((ROOT / "tutorials").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        yield path, "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+def anchors(path):
+    """Of the headings of a page, as GitHub and myst make them."""
+    text = dict(prose())[path] if path.suffix in {".md", ".ipynb"} else ""
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.M)
+    named = set(re.findall(r"^\(([\w-]+)\)=$", text, flags=re.M))
+    return named | {
+        re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", t).lower()).strip().replace(" ", "-") for t in titles
+    }
+
+
+def test_links_between_pages_lead_somewhere():
+    broken, seen = [], 0
+    for path, text in prose():
+        targets = re.findall(r"\]\(([^)\s]+)\)", text)
+        targets += [f"{t}.md" for t in re.findall(r"\{doc\}`(?:[^`<]*<)?([\w/.]+)>?`", text)]
+        targets += re.findall(r"^```\{image\} (\S+)", path.read_text(), flags=re.M)
+        for target in targets:
+            if re.match(r"https?://", target):
+                continue
+            seen += 1
+            name, _, anchor = target.partition("#")
+            to = (path.parent / name).resolve() if name else path
+            if not to.exists() or (anchor and anchor not in anchors(to)):
+                broken.append(f"{path.name}: {target}")
+    assert seen > 80
+    assert not broken
+
+
+def test_every_page_is_in_a_table_of_contents():
+    trees = re.findall(r"```\{toctree\}(.*?)```", "".join((ROOT / p).read_text() for p in PAGES), flags=re.S)
+    listed = {line.strip() for tree in trees for line in tree.splitlines()}
+    assert not [p for p in PAGES if p != "docs/index.md" and p[5:-3] not in listed]
+
+
+# names --------------------------------------------------------------------------------------
+
+
+def exported():
+    """Each public object by the name under which users find it."""
+    for name in sa.__all__:
+        thing = getattr(sa, name)
+        if not inspect.ismodule(thing):
+            yield name, thing
+            continue
+        own = [k for k, v in vars(thing).items() if getattr(v, "__module__", None) == thing.__name__]
+        for k in getattr(thing, "__all__", [k for k in own if not k.startswith("_")]):
+            yield f"{name}.{k}", getattr(thing, k)
+
+
+def test_every_public_object_has_a_docstring_and_is_in_the_api():
+    text = (ROOT / "docs" / "api.md").read_text()
+    listed = {
+        getattr(import_module(f"scalloy.{where}") if where else sa, name)
+        for where, _, name in (n.rpartition(".") for n in re.findall(r"^   ([\w.]+)$", text, flags=re.M))
+    }
+    objects = {k: v for k, v in exported() if inspect.isclass(v) or inspect.isfunction(v)}
+    assert len(objects) > 80
+    assert not [k for k, v in objects.items() if not inspect.getdoc(v)]
+    assert not [k for k, v in objects.items() if v not in listed]
+
+
+def test_every_method_of_the_models_has_a_docstring():
+    missing = set()
+    for cls in sa.models.MODELS.values():
+        for name, thing in inspect.getmembers(cls):
+            function = getattr(thing, "fget", getattr(thing, "__func__", thing))
+            ours = str(getattr(function, "__module__", "")).startswith("scalloy")
+            if ours and not name.startswith("_") and not inspect.isclass(thing) and not inspect.getdoc(thing):
+                missing.add(f"{cls.__name__}.{name}")
+    assert not missing
+
+
+# drafts for other places -------------------------------------------------------------------
+
+
+def test_drafts_say_what_the_package_says():
+    yaml = pytest.importorskip("yaml")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    recipe, entry = (
+        yaml.safe_load((ROOT / "docs" / "packaging" / f"{n}.yaml").read_text()) for n in ("conda", "scverse")
+    )
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert recipe["context"]["version"] == entry["version"] == citation["version"] == project["version"]
+    assert recipe["about"]["license"] == entry["license"] == citation["license"] == project["license"]
+    there = {"torch": "pytorch", "igraph": "python-igraph", "matplotlib": "matplotlib-base"}
+    wanted = {re.sub(r"^[\w-]+", lambda m: there.get(m[0], m[0]), d) for d in project["dependencies"]}
+    assert wanted == {d.replace(" ", "") for d in recipe["requirements"]["run"]} - {"python>=${{python_min}}"}
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yaml"):
+        assert {"name", "description", "body"} <= set(yaml.safe_load(form.read_text()))

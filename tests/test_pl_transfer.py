@@ -24,6 +24,13 @@ def test_genes_are_drawn_at_their_changes_and_the_most_changed_are_named():
     assert not ax.texts
 
 
+def test_names_do_not_lie_upon_each_other():
+    control = np.zeros(40)
+    truth = np.r_[2.0, 1.99, -1.5, np.zeros(37)]
+    ax = sa.pl.transfer(truth, truth, control, genes=[f"g{i}" for i in range(40)], n_named=2)
+    assert [t.get_text() for t in ax.texts] == ["g0", "g2"]
+
+
 def test_bars_by_type():
     frame = pd.DataFrame(
         [

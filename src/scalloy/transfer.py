@@ -263,9 +263,8 @@ def _changed(
         pattern = share / np.maximum(share.mean(0), 1e-12)
         after = fractions_of(wanted, counts, target_sum, seed, pattern)
         drawn = thinned_or_added(counts, fractions(counts), after, rng, pattern)
-        if library_size is not None:
-            drawn = with_depth(drawn, library_size, pattern * after, rng)
-        parts.append(drawn)
+        depth = np.asarray(counts.sum(axis=1)).ravel() if library_size is None else library_size
+        parts.append(with_depth(drawn, depth, pattern * after, rng))
         order.append(rows)
     return sp.vstack(parts, format="csr")[np.argsort(np.concatenate(order))]
 

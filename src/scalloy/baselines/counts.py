@@ -104,7 +104,7 @@ def fractions_of(
 
 
 def with_depth(
-    counts: sp.csr_matrix, depth: float, share: np.ndarray, rng: np.random.Generator
+    counts: sp.csr_matrix, depth: float | np.ndarray, share: np.ndarray, rng: np.random.Generator
 ) -> sp.csr_matrix:
     """Counts of the same cells, had each been sequenced to another depth.
 
@@ -113,7 +113,7 @@ def with_depth(
     counts
         Cells x genes.
     depth
-        Expected total of a cell.
+        Expected total, of all cells or of each.
     share
         Of each gene in what is added to a cell that has fewer, cells x genes; rows need not add up to 1.
     rng

@@ -331,7 +331,8 @@ def moments(x: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _plain(value: Any) -> Any:
-    return "none" if value is None else value
+    """As files of AnnData can hold it."""
+    return "none" if value is None else list(value) if isinstance(value, tuple) else value
 
 
 def without(local: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -234,8 +234,8 @@ class Getters:
         genes, parts = self._genes(gene_list), []
         with seeded(seed, self.seed):
             if n_samples_overall is not None:
-                rows = np.arange(len(self._names(adata, indices))) if indices is None else np.asarray(indices)
-                rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+                n_obs = len(self._names(adata, None))
+                rows = np.arange(n_obs) if indices is None else as_positions(indices, n_obs)
                 indices = rows[torch.randint(len(rows), (n_samples_overall,)).numpy()]  # type: ignore[assignment]
             codes = self._batch_codes(transform_batch)
             for tensors in self._read(adata, indices, batch_size, decodes=True):

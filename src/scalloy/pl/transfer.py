@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+ROOM = np.array([0.13, 0.035])  # that a name takes of the axes
+
+
 def transfer(
     predicted: np.ndarray,
     truth: np.ndarray,
@@ -53,7 +56,9 @@ def transfer(
     ax.scatter(x, y, s=6, linewidths=0, color="tab:blue", alpha=0.6, rasterized=True)
     span = [min(x.min(), y.min()), max(x.max(), y.max())]
     ax.plot(span, span, color="0.6", linewidth=0.8, zorder=0)
-    for i in np.argsort(-np.abs(truth - control))[: n_named if genes is not None else 0]:
+    for i in apart(
+        np.stack([x, y]), np.argsort(-np.abs(truth - control)), n_named if genes is not None else 0
+    ):
         assert genes is not None
         ax.annotate(genes[i], (x[i], y[i]), xytext=(3, 3), textcoords="offset points", fontsize="x-small")
     skill, r = metrics.skill(predicted, truth, control), metrics.pearson_delta(predicted, truth, control)
@@ -61,6 +66,17 @@ def transfer(
     ax.set(xlabel=f"true {what}", ylabel=f"predicted {what}")
     ax.set_title(f"skill {skill:.2f}, correlation of the change {r:.2f}", fontsize="medium")
     return ax
+
+
+def apart(xy: np.ndarray, order: np.ndarray, n: int) -> list[int]:
+    """The first ``n`` of the points whose names do not lie upon each other."""
+    extent, chosen = np.ptp(xy, axis=1) * ROOM, list[int]()
+    for i in order:
+        if len(chosen) == n:
+            break
+        if not any((np.abs(xy[:, i] - xy[:, j]) < extent).all() for j in chosen):
+            chosen.append(int(i))
+    return chosen
 
 
 def held_out(frame: pd.DataFrame, metric: str = "skill", *, ax: Axes | None = None) -> Axes:
