@@ -31,7 +31,7 @@ import torch
 from anndata import AnnData
 
 from scalloy._seeds import seeded
-from scalloy.baselines.counts import fractions, fractions_of, thinned_or_added, with_depth
+from scalloy.baselines.counts import fractions_of, redrawn
 from scalloy.baselines.pooling import partial_pooling
 from scalloy.baselines.shifts import squared_distances, typical_distance
 from scalloy.blocks.distributions import CountDistribution
@@ -261,10 +261,10 @@ def _changed(
         counts, share = decoded.counts[rows], decoded.share[rows]
         wanted = (decoded.observed[rows].mean(0) + shifts[pair].mean).clip(0)
         pattern = share / np.maximum(share.mean(0), 1e-12)
-        after = fractions_of(wanted, counts, target_sum, seed, pattern)
-        drawn = thinned_or_added(counts, fractions(counts), after, rng, pattern)
-        depth = np.asarray(counts.sum(axis=1)).ravel() if library_size is None else library_size
-        parts.append(with_depth(drawn, depth, pattern * after, rng))
+        depth = np.asarray(counts.sum(axis=1)).ravel()
+        depth = depth if library_size is None else np.full_like(depth, library_size)
+        after = fractions_of(wanted, counts, depth, target_sum, seed, pattern)
+        parts.append(redrawn(counts, after, depth, rng, pattern))
         order.append(rows)
     return sp.vstack(parts, format="csr")[np.argsort(np.concatenate(order))]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.optimize import brentq
 
 SHAPE = 4.0  # of the gamma distribution
 ROWS, SOME, STEPS, DRAWS = 1024, 1000, 8, 2
@@ -69,40 +70,6 @@ def _scaled(counts: sp.csr_matrix, total: float) -> sp.csr_matrix:
     return sp.csr_matrix(sp.diags_array(total / own) @ counts)
 
 
-def fractions_of(
-    wanted: np.ndarray, counts: sp.csr_matrix, target_sum: float, seed: int, pattern: np.ndarray | None = None
-) -> np.ndarray:
-    """Mean fractions with which the mean of the log-normalised counts is the one that is wanted.
-
-    The logarithm of a mean is not the mean of logarithms, and how far it is off depends on what the cells
-    have already: so they are drawn, and the fractions changed until the mean is right (in ever smaller steps,
-    since draws are noisy).
-
-    Parameters
-    ----------
-    wanted
-        Mean of ``log1p`` of counts scaled to ``target_sum``, by gene.
-    counts, pattern
-        As in :func:`thinned_or_added`.
-    target_sum
-        Total.
-    seed
-        Of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    some = rng.permutation(counts.shape[0])[:SOME]
-    cells, own = counts[some], None
-    if pattern is not None:
-        own = pattern[some] / np.maximum(pattern[some].mean(0), 1e-12)
-    before, goal = fractions(cells), np.expm1(wanted) / target_sum
-    after = goal.copy()
-    for step in range(STEPS):
-        drawn = [log_mean(thinned_or_added(cells, before, after, rng, own), target_sum) for _ in range(DRAWS)]
-        ratio = (goal + FLOOR) / (np.expm1(np.mean(drawn, axis=0)) / target_sum + FLOOR)
-        after = after * ratio.clip(1 / LARGEST, LARGEST) ** (2 / (2 + step))
-    return after
-
-
 def with_depth(
     counts: sp.csr_matrix, depth: float | np.ndarray, share: np.ndarray, rng: np.random.Generator
 ) -> sp.csr_matrix:
@@ -125,3 +92,79 @@ def with_depth(
     kept.data = rng.binomial(np.rint(counts.data).astype(np.int64), np.repeat(keep, np.diff(counts.indptr)))
     lacks = (depth - total).clip(0) / np.maximum(share.sum(1), 1e-12)
     return sp.csr_matrix(kept + sp.csr_matrix(rng.poisson(lacks[:, None] * share)), dtype=np.float32)
+
+
+def redrawn(
+    counts: sp.csr_matrix, after: np.ndarray, depth: np.ndarray, rng: np.random.Generator, pattern: np.ndarray
+) -> sp.csr_matrix:
+    """Counts of the same cells with other mean fractions and an expected total of each.
+
+    Parameters
+    ----------
+    counts, after, rng, pattern
+        As in :func:`thinned_or_added`.
+    depth
+        Of each cell.
+    """
+    drawn = thinned_or_added(counts, fractions(counts), after, rng, pattern)
+    return with_depth(drawn, depth, pattern * after, rng)
+
+
+def fractions_of(
+    wanted: np.ndarray,
+    counts: sp.csr_matrix,
+    depth: np.ndarray,
+    target_sum: float,
+    seed: int,
+    pattern: np.ndarray,
+) -> np.ndarray:
+    """Mean fractions with which the mean of the log-normalised counts is the one that is wanted.
+
+    The logarithm of a mean is not the mean of logarithms, and how far it is off depends on what the cells
+    have already: so they are drawn, and the fractions changed until the mean is right (in ever smaller steps,
+    since draws are noisy).
+
+    Parameters
+    ----------
+    wanted
+        Mean of ``log1p`` of counts scaled to ``target_sum``, by gene.
+    counts, depth, pattern
+        As in :func:`redrawn`.
+    target_sum
+        Total.
+    seed
+        Of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    some = rng.permutation(counts.shape[0])[:SOME]
+    cells, depth, own = counts[some], depth[some], pattern[some]
+    own = own / np.maximum(own.mean(0), 1e-12)
+    goal = np.expm1(wanted) / target_sum
+    after = composition(goal)
+    for step in range(STEPS):
+        drawn = [log_mean(redrawn(cells, after, depth, rng, own), target_sum) for _ in range(DRAWS)]
+        ratio = (goal + FLOOR) / (np.expm1(np.mean(drawn, axis=0)) / target_sum + FLOOR)
+        after = composition(after * ratio.clip(1 / LARGEST, LARGEST) ** (2 / (2 + step)))
+    return after
+
+
+def composition(shares: np.ndarray) -> np.ndarray:
+    """Shares that add up to 1, with the least squared change of their logarithms, to first order.
+
+    What is wanted of each gene may not go together. A gene that makes up much of a cell can take up what is
+    missing at little cost; scaling all alike would move every gene.
+    """
+    largest = float(shares.max())
+    if largest <= 0:
+        return shares
+
+    def excess(rate: float) -> float:
+        return float((shares * np.exp(rate * shares)).sum()) - 1
+
+    if excess(0.0) < 0:
+        low, high = 0.0, max(0.0, -np.log(largest) / largest)
+    else:
+        low, high = -1.0 / largest, 0.0
+        while excess(low) > 0:
+            low *= 2
+    return shares * np.exp(brentq(excess, low, high) * shares)
