@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,28 @@ def put(path: Path, content: Content) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def put_folder(path: Path, content: Callable[[Path], None]) -> None:
+    """Let ``content`` write a folder as ``path``: until that is done, what was there stays.
+
+    A folder cannot replace another in one step: the old one is moved aside first, and back if that fails.
+    """
+    part, old = (path.parent / f".{secrets.token_hex(8)}.part" for _ in range(2))
+    try:
+        content(part)
+        if path.exists():
+            path.replace(old)
+        try:
+            part.replace(path)
+        except OSError:
+            if old.exists():
+                old.replace(path)
+            raise
+    finally:
+        for folder in (part, old):
+            shutil.rmtree(folder, ignore_errors=True)
     _sync(path.parent)
 
 
@@ -49,7 +72,7 @@ def digest(path: Path) -> str:
 def remove_parts(folder: Path) -> None:
     """Remove what a writing that was killed has left."""
     for part in folder.iterdir():
-        if PART.fullmatch(part.name) and time.time() - part.stat().st_mtime > OLD:
+        if PART.fullmatch(part.name) and part.is_file() and time.time() - part.stat().st_mtime > OLD:
             part.unlink(missing_ok=True)
 
 
