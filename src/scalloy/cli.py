@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from scalloy import cli_transfer  # noqa: F401  (adds its commands to the benchmarks)
+from scalloy import cli_scale, cli_transfer  # noqa: F401  (add their commands to the benchmarks)
 from scalloy.cli_benchmark import Out, benchmark, show
 
 app = typer.Typer(

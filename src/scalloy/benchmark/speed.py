@@ -86,7 +86,7 @@ def _alternate(job: dict[str, Any], repeats: int) -> dict[str, list[dict]]:
     runs: dict[str, list[dict]] = {m: [] for m in MODELS}
     for seed in range(repeats):
         for model in MODELS:
-            runs[model].append(_in_process({**job, "model": model, "seed": seed}))
+            runs[model].append(in_process({**job, "model": model, "seed": seed}))
     return runs
 
 
@@ -100,12 +100,12 @@ def _ratio(runs: dict[str, list[dict]], quantity: str) -> dict[str, Any]:
 
 def _to_the_same_elbo(job: dict[str, Any], repeats: int, scvi_epochs: int | None) -> list[dict]:
     """SCVI once with its defaults; ours until it is as good as SCVI's best, and as SCVI's last."""
-    theirs = _in_process({**job, "model": "SCVI", "seed": 0, "max_epochs": scvi_epochs})
+    theirs = in_process({**job, "model": "SCVI", "seed": 0, "max_epochs": scvi_epochs})
     curve = np.array(theirs["curve"])  # seconds of training, validation -ELBO
     best, last = curve[curve[:, 1].argmin()], curve[-1]
     rows = []
     for seed in range(repeats):
-        ours = np.array(_in_process({**job, "model": "VAE", "seed": seed})["curve"])
+        ours = np.array(in_process({**job, "model": "VAE", "seed": seed})["curve"])
         for name, (seconds, target) in (("scvi's best", best), ("scvi's last", last)):
             there = ours[ours[:, 1] <= target]
             rows.append(
@@ -122,12 +122,13 @@ def _to_the_same_elbo(job: dict[str, Any], repeats: int, scvi_epochs: int | None
     return rows
 
 
-def _in_process(job: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-W", "ignore", "-m", "scalloy.benchmark.speed", json.dumps(job)]
+def in_process(job: dict[str, Any], module: str = "scalloy.benchmark.speed") -> dict[str, Any]:
+    """What ``work`` of a module returns of a job, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", module, json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        msg = f"the run of {job['model']} ({job['kind']}) failed: {last}"
+        msg = f"the run of {job.get('model', module)} ({job['kind']}) failed: {last}"
         raise RuntimeError(msg)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -47,8 +47,8 @@ def check_object(adata: Any) -> AnnData:
     check_type(adata)
     if adata.isbacked:
         msg = (
-            f"`adata` is backed by {adata.filename}. Load it first: `adata = adata.to_memory()`; or, where it "
-            "does not fit, make a store of it: `adata = sa.data.write_store(file, folder)`."
+            f"`adata` is backed by {adata.filename}. Load it first: `adata = adata.to_memory()`; or, where "
+            "it does not fit, make a store of it: `adata = sa.data.write_store(file, folder)`."
         )
         raise ValueError(msg)
     if adata.is_view:

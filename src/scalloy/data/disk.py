@@ -1,9 +1,9 @@
 """Cells that stay on the disk: rows of a sparse matrix, read when they are needed.
 
-What :func:`open_store` returns is an AnnData like any other, but its ``.X`` is anndata's view of a CSR matrix in
-a file. :class:`DiskRows` reads rows of it, in bounded memory whatever is asked for. Neighbouring rows lie in one
-chunk of the file, so that a training epoch visits blocks of neighbours in random order, fills a buffer with
-many of them and shuffles what it holds (block shuffling, as in annbatch).
+What :func:`open_store` returns is an AnnData like any other, but its ``.X`` is anndata's view of a CSR matrix
+in a file. :class:`DiskRows` reads rows of it. Neighbouring rows lie in one chunk of the file, so that a
+training epoch visits blocks of neighbours in random order, fills a buffer with many of them and shuffles what
+it holds (block shuffling, as in annbatch).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 :class:`Cells` holds the matrix and the registered columns of an AnnData as plain arrays (without a copy
 where the matrix is a float32 CSR already). :class:`CellLoader` gathers the rows of several batches at
-once and yields them as sparse tensors; of a store on the disk (:mod:`scalloy.data.disk`) it reads the next ones
-in a second thread meanwhile. :class:`CellSplitter` is what ``train`` uses: it keeps everything
-on a GPU where it fits. Batches have equal sizes up to one cell, so that none is left with a single cell.
+once and yields them as sparse tensors; of a store on the disk (:mod:`scalloy.data.disk`) it reads the next
+ones in a second thread meanwhile. :class:`CellSplitter` is what ``train`` uses: it keeps everything on a GPU
+where it fits. Batches have equal sizes up to one cell, so that none is left with a single cell.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,9 @@ def write_pieces(path: Path, pieces: Iterable[AnnData], *, overwrite: bool = Fal
     if path.suffix not in SUFFIXES:
         msg = f"`{path}` does not say what it is. Pass a name that ends in one of: {', '.join(SUFFIXES)}."
         raise ValueError(msg)
-    with writing.explained(path), anndata.settings.override(allow_write_nullable_strings=True):
+    nullable = anndata.settings.override(allow_write_nullable_strings=True)
+    with writing.explained(path), nullable, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*autosharding.*")  # of small arrays
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".h5ad":
             writing.put(path, lambda part: _write_h5ad(part, pieces))
@@ -208,7 +211,9 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     out = pd.concat(tables)
     for name in out.columns:
         each = [t[name] for t in tables if name in t]
-        kinds = {str(c.cat.categories.dtype) if isinstance(c.dtype, pd.CategoricalDtype) else "" for c in each}
+        kinds = {
+            str(c.cat.categories.dtype) if isinstance(c.dtype, pd.CategoricalDtype) else "" for c in each
+        }
         if len(each) == len(tables) and len(kinds) == 1 and kinds != {""}:
             out[name] = union_categoricals(each, ignore_order=True)
     return out

@@ -1,8 +1,8 @@
 """Stores of cells on the disk: made of objects or files that together need not fit into memory.
 
-Cells are shuffled over all that is given, so that neighbours in the store are a random sample. Where they do not
-fit into memory this takes two passes: each cell is appended to the part of the store to which a random
-permutation sends it, then each part is put in order in memory.
+Cells are shuffled over all that is given, so that neighbours in the store are a random sample. This takes two
+passes: each cell is appended to the part of the store to which a random permutation sends it, in files, then
+each part is put in order in memory.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ class Source:
             raise ValueError(msg)
         position = own.get_indexer(genes)
         if (position < 0).any():
+            missing = genes[position < 0]
             msg = (
-                f"{self.name} lacks {(position < 0).sum()} of {len(genes)} genes: {few(genes[position < 0])}. "
-                "Pass `genes=` with names that all have."
+                f"{self.name} lacks {len(missing)} of {len(genes)} genes: {few(missing)}. Pass `genes=` with "
+                "names that all have."
             )
             raise ValueError(msg)
         self.columns = None if np.array_equal(position, np.arange(len(own))) else position
@@ -99,9 +100,9 @@ def _readable(x: Any, where: str, layer: str | None) -> Any:
         return sp.csr_matrix(x)
     if kind not in {"csr", "dense"}:
         msg = (
-            f"{where} holds {kind} as {'`.X`' if layer is None else f'`.layers[{layer!r}]`'}. Expected a dense "
-            "matrix or CSR on the disk, of which rows can be read one after the other: convert it first "
-            "(`adata.X = adata.X.tocsr()`), or pass another `layer`."
+            f"{where} holds {kind} as {'`.X`' if layer is None else f'`.layers[{layer!r}]`'}. Expected a "
+            "matrix, on the disk dense or CSR, of which rows can be read one after the other: convert it "
+            "first (`adata.X = adata.X.tocsr()`), or pass another `layer`."
         )
         raise ValueError(msg)
     return x
@@ -145,8 +146,11 @@ def write_store(
     path = Path(path)
     several = isinstance(data, Iterable) and not isinstance(data, str | Path | AnnData)
     sources = [Source.of(given, layer) for given in (data if several else [data])]
-    if not sources or path.suffix != ".zarr":
-        msg = f"`data` holds {len(sources)} sets of cells, `path` is `{path}`. Expected one at least, and *.zarr."
+    if not sources:
+        msg = "`data` is an empty list. Pass at least one AnnData, or the name of a file."
+        raise ValueError(msg)
+    if path.suffix != ".zarr":
+        msg = f"`path={str(path)!r}` is no name of a store. Pass one that ends in `.zarr`."
         raise ValueError(msg)
     wanted = pd.Index(sources[0].var.index if genes is None else genes).astype(str)
     for source in sources:
@@ -156,13 +160,21 @@ def write_store(
     var = sources[0].var.set_axis(sources[0].var.index.astype(str)).loc[wanted]
     with tempfile.TemporaryDirectory(prefix=".", suffix=".parts", dir=_folder(path)) as folder:
         if shuffle:
-            order = np.random.default_rng(seed).permutation(len(obs))
+            order = places(len(obs), seed)
             rows = _shuffled(sources, order, len(wanted), Path(folder))
             obs = obs.iloc[np.argsort(order)]
         else:
             rows = (x for source in sources for _, x in source.pieces())
         write_pieces(path, _with_columns(rows, obs, var), overwrite=overwrite)
     return open_store(path)
+
+
+def places(n: int, seed: int) -> np.ndarray:
+    """Place of each cell in a store.
+
+    Not the permutation that a split of the same seed draws: its validation set would be the first cells.
+    """
+    return np.random.default_rng((seed, 1)).permutation(n)
 
 
 def _folder(path: Path) -> Path:
