@@ -195,7 +195,7 @@ def test_size(tmp_path):
     assert (found[["epoch_s", "latent_s"]] > 0).all().all()
     n = np.array([10.0, 100.0, 1000.0])
     made = pd.DataFrame(
-        {"of": "cells", "n": n, "from": "store"} | dict.fromkeys(("epoch_s", "latent_s"), 3 * n ** 2)
+        {"of": "cells", "n": n, "from": "store"} | dict.fromkeys(("epoch_s", "latent_s"), 3 * n**2)
     )
     made["train_mb"] = made["latent_mb"] = 5 + 2 * n
     table = summary(made, beyond=2000).set_index("quantity")

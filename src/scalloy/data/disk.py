@@ -24,7 +24,7 @@ from anndata.io import read_elem, sparse_dataset
 
 from scalloy.data.checks import within
 
-BUFFER = 6_000_000  # entries of the matrix in memory at once
+BUFFER = 3_000_000  # entries of the matrix in memory at once
 BLOCKS = 32  # of neighbours, of which a buffer is made
 Item = TypeVar("Item")
 
