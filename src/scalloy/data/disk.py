@@ -80,12 +80,17 @@ class DiskRows:
         for first in range(0, self.shape[0], self.per_buffer):
             yield slice(first, min(first + self.per_buffer, self.shape[0]))
 
-    def shuffled(self, rows: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    def shuffled(
+        self, rows: np.ndarray, cuts: np.ndarray, generator: torch.Generator | None = None
+    ) -> np.ndarray:
         """Rows in random order, from one of the ``cuts`` to the next out of few blocks of neighbours."""
         of = rows // max(1, self.per_buffer // BLOCKS)
-        rows = rows[np.argsort(torch.randperm(int(of.max()) + 1).numpy()[of], kind="stable")]
-        parts = [rows[a:b][torch.randperm(int(b - a)).numpy()] for a, b in pairwise(cuts)]
-        return np.concatenate(parts)
+
+        def order(n: int) -> np.ndarray:
+            return torch.randperm(n, generator=generator).numpy()
+
+        rows = rows[np.argsort(order(int(of.max()) + 1)[of], kind="stable")]
+        return np.concatenate([rows[a:b][order(int(b - a))] for a, b in pairwise(cuts)])
 
     # what a model begins at, in one pass ----------------------------------------------------------
 
