@@ -276,6 +276,27 @@ def test_getters_go_through_a_store_in_order(trained, store, tmp_path):
     np.testing.assert_allclose(annotated.obsm["X_cgmdvae"], z, atol=1e-6)
 
 
+def test_a_view_of_a_store_is_not_read_at_once(trained, store, tmp_path, monkeypatch):
+    rows = np.flatnonzero(store.obs["condition"] == "control")
+    view, z = store[rows], trained.get_latent_representation()
+    of_adata = AnnData.X
+
+    def not_of_views(self):
+        assert not self.is_view
+        return of_adata.fget(self)
+
+    monkeypatch.setattr(AnnData, "X", property(not_of_views, of_adata.fset))
+    np.testing.assert_allclose(trained.get_latent_representation(view), z[rows], atol=1e-6)
+    np.testing.assert_allclose(trained.get_latent_representation(view, [2, 0]), z[rows[[2, 0]]], atol=1e-6)
+    trained.write_annotations(tmp_path / "found.h5ad", view)
+    monkeypatch.undo()
+    found = ad.read_h5ad(tmp_path / "found.h5ad")
+    assert list(found.obs_names) == list(store.obs_names[rows])
+    np.testing.assert_allclose(found.obsm["X_cgmdvae"], z[rows], atol=1e-6)
+    turned = store[:, list(store.var_names[::-1])]  # other genes: read as any view is
+    np.testing.assert_allclose(trained.get_latent_representation(turned), z, atol=1e-6)
+
+
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_annotations_are_written_piece_by_piece(trained, store, tmp_path, suffix):
     path = tmp_path / f"found{suffix}"
@@ -309,7 +330,8 @@ def test_predictions_are_written_piece_by_piece(trained, store, tmp_path, monkey
     np.testing.assert_allclose(found.X, expected.X, atol=1e-5)
     np.testing.assert_array_equal(found.layers["counts"].toarray(), expected.layers["counts"].toarray())
     assert list(found.obs["condition"]) == [to] * 60
-    assert found.uns["transfer"] == {"model": "CGMDVAE", "route": "auto", "to": to}
+    about = {"model": "CGMDVAE", "route": "auto", "to": to, "target_sum": 1e4}
+    assert found.uns["transfer"] == about
     monkeypatch.setattr(_conditions, "DECODED_ENTRIES", 40 * 50)  # pieces of 50 cells
     trained.write_transfer(path, store, to, overwrite=True, n_samples=20, route="transport")
     found = ad.read_h5ad(path) if suffix == ".h5ad" else ad.read_zarr(path)

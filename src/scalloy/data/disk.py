@@ -130,7 +130,18 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 def is_on_disk(adata: Any) -> bool:
     """Whether the counts of an AnnData stay on the disk, as those of :func:`open_store`."""
-    return isinstance(adata, AnnData) and not adata.isbacked and isinstance(adata.X, CSRDataset)
+    if not isinstance(adata, AnnData) or adata.isbacked or adata.is_view:  # whose counts would be read now
+        return False
+    return isinstance(adata.X, CSRDataset)
+
+
+def whole_of(adata: Any) -> tuple[Any, np.ndarray | None]:
+    """The store of which an AnnData is a view, with the rows of the view; or itself, without."""
+    if isinstance(adata, AnnData) and adata.is_view:
+        whole = adata._adata_ref
+        if is_on_disk(whole) and adata.var_names.equals(whole.var_names):
+            return whole, np.arange(whole.n_obs)[adata._oidx]
+    return adata, None
 
 
 def open_store(path: str | Path) -> AnnData:

@@ -19,7 +19,7 @@ from pandas.api.types import union_categoricals
 from scalloy.data import writing
 from scalloy.data.align import named_layers
 from scalloy.data.checks import check_type
-from scalloy.data.disk import DiskRows, is_on_disk
+from scalloy.data.disk import DiskRows, is_on_disk, whole_of
 from scalloy.data.loader import as_positions
 
 PIECE = 65_536  # cells of a backed object in memory at once
@@ -29,13 +29,18 @@ SUFFIXES = (".h5ad", ".zarr")
 
 def in_memory(data: Any, indices: Any = None, most: int = PIECE) -> Iterator[tuple[Any, Any]]:
     """Cells and their rows; of an object on the disk in pieces, each of which is read once."""
+    if indices is not None:
+        indices = as_positions(indices, data.n_obs) if isinstance(data, AnnData) else indices
+    data, viewed = whole_of(data)
+    if viewed is not None:
+        indices = viewed if indices is None else viewed[indices]
     stored = is_on_disk(data)
     if not stored and not (isinstance(data, AnnData) and data.isbacked):
         yield data, indices
         return
     x = DiskRows(data.X) if stored else None
     size = most if x is None else min(x.per_buffer, most)
-    rows = np.arange(data.n_obs) if indices is None else as_positions(indices, data.n_obs)
+    rows = np.arange(data.n_obs) if indices is None else indices
     for first in range(0, len(rows), size):
         wanted, position = np.unique(rows[first : first + size], return_inverse=True)
         if x is None:
@@ -46,7 +51,7 @@ def in_memory(data: Any, indices: Any = None, most: int = PIECE) -> Iterator[tup
 
 def pieces_of(data: AnnData, most: int = PIECE) -> Iterator[AnnData]:
     """All cells in order; also those of an object in memory in pieces."""
-    if is_on_disk(data) or check_type(data).isbacked:
+    if check_type(data).isbacked or is_on_disk(whole_of(data)[0]):
         yield from (piece for piece, _ in in_memory(data, most=most))
         return
     for first in range(0, data.n_obs, most):
