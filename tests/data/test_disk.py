@@ -399,7 +399,7 @@ def test_a_damaged_store_is_found(cells, tmp_path):
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="annbatch needs Python 3.12")
 def test_annbatch_reads_our_stores(store):
     annbatch = pytest.importorskip("annbatch", reason="the extra `bench` is not installed")
-    options = {"chunk_size": 20, "preload_nchunks": 4, "batch_size": 20, "to_torch": False}
+    options = {"chunk_size": 20, "preload_nchunks": 4, "batch_size": 20}
     loader = annbatch.Loader(**options, shuffle=True, return_index=True)
     loader.add_adata(AnnData(store.X))
     x, n = x_of(store), 0

@@ -203,9 +203,7 @@ def reading(
         manager = VAE(store).adata_manager
         for _ in range(repeats):
             ours = CellLoader(manager, batch_size=BATCH, shuffle=True)
-            theirs = Loader(
-                batch_size=BATCH, chunk_size=BATCH, preload_nchunks=64, shuffle=True, to_torch=False
-            )
+            theirs = Loader(batch_size=BATCH, chunk_size=BATCH, preload_nchunks=64, shuffle=True)
             theirs.add_adata(AnnData(store.X))
             each = {}
             for name, loader in (("scalloy", ours), ("annbatch", theirs)):
