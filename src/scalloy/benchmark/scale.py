@@ -175,7 +175,7 @@ def _curve(adata: AnnData, key: str, seed: int, parts: list[np.ndarray], max_epo
 
 
 def reading(
-    data: str = "kang", *, cells: int = 100_000, n_genes: int = 2000, repeats: int = 3
+    data: str = "kang", *, cells: int = 100_000, n_genes: int = 2000, repeats: int = 7
 ) -> pd.DataFrame:
     """Cells per second that are read in shuffled mini-batches of 512 from one store: ours over annbatch's.
 
