@@ -177,3 +177,56 @@ def test_cost_of_components():
     by = frame.set_index(["n_clusters", "decoded"])["ratio"]
     assert list(by.index) == [(1, 2), (12, 2), (12, "all")]
     assert 0.5 < by[12, 2] < by[12, "all"]
+
+
+def test_size(tmp_path):
+    """Two sizes from memory and from a store, in processes of their own; slopes by hand."""
+    import pandas as pd
+
+    from scalloy.benchmark.scale import resampled, summary
+
+    out = tmp_path / "scale.csv"
+    sizes = ["--only", "cells", "--cells", "600"]
+    args = ["benchmark", "scale", "--data", "kang_subset", *sizes, "--epochs", "1", "--out", str(out)]
+    done = CliRunner().invoke(cli.app, args)
+    assert done.exit_code == 0, done.output
+    found = pd.read_csv(out)
+    assert list(found["from"]) == ["memory", "store"]
+    assert (found[["epoch_s", "latent_s"]] > 0).all().all()
+    n = np.array([10.0, 100.0, 1000.0])
+    made = pd.DataFrame(
+        {"of": "cells", "n": n, "from": "store"} | dict.fromkeys(("epoch_s", "latent_s"), 3 * n**2)
+    )
+    made["train_mb"] = made["latent_mb"] = 5 + 2 * n
+    table = summary(made, beyond=2000).set_index("quantity")
+    assert table.loc["epoch_s", "slope"] == pytest.approx(2)
+    assert table.loc["epoch_s", "ratio"] == pytest.approx(1e4)
+    assert table.loc["train_mb", "beyond_over_last"] == pytest.approx((5 + 2 * 2000) / (5 + 2 * 1000))
+    cells = sa.datasets.kang()[:50].copy()
+    drawn = resampled(cells, 80, cells.n_vars + 7)
+    assert drawn.shape == (80, cells.n_vars + 7)
+    rows = {tuple(r) for r in cells.X.toarray()}
+    assert all(tuple(r) in rows for r in drawn.X[:, : cells.n_vars].toarray())
+
+
+def test_shuffling_is_compared_with_that_in_memory():
+    from scalloy.benchmark.scale import shuffling
+
+    found = shuffling("kang_subset", seeds=(0,), n_genes=100, max_epochs=2).set_index("from")
+    assert found.loc["store", "entropy"] == pytest.approx(found.loc["memory", "entropy"], abs=0.02)
+    assert found.loc["store, not shuffled", "entropy"] < found.loc["store", "entropy"]
+    assert found.loc["store", "last"] == pytest.approx(found.loc["memory", "last"], rel=0.02)
+
+
+def test_annbatch_is_compared_with_where_it_is():
+    from scalloy.benchmark.scale import reading
+
+    try:
+        import annbatch  # noqa: F401
+    except ImportError:
+        with pytest.raises(
+            ImportError, match=r"It needs Python 3.12 or later: `pip install 'scalloy\[bench\]'`"
+        ):
+            reading("kang_subset", cells=600, n_genes=100, repeats=1)
+    else:
+        assert (reading("kang_subset", cells=600, n_genes=100, repeats=1)["ratio"] > 0).all()

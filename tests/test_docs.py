@@ -179,6 +179,26 @@ def test_files_page_runs(cells, quick, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "checkpoint.json").is_file()
 
 
+def test_large_page_runs(quick, tmp_path, monkeypatch):
+    """As it stands, on two small files."""
+    import anndata
+
+    monkeypatch.chdir(tmp_path)
+    train = sa.CGMDVAE.train
+    monkeypatch.setattr(sa.CGMDVAE, "train", lambda self: train(self, **quick))
+    kang = sa.datasets.kang()[::15].copy()
+    kang[:200].write_h5ad("one.h5ad")
+    kang[200:].write_h5ad("two.h5ad")
+    names = {"sa": sa, "anndata": anndata}
+    for code in blocks("docs/large.md"):
+        exec(code, names)
+    assert names["store"].obsm["X_cgmdvae"].shape == (kang.n_obs, 10)
+    assert anndata.read_h5ad("annotated.h5ad").obsm["X_cgmdvae"].shape == (kang.n_obs, 10)
+    treated = anndata.read_zarr("treated.zarr")
+    assert treated.n_obs == (kang.obs["condition"] == "control").sum()
+    assert set(treated.obs["condition"]) == {"stimulated"}
+
+
 def test_own_model_runs(tmp_path):
     names: dict = {}
     for code in blocks("docs/own_model.md"):

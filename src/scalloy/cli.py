@@ -10,6 +10,7 @@ import typer
 from scalloy import (
     cli_files,
     cli_models,
+    cli_scale,  # noqa: F401  (likewise)
     cli_transfer,  # noqa: F401  (adds its commands to the benchmarks)
 )
 from scalloy.cli_benchmark import Out, benchmark, show

@@ -108,8 +108,9 @@ def transfer(
     library_size: float | None = None,
     seed: int = 0,
     target_sum: float = 1e4,
+    seen: dict[tuple[str, str], Moments] | None = None,
 ) -> AnnData:
-    """The body of ``transfer`` of every model with conditions."""
+    """The body of ``transfer`` of every model with conditions; ``seen`` is :func:`group_moments` if known."""
     _options.one_of("route", route, model.ROUTES)
     to = _options.one_of("to", to, model.conditions)
     _options.positive(n_samples=n_samples, target_sum=target_sum)
@@ -128,7 +129,8 @@ def transfer(
         about["pair"] = about["group"] + " from " + about["from"]
         shifts: dict[str, Shift] = {}
         if route == "auto":
-            expected, shifts = _pooled(model, decoded, about, to, how.target_sum)
+            seen = seen or group_moments(model, how.target_sum)
+            expected, shifts = _pooled(seen, decoded, about, to)
         if draws_counts and route == "auto":
             counts = _changed(decoded, about["pair"], shifts, how.target_sum, library_size, seed)
         elif draws_counts:
@@ -183,11 +185,10 @@ def _batches(model: Any, cells: AnnData | None) -> Any:
 
 
 def _pooled(
-    model: Any, decoded: Decoded, about: pd.DataFrame, to: str, target_sum: float
+    seen: dict[tuple[str, str], Moments], decoded: Decoded, about: pd.DataFrame, to: str
 ) -> tuple[np.ndarray, dict[str, Shift]]:
     """Expected expression of each cell, so that the mean of its group has the pooled shift."""
     expected, shifts = decoded.middle, {}
-    seen = group_moments(model, target_sum)
     for (group, source, pair), rows in about.groupby(["group", "from", "pair"]).indices.items():
         cells, middle = decoded.observed[rows], expected[rows].mean(0)
         own = decoded.after[rows].mean(0) - decoded.before[rows].mean(0)

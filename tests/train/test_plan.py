@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -218,3 +220,25 @@ def test_data_are_let_go_after_training(cells, quick):
     loader = model.trainer.train_dataloader
     assert loader.cells is None
     assert model.trainer.datamodule.cells is None
+
+
+def test_terms_of_many_steps_are_kept_in_few_tensors(cells):
+    """Small tensors between the buffers of the steps would keep these from being used again."""
+    from scalloy.train.plan import AT_MOST
+
+    plan, rng, given = TermsPlan(model_of(cells).module), np.random.default_rng(0), []
+    logged = {}
+    plan.log = lambda name, value, **_: logged.update({name: value})
+    alone = SimpleNamespace(reduce=lambda sums, reduce_op: sums)
+    plan._trainer = SimpleNamespace(world_size=1, strategy=alone)
+    for n in rng.integers(1, 9, size=5 * AT_MOST):
+        recon, kl = rng.normal(size=2)
+        given.append((n, recon, kl))
+        means = {"reconstruction_loss": torch.tensor(recon), "kl_z": torch.tensor(kl)}
+        plan._record(means, torch.tensor(recon + kl), int(n))
+        assert len(plan._rows) <= AT_MOST
+    plan._flush("train")
+    sizes, recon, kl = np.array(given).T
+    assert logged["reconstruction_loss_train"] == pytest.approx(sizes @ recon / sizes.sum())
+    assert logged["train_loss"] == pytest.approx(sizes @ (recon + kl) / sizes.sum())
+    assert plan._rows == plan._sizes == []

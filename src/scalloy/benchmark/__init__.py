@@ -7,6 +7,7 @@ from scalloy.benchmark.fit import fit
 from scalloy.benchmark.latent import latent
 from scalloy.benchmark.likelihoods import likelihoods
 from scalloy.benchmark.multimodal import multimodal
+from scalloy.benchmark.scale import scale
 from scalloy.benchmark.speed import speed
 from scalloy.benchmark.transfer import transfer
 
@@ -17,6 +18,7 @@ __all__ = [
     "latent",
     "likelihoods",
     "multimodal",
+    "scale",
     "speed",
     "to_cell_eval",
     "transfer",

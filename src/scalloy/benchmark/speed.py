@@ -128,7 +128,7 @@ def in_process(job: dict[str, Any], module: str = "scalloy.benchmark.speed") -> 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        msg = f"the run of {job['model']} ({job['kind']}) failed: {last}"
+        msg = f"the run of {job.get('model', module)} ({job['kind']}) failed: {last}"
         raise RuntimeError(msg)
     return json.loads(done.stdout.splitlines()[-1])
 

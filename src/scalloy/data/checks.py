@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from anndata.abc import CSRDataset
 
 LARGEST = 1e15  # value with which single precision still computes
 KINDS = ("string", "integer", "floating", "boolean")  # of categories
@@ -45,7 +46,10 @@ def check_object(adata: Any) -> AnnData:
     """An AnnData in memory, not a view, with at least two cells and two genes of different names."""
     check_type(adata)
     if adata.isbacked:
-        msg = f"`adata` is backed by {adata.filename}. Load it first: `adata = adata.to_memory()`."
+        msg = (
+            f"`adata` is backed by {adata.filename}. Load it first: `adata = adata.to_memory()`; or, where "
+            "it does not fit, make a store of it: `adata = sa.data.write_store(file, folder)`."
+        )
         raise ValueError(msg)
     if adata.is_view:
         msg = "`adata` is a view of another AnnData. Pass a copy: `adata = adata.copy()`."
@@ -263,10 +267,11 @@ def check_layer(adata: AnnData, layer: str | None) -> Any:
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     plain = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
     sparse = sp.issparse(x) and x.format in {"csr", "csc", "coo"}
-    if not (plain or sparse) or x.dtype.kind not in "iufb":
+    if not (plain or sparse or isinstance(x, CSRDataset)) or x.dtype.kind not in "iufb":
         msg = (
             f"`{where}` is a {type(x).__name__} of {getattr(x, 'dtype', 'unknown type')}. Expected a "
-            "numpy array or a scipy sparse matrix (CSR is fastest) of numbers."
+            "numpy array or a scipy sparse matrix (CSR is fastest) of numbers, or a store of them as "
+            "`sa.data.open_store` opens it."
         )
         raise TypeError(msg)
     if sparse and not within(x):
@@ -304,6 +309,9 @@ def check_counts(
     need no counts.
     """
     x = check_layer(adata, layer)
+    if isinstance(x, CSRDataset):
+        _check_store(adata, x, allow_non_counts=allow_non_counts, genes=genes)
+        return
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     values = x.data if sp.issparse(x) else x
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
@@ -344,13 +352,30 @@ def check_counts(
             "`sc.pp.filter_cells(adata, min_counts=1)`."
         )
         raise ValueError(msg)
-    silent = np.asarray(x.sum(axis=0)).ravel() == 0
-    if genes and silent.any():
+    if genes:
+        _warn_of_silent(adata, np.asarray(x.sum(axis=0)).ravel() == 0, where)
+
+
+def _warn_of_silent(adata: AnnData, silent: np.ndarray, where: str) -> None:
+    if silent.any():
         warnings.warn(
             f"{silent.sum()} gene(s) have no counts in `{where}`: {few(adata.var_names[silent])}. They "
             "cost time and teach nothing; `sc.pp.filter_genes(adata, min_counts=1)` removes them.",
-            stacklevel=4,
+            stacklevel=5,
         )
+
+
+def _check_store(adata: AnnData, x: CSRDataset, *, allow_non_counts: bool, genes: bool) -> None:
+    """The same of counts on the disk, read once from the beginning to what is found first."""
+    from scalloy.data.disk import DiskRows
+
+    rows, silent = DiskRows(x), np.ones(x.shape[1], dtype=bool)
+    for part in rows.slices():
+        piece = AnnData(rows[part], obs=adata.obs.iloc[part, :0], var=adata.var[[]])
+        check_counts(piece, allow_non_counts=allow_non_counts, genes=False)
+        silent &= np.asarray(piece.X.sum(axis=0)).ravel() == 0
+    if genes and not allow_non_counts:
+        _warn_of_silent(adata, silent, "adata.X")
 
 
 def is_whole(values: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 :class:`Cells` holds the matrix and the registered columns of an AnnData as plain arrays (without a copy
 where the matrix is a float32 CSR already). :class:`CellLoader` gathers the rows of several batches at
-once and yields them as sparse tensors. :class:`CellSplitter` is what ``train`` uses: it keeps everything
-on a GPU where it fits. Batches have equal sizes up to one cell, so that none is left with a single cell.
+once and yields them as sparse tensors; of a store on the disk (:mod:`scalloy.data.disk`) it reads the next
+ones in a second thread meanwhile. :class:`CellSplitter` is what ``train`` uses: it keeps everything on a GPU
+where it fits. Batches have equal sizes up to one cell, so that none is left with a single cell.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from anndata.abc import CSRDataset
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from torch import Tensor
 
 from scalloy._keys import CONDITION_KEY
 from scalloy._seeds import resolved
+from scalloy.data.disk import DiskRows, ahead
 from scalloy.data.shards import Shard
 from scalloy.data.splits import split
 
@@ -44,9 +47,9 @@ with warnings.catch_warnings():  # torch says once per process that its CSR layo
 
 @dataclass
 class Cells:
-    """Counts (CSR, or dense where most entries are not zero) and columns of some cells."""
+    """Counts (CSR, or dense where most entries are not zero, or on the disk) and columns of some cells."""
 
-    x: sp.csr_matrix | np.ndarray
+    x: sp.csr_matrix | np.ndarray | DiskRows
     columns: dict[str, Tensor]
 
     @classmethod
@@ -70,14 +73,21 @@ class Cells:
 
     @property
     def entries(self) -> int:
-        return int(self.x.nnz if sp.issparse(self.x) else self.x.size)
+        return int(self.x.size if isinstance(self.x, np.ndarray) else self.x.nnz)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the counts are read when they are needed."""
+        return isinstance(self.x, DiskRows)
 
     def gather(self, rows: np.ndarray) -> sp.csr_matrix | Tensor:
-        return self.x[rows] if sp.issparse(self.x) else torch.from_numpy(self.x[rows])
+        return torch.from_numpy(self.x[rows]) if isinstance(self.x, np.ndarray) else self.x[rows]
 
 
-def as_rows(x: Any) -> sp.csr_matrix | np.ndarray:
-    """Canonical float32 CSR without explicit zeros; the input is never changed."""
+def as_rows(x: Any) -> sp.csr_matrix | np.ndarray | DiskRows:
+    """Canonical float32 CSR without explicit zeros; the input is never changed, and stays where it is."""
+    if isinstance(x, CSRDataset):
+        return DiskRows(x)
     if not sp.issparse(x):
         x = np.asarray(x, dtype=np.float32)
         if np.count_nonzero(x) > 0.5 * x.size:
@@ -136,7 +146,17 @@ class CellLoader:
         drawn = {"generator": None if self.sampler is None else self.sampler.generator()}
         more = [own[torch.randint(len(own), (n,), **drawn).numpy()] for own, n in self.rare]
         rows = np.concatenate([self.indices, *more])
+        if isinstance(self.cells.x, DiskRows):
+            return self.cells.x.shuffled(rows, self.bounds()[self.cuts()], **drawn)
         return rows[torch.randperm(len(rows), **drawn).numpy()]
+
+    def cuts(self) -> np.ndarray:
+        """Batches with which a gathering of several begins, and the number of batches."""
+        per_batch = self.cells.entries / max(1, self.cells.x.shape[0]) * self.batch_size
+        at_once = int(GATHER_ENTRIES / max(1.0, per_batch))
+        if isinstance(self.cells.x, DiskRows):
+            at_once = self.cells.x.per_buffer // self.batch_size
+        return np.unique(np.r_[0 : len(self) : max(1, at_once), len(self)])
 
     def bounds(self) -> np.ndarray:
         """Where each batch begins and ends, in equal parts."""
@@ -158,14 +178,16 @@ class CellLoader:
             alone.sampler = replace(self.sampler, rank=0, world=1)
         return alone
 
+    def gathered(self, order: np.ndarray, bounds: np.ndarray) -> Iterator[tuple]:
+        """Rows of several batches at once: first and last batch, rows, their counts."""
+        for first, last in pairwise(self.cuts()):
+            rows = order[bounds[first] : bounds[last]]
+            yield first, last, rows, self.cells.gather(rows)
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         order, bounds = self.own()
-        per_batch = self.cells.entries / max(1, self.cells.x.shape[0]) * self.batch_size
-        block = max(1, int(GATHER_ENTRIES / max(1.0, per_batch)))
-        for first in range(0, len(self), block):
-            last = min(first + block, len(self))
-            rows = order[bounds[first] : bounds[last]]
-            x = self.cells.gather(rows)
+        gathered = self.gathered(order, bounds)
+        for first, last, rows, x in ahead(gathered) if self.cells.on_disk else gathered:
             positions = torch.from_numpy(rows)
             columns = {k: v[positions] for k, v in self.cells.columns.items()}
             for i in range(first, last):
@@ -338,7 +360,12 @@ class CellSplitter(pl.LightningDataModule):
 
     def val_dataloader(self) -> CellLoader | list:
         size = max(self.batch_size, 512)
-        return self.loader(self.val_idx, batch_size=size) if self.n_val else []
+        return self.loader(self.in_order(self.val_idx), batch_size=size) if self.n_val else []
 
     def test_dataloader(self) -> CellLoader | list:
-        return self.loader(self.test_idx, batch_size=self.batch_size) if len(self.test_idx) else []
+        rows = self.in_order(self.test_idx)
+        return self.loader(rows, batch_size=self.batch_size) if len(rows) else []
+
+    def in_order(self, rows: np.ndarray) -> np.ndarray:
+        """On the disk, neighbours are read together."""
+        return np.sort(rows) if self.cells is not None and self.cells.on_disk else rows

@@ -30,8 +30,10 @@ from scvi.model.base import BaseModelClass
 from scalloy import _keys
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.data import checks
-from scalloy.data.align import aligned
+from scalloy.data.align import aligned, shallow
+from scalloy.data.disk import DiskRows, is_on_disk
 from scalloy.data.loader import CellLoader, Cells
+from scalloy.data.pieces import pieces_of, write_pieces
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
 from scalloy.models._getters import Getters, known_categories
@@ -85,7 +87,7 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
         Parameters
         ----------
         adata
-            Raw counts, cells x genes, in memory.
+            Raw counts, cells x genes, in memory or as :func:`scalloy.data.open_store` opens them.
         layer
             Layer with the counts; ``None`` is ``.X``.
         batch_key
@@ -256,11 +258,49 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
         target = self._own() if adata is None else adata
         key = key_added or self.name
         written = self._annotations(adata, key)
-        target = target.copy() if copy else target
+        if copy:
+            target = shallow(target) if is_on_disk(target) else target.copy()
         for attribute, values in written.items():
             for name, value in values.items():
                 getattr(target, attribute)[name] = value
         return target if copy else None
+
+    def write_annotations(
+        self,
+        path: str | Path,
+        adata: AnnData | None = None,
+        *,
+        key_added: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """What :meth:`annotate` writes, into a file, piece by piece: of as many cells as there are.
+
+        The file holds the columns of the cells, in their order, and no counts: read it with
+        ``anndata.read_h5ad`` or ``anndata.read_zarr``.
+
+        Parameters
+        ----------
+        path
+            A name that ends in ``.h5ad`` or ``.zarr``.
+        adata
+            Cells, in memory, backed, or of :func:`scalloy.data.open_store`; ``None`` is the model's own.
+        key_added
+            As in :meth:`annotate`.
+        overwrite
+            Whether to replace a file of this name.
+        """
+        self._check_if_trained(warn=True)
+        cells, key = self.adata if adata is None else adata, key_added or self.name
+        made = (self._annotated(piece, key) for piece in pieces_of(cells))
+        write_pieces(Path(path), made, overwrite=overwrite)
+
+    def _annotated(self, piece: AnnData, key: str) -> AnnData:
+        """Columns and annotations of cells, without their counts."""
+        written = self._annotations(piece, key)
+        obs = piece.obs[[c for c in piece.obs if not str(c).startswith("_scvi")]].copy()
+        for name, values in written.pop("obs", {}).items():
+            obs[name] = values
+        return AnnData(obs=obs, **written)
 
     def _own(self) -> Any:
         """The object that the user gave."""
@@ -319,7 +359,9 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
 
 def moments(x: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of each variable, where it is not NaN."""
-    if sp.issparse(x):
+    if isinstance(x, DiskRows):
+        mean, square = x.summary["sums"] / x.shape[0]
+    elif sp.issparse(x):
         mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
         square = np.bincount(x.indices, x.data.astype(np.float64) ** 2, x.shape[1]) / x.shape[0]
     else:

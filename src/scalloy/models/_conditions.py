@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +18,10 @@ from scvi.data.fields import CategoricalObsField
 from scalloy import _keys
 from scalloy.blocks.sparse import log_normalise
 from scalloy.data import checks
+from scalloy.data.pieces import pieces_of, write_pieces
 from scalloy.models import _options
 from scalloy.models._base import ScalloyModel, without
+from scalloy.models._getters import DECODED_ENTRIES
 from scalloy.vae.base import Sizes
 
 
@@ -126,6 +129,10 @@ allow_non_counts
         ``"transfer_group"`` and, where pooled, ``"transfer_far"``; ``.uns["transfer"]`` says how, with the
         shift of each group and its standard deviation by gene.
         """
+        settings = {"n_samples": n_samples, "library_size": library_size, "seed": seed}
+        return self._changed(cells, to, route=route, target_sum=target_sum, **settings)
+
+    def _changed(self, cells: AnnData | None, to: str | None, **settings: Any) -> AnnData:
         from scalloy.transfer import transfer
 
         if self.condition_key is None:
@@ -135,8 +142,39 @@ allow_non_counts
                 "train again."
             )
             raise ValueError(msg)
-        settings = {"n_samples": n_samples, "library_size": library_size, "seed": seed}
-        return transfer(self, cells, to, route=route, target_sum=target_sum, **settings)
+        return transfer(self, cells, to, **settings)
+
+    def write_transfer(
+        self,
+        path: str | Path,
+        cells: AnnData | None = None,
+        to: str | None = None,
+        *,
+        overwrite: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """What :meth:`transfer` returns, into a file, piece by piece: of as many cells as there are.
+
+        With ``route="auto"`` each piece of some thousand cells is pooled by itself. The shifts of groups are
+        not in the file.
+
+        Parameters
+        ----------
+        path
+            A name that ends in ``.h5ad`` or ``.zarr``.
+        cells, to, **kwargs
+            As in :meth:`transfer`; the cells in memory, backed, or of :func:`scalloy.data.open_store`.
+        overwrite
+            Whether to replace a file of this name.
+        """
+        from scalloy.transfer import group_moments
+
+        auto = kwargs.get("route", "auto") == "auto"
+        seen = group_moments(self, kwargs.get("target_sum", 1e4)) if auto else None
+        most = max(1, DECODED_ENTRIES // self._sizes().n_vars)
+        pieces = pieces_of(self.adata if cells is None else cells, most)
+        made = (self._changed(piece, to, seen=seen, **kwargs) for piece in pieces)
+        write_pieces(Path(path), map(_without_shifts, made), overwrite=overwrite)
 
     def predict(
         self,
@@ -198,3 +236,9 @@ allow_non_counts
             msg = f"No cell of {name!r} is under {control!r}. Pass `adata_to_predict`, or another `ctrl_key`."
             raise ValueError(msg)
         return self.adata[(of & (under == control)).to_numpy()].copy()
+
+
+def _without_shifts(made: AnnData) -> AnnData:
+    """A piece of a prediction; what is said of it holds for all pieces."""
+    made.uns["transfer"] = {k: v for k, v in made.uns["transfer"].items() if isinstance(v, str | float)}
+    return made

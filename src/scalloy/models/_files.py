@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 
 from scalloy.data import cells, plain, reading, writing
+from scalloy.data.disk import is_on_disk
 from scalloy.data.fingerprint import of_names
 from scalloy.models._query import own_cells
 from scalloy.vae.query import free_only
@@ -62,6 +63,12 @@ def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool
     if not overwrite and path.is_dir() and any(path.iterdir()):
         msg = f"`{path}` exists and is not empty. Pass `overwrite=True`, or another folder."
         raise FileExistsError(msg)
+    if save_anndata and is_on_disk(model.adata):
+        msg = (
+            "`save_anndata=True` would copy the whole store into the model's folder. Leave it out, and load "
+            "with `load(folder, adata=sa.data.open_store(...))`."
+        )
+        raise ValueError(msg)
     with writing.explained(path):
         path.mkdir(parents=True, exist_ok=True)
         writing.remove_parts(path)

@@ -20,24 +20,13 @@ from scalloy._keys import CONDITION_KEY
 from scalloy._seeds import seeded
 from scalloy.data import checks
 from scalloy.data.loader import CellLoader, as_positions
+from scalloy.data.pieces import in_memory
 from scalloy.models import _options
 from scalloy.vae.base import Batch, Sizes, VAEModule
 
 DECODED_ENTRIES = 8_000_000  # cells x genes decoded at once
-PIECE = 65_536  # cells of a backed object in memory at once
 Tensors = dict[str, torch.Tensor]
 PerCell = Callable[[Tensors], torch.Tensor]
-
-
-def _in_memory(data: Any, indices: Any) -> Iterator[tuple[Any, Any]]:
-    """Cells and their rows; of a backed object in pieces, each of which is read from the disk once."""
-    if not isinstance(data, AnnData) or not data.isbacked:
-        yield data, indices
-        return
-    rows = np.arange(data.n_obs) if indices is None else as_positions(indices, data.n_obs)
-    for first in range(0, len(rows), PIECE):
-        wanted, position = np.unique(rows[first : first + PIECE], return_inverse=True)
-        yield data[wanted].to_memory(), position
 
 
 class Getters:
@@ -120,7 +109,8 @@ class Getters:
                 batch_size = int(np.clip(DECODED_ENTRIES / self._sizes().n_vars, 64, 4096))
         device = self.module.device
         self.module.eval()
-        for part, rows in _in_memory(adata, indices):
+        own = adata is self._adata
+        for part, rows in in_memory(None if own else adata, indices):
             for tensors in CellLoader(self._manager_of(part), rows, batch_size=batch_size):
                 yield {k: v.to(device) for k, v in tensors.items()}
 

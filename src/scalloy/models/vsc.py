@@ -138,7 +138,8 @@ class BetaVSC(ScalloyModel):
             msg = f"`n_pseudo={n}` is more than the {x.shape[0]} cells, at which pseudo-inputs begin."
             raise ValueError(msg)
         rows = torch.randperm(x.shape[0])[:n].numpy()
-        some = x[rows].toarray() if hasattr(x, "toarray") else np.asarray(x[rows])
+        some = x[rows]
+        some = some.toarray() if hasattr(some, "toarray") else np.asarray(some)
         return likelihood.features(torch.as_tensor(some, dtype=torch.float32))
 
     # reading the code ---------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from scalloy.train.schedules import SCHEDULES, ramp
 from scalloy.vae.base import Batch, Terms, VAEModule
 
 State = dict[str, Tensor]
+AT_MOST = 32  # tensors in which the terms of an epoch's steps are kept
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -170,14 +171,20 @@ class TermsPlan(pl.LightningModule):
         self._record(means, self.weigh(means), len(cells.x))
 
     def _record(self, means: Mapping[str, Tensor], loss: Tensor, n: int) -> None:
-        """Keep the terms of this step on the device until the epoch ends."""
+        """Keep the terms of this step on the device until the epoch ends.
+
+        In few tensors: many small ones would lie between the buffers of the steps, which then cannot be used
+        again, and memory would grow by nearly a megabyte per step.
+        """
         self._names = list(means)
-        self._rows.extend(v.detach() for v in (loss, *means.values()))
+        self._rows.append(torch.stack([v.detach() for v in (loss, *means.values())])[None])
         self._sizes.append(n)
+        if len(self._rows) > AT_MOST:
+            self._rows = [torch.cat(self._rows)]
 
     def _flush(self, mode: str) -> dict[str, float]:
         """Log the means of the epoch that has ended, over all devices, and begin a new one."""
-        rows = torch.stack(self._rows).reshape(len(self._sizes), -1)
+        rows = torch.cat(self._rows)
         sizes = torch.tensor(self._sizes, dtype=rows.dtype, device=rows.device)
         sums = torch.cat([sizes @ rows, sizes.sum(0, keepdim=True)])
         *values, n = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()

@@ -1,0 +1,173 @@
+"""Cells that stay on the disk: rows of a sparse matrix, read when they are needed.
+
+What :func:`open_store` returns is an AnnData like any other, but its ``.X`` is anndata's view of a CSR matrix
+in a file. :class:`DiskRows` reads rows of it. Neighbouring rows lie in one chunk of the file, so that a
+training epoch visits blocks of neighbours in random order, fills a buffer with many of them and shuffles what
+it holds (block shuffling, as in annbatch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from anndata.abc import CSRDataset
+from anndata.io import read_elem, sparse_dataset
+
+from scalloy.data.checks import within
+
+BUFFER = 3_000_000  # entries of the matrix in memory at once
+BLOCKS = 32  # of neighbours, of which a buffer is made
+Item = TypeVar("Item")
+
+
+class DiskRows:
+    """A CSR matrix in a file, of which ``rows[...]`` reads some as a canonical one in memory."""
+
+    def __init__(self, matrix: CSRDataset) -> None:
+        self.shape: tuple[int, int] = matrix.shape
+        self.indptr = np.asarray(matrix.group["indptr"][:], dtype=np.int64)
+        self.indices, self.data = matrix.group["indices"], matrix.group["data"]
+        self.nnz = int(self.indptr[-1])
+
+    @property
+    def per_buffer(self) -> int:
+        """Rows that are held in memory at once."""
+        return int(np.clip(BUFFER * self.shape[0] / max(1, self.nnz), BLOCKS, 2**16))
+
+    def __getitem__(self, wanted: slice | np.ndarray) -> sp.csr_matrix:
+        if isinstance(wanted, slice):
+            first, last, _ = wanted.indices(self.shape[0])
+            return self._between(first, last)
+        rows, back = np.unique(wanted, return_inverse=True)
+        return sp.vstack([self._some(part) for part in self._near(rows)], format="csr")[back]
+
+    def _near(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Rows in parts, each of neighbours that are read together although some between are not wanted."""
+        block = max(1, self.per_buffer // BLOCKS)
+        cuts = np.flatnonzero((np.diff(rows) > block) | (np.diff(rows // (8 * block)) > 0)) + 1
+        yield from np.split(rows, cuts)
+
+    def _some(self, rows: np.ndarray) -> sp.csr_matrix:
+        """Rows in ascending order, by way of all from the first to the last."""
+        between = self._between(rows[0], rows[-1] + 1)
+        return between if len(rows) == between.shape[0] else between[rows - rows[0]]
+
+    def _between(self, first: int, last: int) -> sp.csr_matrix:
+        starts = self.indptr[first : last + 1]
+        entries = slice(int(starts[0]), int(starts[-1]))
+        data = np.asarray(self.data[entries], dtype=np.float32)
+        indices = np.asarray(self.indices[entries], dtype=np.int32)
+        x = sp.csr_matrix((data, indices, starts - starts[0]), shape=(last - first, self.shape[1]))
+        if not within(x):
+            msg = f"the store is damaged: rows {first} to {last} point outside of its {self.shape[1]} genes"
+            raise ValueError(msg)
+        if not (x.has_canonical_format and (x.data != 0).all()):
+            x.sum_duplicates()
+            x.eliminate_zeros()
+        return x
+
+    def slices(self) -> Iterator[slice]:
+        """All rows in order, as many at once as a buffer holds."""
+        for first in range(0, self.shape[0], self.per_buffer):
+            yield slice(first, min(first + self.per_buffer, self.shape[0]))
+
+    def shuffled(
+        self, rows: np.ndarray, cuts: np.ndarray, generator: torch.Generator | None = None
+    ) -> np.ndarray:
+        """Rows in random order, from one of the ``cuts`` to the next out of few blocks of neighbours."""
+        of = rows // max(1, self.per_buffer // BLOCKS)
+
+        def order(n: int) -> np.ndarray:
+            return torch.randperm(n, generator=generator).numpy()
+
+        rows = rows[np.argsort(order(int(of.max()) + 1)[of], kind="stable")]
+        return np.concatenate([rows[a:b][order(int(b - a))] for a, b in pairwise(cuts)])
+
+    # what a model begins at, in one pass ----------------------------------------------------------
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Lowest and highest value, total of each row, and of each column the sums of values and squares."""
+        totals, sums, low, high = [], np.zeros((2, self.shape[1])), 0.0, 0.0
+        for rows in self.slices():
+            x = self[rows]
+            low, high = min(low, float(x.min())), max(high, float(x.max()))
+            totals.append(np.asarray(x.sum(axis=1), dtype=np.float32).ravel())
+            values = x.data.astype(np.float64)
+            sums += [np.bincount(x.indices, v, self.shape[1]) for v in (values, values**2)]
+        return {"low": low, "high": high, "totals": np.concatenate(totals), "sums": sums}
+
+    def min(self) -> float:
+        return self.summary["low"]
+
+    def max(self) -> float:
+        return self.summary["high"]
+
+    def sum(self, axis: int) -> np.ndarray:
+        """Totals of rows (``axis=1``) or columns."""
+        return self.summary["totals"] if axis == 1 else self.summary["sums"][0]
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each of which is made in a second thread while the one before it is used."""
+    end: Any = object()
+    made = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, made, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, made, end)
+            yield item
+
+
+def is_on_disk(adata: Any) -> bool:
+    """Whether the counts of an AnnData stay on the disk, as those of :func:`open_store`."""
+    if not isinstance(adata, AnnData) or adata.isbacked or adata.is_view:  # whose counts would be read now
+        return False
+    return isinstance(adata.X, CSRDataset)
+
+
+def whole_of(adata: Any) -> tuple[Any, np.ndarray | None]:
+    """The store of which an AnnData is a view, with the rows of the view; or itself, without."""
+    if isinstance(adata, AnnData) and adata.is_view:
+        whole = adata._adata_ref
+        if is_on_disk(whole) and adata.var_names.equals(whole.var_names):
+            return whole, np.arange(whole.n_obs)[adata._oidx]
+    return adata, None
+
+
+def open_store(path: str | Path) -> AnnData:
+    """The cells of a store as an AnnData whose counts stay on the disk; models take it like any other.
+
+    Columns of cells and genes are in memory. ``store[rows].to_memory()`` reads some cells.
+
+    Parameters
+    ----------
+    path
+        What :func:`write_store` wrote, or another AnnData in zarr whose ``.X`` is a CSR matrix.
+    """
+    import zarr
+
+    if not Path(path).is_dir():
+        msg = f"There is no store `{path}`. Write one with `sa.data.write_store(adata, {str(path)!r})`."
+        raise FileNotFoundError(msg)
+    try:
+        group = zarr.open_group(path, mode="r")
+        kinds = [dict(part.attrs).get("encoding-type") for part in (group, group["X"])]
+    except (FileNotFoundError, KeyError):
+        kinds = ["no zarr group", "no matrix"]
+    if kinds != ["anndata", "csr_matrix"]:
+        msg = (
+            f"`{path}` holds {kinds[0]} with {kinds[1]} as `.X`. Expected an AnnData with a CSR matrix, as "
+            "`sa.data.write_store` writes it."
+        )
+        raise ValueError(msg)
+    return AnnData(sparse_dataset(group["X"]), obs=read_elem(group["obs"]), var=read_elem(group["var"]))
