@@ -35,8 +35,7 @@ def effect(model):
 
 def test_a_strong_penalty_takes_the_effect_away_only_where_the_condition_enters_first_alone(adata):
     first = [effect(trained(adata, mmd_weight=w, inject="first")) for w in (0.0, 1e3, 1e5)]
-    assert first[0] > first[1] > first[2]
-    assert first[2] < 0.5 * first[0]
+    assert max(first[1:]) < 0.5 * first[0]  # what is left of it is noise under both weights
     every = [effect(trained(adata, mmd_weight=w, inject="all")) for w in (0.0, 1e5)]
     assert every[1] > 0.8 * every[0]
 
