@@ -161,15 +161,6 @@ def kernel_ridge(
     return mean + towards @ np.linalg.solve(between + ridge * np.eye(len(control)), shift - mean)
 
 
-def missed_when_left_out(control: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Root mean square by gene of what :func:`kernel_ridge` misses of each group, left out in turn."""
-    missed = [
-        kernel_ridge(np.delete(control, i, 0), np.delete(shift, i, 0), control[i]) - shift[i]
-        for i in range(len(control))
-    ]
-    return np.sqrt(np.square(missed).mean(0))
-
-
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Between all rows of two arrays."""
     return np.square(a[:, None] - b[None]).sum(-1)

@@ -112,10 +112,6 @@ class CountDistribution(Distribution):
         """Log-probability of every entry, ``(..., G)``."""
         raise NotImplementedError
 
-    def scaled(self, log_factor: Tensor) -> CountDistribution:
-        """The same with rates multiplied by gene; those of a cell still add up to its library size."""
-        raise NotImplementedError
-
     def _log_prob_sparse(self, value: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -131,6 +127,7 @@ class Poisson(CountDistribution):
         return value * self.rate.log_mean - self.mean - torch.lgamma(value + 1)
 
     def scaled(self, log_factor: Tensor) -> Poisson:
+        """The same with rates multiplied by gene; those of a cell still add up to its library size."""
         return Poisson(Rate(self.rate.logits + log_factor, self.rate.log_ell))
 
     def entries(self, nz: Nonzeros) -> Poisson:
@@ -166,6 +163,7 @@ class NegativeBinomial(CountDistribution):
         return count - theta * F.softplus(v) + value * F.logsigmoid(v)
 
     def scaled(self, log_factor: Tensor) -> NegativeBinomial:
+        """The same with rates multiplied by gene; those of a cell still add up to its library size."""
         return NegativeBinomial(Rate(self.rate.logits + log_factor, self.rate.log_ell), self.log_theta)
 
     def entries(self, nz: Nonzeros) -> NegativeBinomial:
@@ -206,9 +204,6 @@ class ZeroInflated(CountDistribution):
         base = self.base.log_pmf(value)
         zero = torch.logaddexp(self.gate, base)
         return torch.where(value == 0, zero, base) - F.softplus(self.gate)
-
-    def scaled(self, log_factor: Tensor) -> ZeroInflated:
-        return ZeroInflated(self.base.scaled(log_factor), self.gate)
 
     def _log_prob_sparse(self, value: Tensor) -> Tensor:
         return count_log_prob(
@@ -317,11 +312,6 @@ class PiecewiseCategorical(CountDistribution):
     def _log_tail(self, base: Poisson | NegativeBinomial, value: Tensor) -> Tensor:
         tail = base.log_pmf((value - self.k_max).clamp_min(0))
         return torch.where(value >= self.k_max, tail, torch.zeros_like(tail))
-
-    def scaled(self, log_factor: Tensor) -> PiecewiseCategorical:
-        """Category ``k`` counts ``factor^k`` times as much: exact where the counts are Poisson and few."""
-        k = torch.arange(self.k_max + 1, dtype=self.logits.dtype, device=self.logits.device).unsqueeze(-1)
-        return PiecewiseCategorical(self.base.scaled(log_factor), self.logits + log_factor.unsqueeze(-2) * k)
 
     def _log_prob_sparse(self, value: Tensor) -> Tensor:
         shape = self.rate.logits.shape
