@@ -8,10 +8,11 @@
 
 The pooled shift of a group of cells (their label, or cluster) is the mean of two estimates which err in
 different ways: what the decoder says of these cells, and what other groups have shown, each for as much as it
-is worth (:func:`scalloy.baselines.partial_pooling`). Both are changes of mean log-normalised expression, the
-decoder's measured on counts sampled before and after: the mean of the decoder pushed through a logarithm is
-biased. What a cell expresses beside its group is the mean of what is decoded before and after: the one knows
-the genes of its type, the other those that the condition induces.
+is worth (:func:`scalloy.baselines.partial_pooling`); how large a change is the latter know better
+(:func:`trusted`). Both are changes of mean log-normalised expression, the decoder's measured on counts
+sampled before and after: the mean of the decoder pushed through a logarithm is biased. What a cell expresses
+beside its group is the mean of what is decoded before and after: the one knows the genes of its type, the
+other those that the condition induces.
 
 Counts of the route "auto" are those of the cells themselves, thinned where a gene falls and added to where
 it rises (:mod:`scalloy.baselines.counts`): counts that a decoder draws anew have lost what is a cell's own.
@@ -240,7 +241,18 @@ def pooled(own: np.ndarray, cells: np.ndarray, seen: dict, group: str, source: s
     inverse_size = sum(1 / np.array([m.n for m in of]) for of in pairs)
     found = partial_pooling(c, treated - c, control, within=within, inverse_size=inverse_size)
     far = squared_distances(control[None], c).min() > typical_distance(c)
+    own = own * trusted(own, found.mean)
     return Shift((own + found.mean) / 2, found.sd_of_mean(cells), others, bool(far))
+
+
+def trusted(own: np.ndarray, others: np.ndarray) -> float:
+    """Factor which brings the decoder's shift to between once and twice the size of the others', along it.
+
+    A decoder has learned less of a pair than of those that it saw, and changes cells of an unseen one too
+    little. Where the others agree on no change, what it says is noise.
+    """
+    size = max(0.0, float(own @ others) / max(float(own @ own), 1e-12))
+    return float(np.clip(1.0, size, 2 * size))
 
 
 def _changed(

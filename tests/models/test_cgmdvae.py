@@ -338,3 +338,18 @@ def test_blobs_are_found_and_their_conditions_mix():
     half = np.random.default_rng(0).random(len(z)) < 0.5
     accuracy = KNeighborsClassifier(15).fit(z[half], c[half]).score(z[~half], c[~half])
     assert accuracy < 0.6
+
+
+def test_size_of_the_decoders_shift_is_that_of_others_or_up_to_twice_it():
+    from scalloy.transfer import trusted
+
+    others = np.array([1.0, -2.0, 0.5])
+    for size, expected in ((0.25, 1.0), (1.0, 1.0), (1.7, 1.7), (2.0, 2.0), (8.0, 2.0)):
+        own = size * others
+        np.testing.assert_allclose(trusted(own, others) * own, expected * others)
+    assert trusted(-others, others) == 0  # it says the opposite
+    assert trusted(others, 0 * others) == 0  # nothing changes
+    assert trusted(0 * others, others) >= 0
+    across = others + np.array([2.0, 1.0, 0.0])  # of which a part is the others' direction
+    along = trusted(across, others) * across @ others / (others @ others)
+    assert 0 < along <= 2

@@ -302,12 +302,13 @@ def _collected(results: Any, settings: list[dict[str, Any]]) -> Search:
     for i in range(len(results)):
         result = results[i]
         found = result.metrics or {}
+        trial = (result.config or {"trial": i})["trial"]  # a trial that never began has no configuration
         status = "finished" if JUDGE in found else "stopped early"
         folder = result.checkpoint.path if result.checkpoint is not None else None
         rows.append(
             {
-                "trial": result.config["trial"],
-                **settings[result.config["trial"]],
+                "trial": trial,
+                **settings[trial],
                 "status": "failed" if result.error else status,
                 **{k: found.get(k, np.nan) for k in FIGURES},
                 "folder": folder,
