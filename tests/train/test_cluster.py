@@ -54,7 +54,7 @@ def test_the_page_runs(address, tmp_path, monkeypatch):
     """Training and search as the page on clusters shows them, with fewer workers, cells and epochs."""
     kang = sa.datasets.kang()[::6].copy()
     monkeypatch.setattr(sa.datasets, "kang", lambda: kang)
-    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/clusters.md").read_text()
     code = re.findall(r"```python\n(.*?)```", page, flags=re.S)[1]
     for shown, here in (
         ('"auto", "/shared"', f"{address!r}, {str(tmp_path)!r}"),

@@ -163,7 +163,7 @@ def test_processes_that_are_not_scripts_give_back_the_model(strategy, tmp_path):
 
 
 def test_the_script_of_the_page_runs(tmp_path):
-    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/clusters.md").read_text()
     script = re.findall(r"```python\n(.*?)```", page, flags=re.S)[0]
     (tmp_path / "run.py").write_text(script.replace("model.train(", "model.train(max_epochs=1, "))
     command = [sys.executable, "-W", "ignore", "run.py"]
