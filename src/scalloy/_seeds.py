@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from scvi import settings
 
+LIGHTNINGS = "PL_GLOBAL_SEED"  # at which Lightning begins anew when it starts processes
 _drawing: ContextVar[bool] = ContextVar("drawing", default=False)
 
 
@@ -34,6 +36,7 @@ def seeded(seed: int | None, otherwise: int = 0) -> Iterator[None]:
         return
     seed = otherwise if seed is None else seed
     token, before = _drawing.set(True), np.random.get_state()  # noqa: NPY002 (scvi-tools draws from it)
+    given = os.environ.pop(LIGHTNINGS, None)
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
@@ -42,6 +45,8 @@ def seeded(seed: int | None, otherwise: int = 0) -> Iterator[None]:
     finally:
         np.random.set_state(before)  # noqa: NPY002
         _drawing.reset(token)
+        if given is not None:
+            os.environ[LIGHTNINGS] = given
 
 
 def repeatable(init: Callable[..., None]) -> Callable[..., None]:
