@@ -81,7 +81,8 @@ def running(address: str | None) -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    ray.init(address=address, **quiet, **({"include_dashboard": False} if address is None else {}))
+    where = address or os.environ.get("RAY_ADDRESS", "local")  # and not a cluster that happens to be here
+    ray.init(address=where, **quiet, **({"include_dashboard": False} if where == "local" else {}))
     try:
         yield
     finally:
