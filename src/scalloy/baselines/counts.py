@@ -41,8 +41,7 @@ def thinned_or_added(
         ``s`` of each cell and gene; ``None`` is 1.
     """
     keep = np.where(before > 0, np.minimum(1, after / np.maximum(before, 1e-12)), 1.0)
-    kept = counts.astype(np.float64)
-    kept.data = rng.binomial(np.rint(counts.data).astype(np.int64), keep[counts.indices])
+    kept = _thinned(counts, keep[counts.indices], rng)
     rises = np.flatnonzero(after > before)
     ell, more = np.asarray(counts.sum(axis=1)), (after - before)[rises]
     parts = []
@@ -53,6 +52,13 @@ def thinned_or_added(
         shape = (rate.shape[0], counts.shape[1])
         parts.append(sp.csr_matrix((added.data, (added.row, rises[added.col])), shape))
     return sp.csr_matrix(kept + sp.vstack(parts, format="csr"), dtype=np.float32)
+
+
+def _thinned(counts: sp.csr_matrix, keep: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
+    """Each count of each entry is kept with the probability of that entry."""
+    kept = counts.astype(np.float64)
+    kept.data = rng.binomial(np.rint(counts.data).astype(np.int64), keep)
+    return kept
 
 
 def fractions(counts: sp.csr_matrix) -> np.ndarray:
@@ -88,8 +94,7 @@ def with_depth(
     """
     total = np.asarray(counts.sum(axis=1)).ravel()
     keep = np.minimum(1, depth / np.maximum(total, 1e-12))
-    kept = counts.astype(np.float64)
-    kept.data = rng.binomial(np.rint(counts.data).astype(np.int64), np.repeat(keep, np.diff(counts.indptr)))
+    kept = _thinned(counts, np.repeat(keep, np.diff(counts.indptr)), rng)
     lacks = (depth - total).clip(0) / np.maximum(share.sum(1), 1e-12)
     return sp.csr_matrix(kept + sp.csr_matrix(rng.poisson(lacks[:, None] * share)), dtype=np.float32)
 

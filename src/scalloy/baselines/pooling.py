@@ -76,12 +76,13 @@ def partial_pooling(
     scale = typical_distance(control) or float(squared_distances(to[None], control).mean()) or 1.0
     between = squared_distances(control, control) / scale
     towards = squared_distances(to[None], control)[0] / scale
-    fits = []
-    for rho, width in product(shared, widths):
+
+    def fit(rho: float, width: float) -> tuple[Rotated, np.ndarray, float, float]:
         like, near = (rho + (1 - rho) * np.exp(-d / width) for d in (between, towards))
-        rotated = Rotated.of(like, shift, within, inverse_size, sizes)
-        fits.append((rotated.evidence, rho, width, rotated, near))
-    _, rho, width, best, near = max(fits, key=lambda fit: fit[0])
+        return Rotated.of(like, shift, within, inverse_size, sizes), near, rho, width
+
+    fits = (fit(*settings) for settings in product(shared, widths))  # of which two are held at once
+    best, near, rho, width = max(fits, key=lambda found: found[0].evidence)
     mean, variance = best.predicted(near)
     return Pooled(mean, np.sqrt(variance), rho, width)
 
