@@ -57,6 +57,8 @@ def _write_h5mu(mdata: Any, path: Path) -> None:
 
 
 def _write_zarr(data: Any, path: Path) -> None:
+    if is_mudata(data):  # mudata has NumPy's integer there after reading h5mu, which zarr does not write
+        data._axis = int(data.axis)
     with anndata.settings.override(allow_write_nullable_strings=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Writing zarr v2")
         data.write_zarr(path)
