@@ -89,6 +89,7 @@ def test_autotune_of_scvi_searches_over_our_arguments(cells, tmp_path, monkeypat
     from scvi.autotune import run_autotune
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_TQDM_PATCH_PRINT", "0")  # numba does not compile a `print` that Ray replaced
     sa.VAE.setup_anndata(cells, batch_key="batch")
     found = run_autotune(
         sa.VAE,

@@ -269,17 +269,32 @@ def test_without_coupling_the_kl_is_that_of_two_independent_posteriors():
     torch.testing.assert_close(joint.kl(q, joint.draw(q)), expected)
 
 
-def test_unseen_modality_is_drawn_from_the_prior_given_the_other_one():
+def test_unseen_modality_is_drawn_by_the_message_and_the_other_one_given_it():
     joint = Coupled(one_dimensional()).eval()
     told, here = experts(n=1, seen=(1.0, 0.0))
     with torch.no_grad():
         q, latents = many(joint, told, here, 20_000)
         z, z2 = latents["z"], latents["z2"]
-        assert latents["z_first"].all()
-        given = gibbs.normal(gibbs.message(z, joint.coupling()))
-    u = norm.cdf(((z2 - given.mean) / given.stddev).numpy().ravel())
-    assert kstest(u, "uniform").pvalue > 0.01
-    torch.testing.assert_close(q["z2"].mean, gibbs.normal(told[0].other).mean.expand(20_000, 1))
+        assert not latents["z_first"].any()
+        by_message = gibbs.normal(told[0].other)
+        given = gibbs.normal(gibbs.message(z2, joint.coupling().T) + told[0].own)
+    for value, p in ((z2, by_message), (z, given)):
+        u = norm.cdf(((value - p.mean) / p.stddev).numpy().ravel())
+        assert kstest(u, "uniform").pvalue > 0.01
+    torch.testing.assert_close(q["z2"].mean, by_message.mean.expand(20_000, 1))
+
+
+@pytest.mark.parametrize("seen", [(1.0, 0.0), (0.0, 1.0)])
+def test_code_is_the_mean_of_the_draws(seen):
+    torch.manual_seed(0)
+    joint = Coupled(FirstOrder(2, 2)).eval()
+    joint.coupling.raw.data = torch.diag(torch.tensor([3.0, -1.5]))
+    told, here = experts(n=1, d=(2, 2), seen=seen)
+    with torch.no_grad():
+        q, latents = many(joint, told, here, 20_000)
+        for k, (mean, variance) in joint.codes(q).items():
+            torch.testing.assert_close(latents[k].mean(0), mean[0], atol=0.03, rtol=0)
+            assert (variance > 0).all()
 
 
 def test_hidden_modality_tells_nothing():

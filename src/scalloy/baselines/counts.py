@@ -96,7 +96,11 @@ def with_depth(
     keep = np.minimum(1, depth / np.maximum(total, 1e-12))
     kept = _thinned(counts, np.repeat(keep, np.diff(counts.indptr)), rng)
     lacks = (depth - total).clip(0) / np.maximum(share.sum(1), 1e-12)
-    return sp.csr_matrix(kept + sp.csr_matrix(rng.poisson(lacks[:, None] * share)), dtype=np.float32)
+    parts = [
+        sp.csr_matrix(rng.poisson(lacks[first : first + ROWS, None] * share[first : first + ROWS]))
+        for first in range(0, counts.shape[0], ROWS)
+    ]
+    return sp.csr_matrix(kept + sp.vstack(parts, format="csr"), dtype=np.float32)
 
 
 def redrawn(

@@ -2,7 +2,7 @@
 
     ``Coupled``   private latents, product of the coupled prior with the experts; drawn in order, the first
                   from a Gaussian with the message of the other modality, the second from its exact
-                  conditional
+                  conditional; that of a modality which is not seen comes first
     ``Product``   one shared latent, N(0, I) times the experts        (Wu & Goodman, NeurIPS 2018)
     ``Mixture``   one shared latent, one of the experts at random     (Shi et al., NeurIPS 2019)
 
@@ -136,7 +136,7 @@ class Coupled(Joint):
         drawn = {k: q[k].rsample(sample_shape) for k in BOTH}
         only = q.seen[..., 0] != q.seen[..., 1]
         either = torch.rand(drawn["z"].shape[:-1], device=only.device) < 0.5
-        z_first = torch.where(only, q.seen[..., 0] > 0, either).unsqueeze(-1)
+        z_first = torch.where(only, q.seen[..., 0] == 0, either).unsqueeze(-1)
         second = {k: given.posterior.rsample() for k, given in self._second(q, drawn).items()}
         return {
             "z": torch.where(z_first, drawn["z"], second["z"]),
@@ -165,11 +165,12 @@ class Coupled(Joint):
         return log_p - self.coupling.log_partition() - self._in_order(latents, log_q["z"], log_q["z2"])
 
     def codes(self, q: Posterior) -> dict[str, Moments]:
-        """Of a modality that was not seen, given the mean of the other one."""
+        """Of a modality that alone was seen, given the mean of the other one."""
         second, out = self._second(q, {k: q[k].mean for k in BOTH}), {}
-        for k, seen in zip(BOTH, q.seen.unsqueeze(-1).unbind(-2), strict=True):
-            p, own = second[k].posterior, seen > 0
-            out[k] = torch.where(own, q[k].mean, p.mean), torch.where(own, q[k].variance, p.variance)
+        more = q.seen - q.seen.flip(-1)
+        for k, alone in zip(BOTH, (more > 0).unsqueeze(-1).unbind(-2), strict=True):
+            p = second[k].posterior
+            out[k] = torch.where(alone, p.mean, q[k].mean), torch.where(alone, p.variance, q[k].variance)
         return out
 
     def code(self, q: Posterior) -> Moments:

@@ -15,6 +15,7 @@ from scalloy import _keys
 from scalloy._seeds import seeded
 from scalloy.blocks import gibbs
 from scalloy.blocks.coupling import SecondOrder
+from scalloy.blocks.expected import mean_log1p
 from scalloy.blocks.joints import BOTH, Coupled
 from scalloy.blocks.sparse import log_normalise, map_values
 from scalloy.models import _options
@@ -194,17 +195,18 @@ class PairGetters:
         """Mean, and the bounds of the interval, of some cells."""
         q, total, drawn = self.module.encode(batch), torch.zeros(()), []
         likelihood = getattr(self.module, LIKELIHOODS[side])
-        samples = interval is not None or (scale == "log1p" and side == 1)
+        logged = log_normalise if side == 0 else torch.log1p
         for _ in range(n_samples):
             p = self.module.decode_one(X[side], batch, self.module.draw(q))
-            if samples:
+            if interval is not None:
                 x = p.sample()
-                logged = log_normalise if side == 0 else torch.log1p
                 drawn.append(logged(x) if scale == "log1p" else x)
-            if side == 1:
-                total = total + (drawn[-1] if scale == "log1p" else p.mean)
+            if scale == "counts":
+                total = total + p.mean
+            elif likelihood.draws_counts:
+                total = total + mean_log1p(p, 1e4 / p.mean.sum(-1, keepdim=True) if side == 0 else 1.0)
             else:
-                total = total + (likelihood.predicted(p) if scale == "log1p" else p.mean)
+                total = total + (likelihood.predicted(p) if side == 0 else torch.log1p(p.sample()))
         mean = total / n_samples
         if interval is None:
             return (mean,)
