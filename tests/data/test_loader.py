@@ -143,6 +143,18 @@ def test_split_is_a_partition(n, train, seed):
         np.testing.assert_array_equal(a, b)
 
 
+@settings(deadline=None)
+@given(n=hs.integers(1, 300), train=hs.floats(0.05, 1), share=hs.floats(0, 1), seed=hs.integers(0, 99))
+def test_cells_that_are_kept_are_trained_on(n, train, share, seed):
+    kept = np.random.default_rng(seed).random(n) < share
+    parts, plain = split(n, train, seed=seed, kept=kept), split(n, train, seed=seed)
+    assert sorted(np.concatenate(parts)) == list(range(n))
+    assert [len(part) for part in parts] == [len(part) for part in plain]
+    assert kept[parts[0]].sum() == min(kept.sum(), len(parts[0]))
+    if not kept.any():
+        np.testing.assert_array_equal(parts[0], plain[0])
+
+
 def test_split_with_a_test_set_and_bad_sizes():
     train, val, test = split(100, 0.7, 0.2)
     assert (len(train), len(val), len(test)) == (70, 20, 10)

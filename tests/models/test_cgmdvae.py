@@ -108,6 +108,19 @@ def test_annotate_writes_labels(labelled):
     assert out.obs["cgmdvae_cluster"].dtype == "category"
 
 
+def test_cells_of_a_rare_label_are_trained_on(simulated):
+    told = np.full(simulated.n_obs, "Unknown", dtype=object)
+    rare, usual = [3, 170], slice(20, 70)
+    told[usual], told[rare] = "usual", "rare"
+    simulated.obs["told"] = told
+    sa.CGMDVAE.setup_anndata(simulated, labels_key="told", unlabeled_category="Unknown")
+    for seed in range(8):
+        model = sa.CGMDVAE(simulated, n_hidden=8, seed=seed)
+        model.train(max_epochs=1, train_size=0.5, enable_progress_bar=False)
+        assert set(rare) <= set(model.train_indices)
+        assert not set(range(20, 70)) <= set(model.train_indices)
+
+
 def test_a_rare_label_is_repeated(simulated):
     adata = simulated.copy()
     rare = (adata.obs["cluster"] == "cluster_1") & (np.arange(adata.n_obs) % 40 != 0)

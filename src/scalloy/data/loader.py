@@ -292,6 +292,7 @@ class CellSplitter(pl.LightningDataModule):
         divide: bool = False,
         n_samples_per_label: int | None = None,
         n_labels: int = 0,
+        kept: np.ndarray | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -302,7 +303,9 @@ class CellSplitter(pl.LightningDataModule):
         self.train_idx, self.val_idx, self.test_idx = (
             [np.asarray(part) for part in external_indexing]
             if external_indexing is not None
-            else split(n, train_size, validation_size, shuffle=shuffle_set_split, seed=resolved(seed))
+            else split(
+                n, train_size, validation_size, shuffle=shuffle_set_split, seed=resolved(seed), kept=kept
+            )
         )
         self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
         self.data_loader_kwargs = {"batch_size": batch_size}

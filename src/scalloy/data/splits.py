@@ -12,6 +12,7 @@ def split(
     *,
     shuffle: bool = True,
     seed: int = 0,
+    kept: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows for training, validation and test; disjoint, and together all rows.
 
@@ -27,6 +28,8 @@ def split(
         Whether to draw at random; otherwise validation comes first in the order of the data.
     seed
         Of the draw.
+    kept
+        Mask of cells to train on in any case, as far as there is room.
     """
     train_size = 0.9 if train_size is None else train_size
     if not 0 < train_size <= 1:
@@ -39,5 +42,9 @@ def split(
         msg = f"`train_size={train_size}` and `validation_size={validation_size}` sum to more than 1."
         raise ValueError(msg)
     order = np.random.default_rng(seed).permutation(n) if shuffle else np.arange(n)
+    if kept is not None:
+        first = order[kept[order]][:n_train]
+        others = order[~np.isin(order, first)]
+        order = np.concatenate([others[:n_val], first, others[n_val:]])
     val, train, test = np.split(order, [n_val, n_val + n_train])
     return train, val, test

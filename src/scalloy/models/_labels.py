@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scvi import REGISTRY_KEYS
 
 from scalloy import _keys
 from scalloy._seeds import seeded
@@ -17,6 +18,7 @@ from scalloy.models._base import ScalloyModel
 from scalloy.vae.base import Batch
 
 N_SAMPLES = 25
+FEW = 10  # cells of a label, with which none of them is spared for validation
 
 
 class LabelModel(ScalloyModel):
@@ -101,6 +103,8 @@ class LabelModel(ScalloyModel):
     def train(self, *args: Any, n_samples_per_label: int | None = None, **kwargs: Any) -> None:  # type: ignore[override]
         """Train the model: the call of :meth:`scalloy.VAE.train`, and besides
 
+        Of a label that fewer than ten cells have, all are trained on and none are left for validation.
+
         Parameters
         ----------
         *args, **kwargs
@@ -115,4 +119,12 @@ class LabelModel(ScalloyModel):
                 raise ValueError(msg)
             more = {"n_samples_per_label": n_samples_per_label, "n_labels": len(self.labels)}
             kwargs["datasplitter_kwargs"] = {**(kwargs.get("datasplitter_kwargs") or {}), **more}
+        if self.labels and kwargs.get("datamodule") is None:
+            given = kwargs.get("datasplitter_kwargs") or {}
+            kwargs["datasplitter_kwargs"] = {"kept": self._rarely_labelled(), **given}
         super().train(*args, **kwargs)
+
+    def _rarely_labelled(self) -> np.ndarray:
+        """Mask of the cells whose label has few."""
+        y = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY)).ravel()
+        return (y < len(self.labels)) & (np.bincount(y)[y] < FEW)
