@@ -51,7 +51,7 @@ def test_a_single_label_is_certain():
 
 def test_chosen_cells_stand_for_all_of_their_label(monkeypatch):
     monkeypatch.setattr(readers, "MOST", 20)
-    some, y = Some(2), torch.tensor([0] * 15 + [1] * 15 + [2] * 3)
+    some, y = Some(2, 10), torch.tensor([0] * 15 + [1] * 15 + [2] * 3)
     first, second = some.of(y), some.of(y)
     assert first.all()
     assert [int(second[y == k].sum()) for k in range(3)] == [5, 5, 3]
@@ -60,3 +60,12 @@ def test_chosen_cells_stand_for_all_of_their_label(monkeypatch):
     reader = LabelReader(1, 2)
     reader.fit(x, torch.arange(60) % 2, torch.tensor([900, 100]))
     torch.testing.assert_close(reader(x[:1]), torch.tensor([[0.9, 0.1]]), atol=1e-3, rtol=0)
+
+
+def test_more_cells_without_label_are_chosen_if_memory_allows(monkeypatch):
+    for name, value in {"MOST": 20, "UNLABELLED": 50, "ENTRIES": 3000}.items():
+        monkeypatch.setattr(readers, name, value)
+    y = torch.tensor([0] * 100 + [1] * 100)
+    for n_vars, expected in {10: 50, 100: 30, 1000: 20}.items():
+        chosen = Some(1, n_vars).of(y)
+        assert [int(chosen[y == k].sum()) for k in (0, 1)] == [20, expected]

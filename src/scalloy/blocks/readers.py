@@ -18,6 +18,7 @@ from scalloy.blocks.priors import NEVER
 
 N_PCS = 30
 MOST = 500  # cells of each label that are read
+UNLABELLED, ENTRIES = 3000, 6_000_000  # cells without label, and at most so many values of these
 
 
 class LabelReader(nn.Module):
@@ -87,23 +88,28 @@ class LabelReader(nn.Module):
 
 
 class Some:
-    """Chooses at most ``MOST`` cells of each label, and of those without, as they come by.
+    """Chooses at most ``MOST`` cells of each label, and more of those without, as they come by.
 
     Parameters
     ----------
     n_labels
         Number of labels; the code after the last one is none of them.
+    n_vars
+        Values of each cell. Principal components are those of the cells without label, so several thousand of
+        these are read if memory allows.
     """
 
-    def __init__(self, n_labels: int) -> None:
+    def __init__(self, n_labels: int, n_vars: int) -> None:
         self.sizes = torch.zeros(n_labels + 1, dtype=torch.long)
+        self.most = torch.full_like(self.sizes, MOST)
+        self.most[-1] = max(MOST, min(UNLABELLED, ENTRIES // n_vars))
 
     def of(self, y: Tensor) -> Tensor:
         """Mask of the cells with codes ``y`` that are chosen."""
         each = nn.functional.one_hot(y, len(self.sizes)).cumsum(0).cpu()
         rank = (self.sizes + each).gather(-1, y.cpu().unsqueeze(-1)).squeeze(-1)
         self.sizes += each[-1]
-        return (rank <= MOST).to(y.device)
+        return (rank <= self.most[y.cpu()]).to(y.device)
 
 
 class Readers(nn.Module):
@@ -127,7 +133,7 @@ class Readers(nn.Module):
 
     def fit(self, cells: Iterable[tuple[Tensor, Tensor | None, Tensor]]) -> None:
         """Learn from codes, expression (or none) and labels of cells, which come in pieces."""
-        some, read = Some(self.n_labels), []
+        some, read = Some(self.n_labels, len(self.of_x.weight)), []
         for z, x, y in cells:
             chosen = some.of(y)
             read.append((z[chosen], None if x is None else x[chosen], y[chosen]))
