@@ -126,5 +126,5 @@ class LabelModel(ScalloyModel):
 
     def _rarely_labelled(self) -> np.ndarray:
         """Mask of the cells whose label has few."""
-        y = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY)).ravel()
+        y = np.asarray(self._manager_of(None).get_from_registry(REGISTRY_KEYS.LABELS_KEY)).ravel()
         return (y < len(self.labels)) & (np.bincount(y)[y] < FEW)
