@@ -45,13 +45,17 @@ def thinned_or_added(
     rises = np.flatnonzero(after > before)
     ell, more = np.asarray(counts.sum(axis=1)), (after - before)[rises]
     parts = []
-    for first in range(0, counts.shape[0], ROWS):
-        part = slice(first, first + ROWS)
+    for part in _pieces(counts.shape[0]):
         rate = ell[part] * more * (1.0 if pattern is None else pattern[part][:, rises])
         added = sp.coo_matrix(rng.poisson(rate * rng.gamma(SHAPE, 1 / SHAPE, rate.shape)))
         shape = (rate.shape[0], counts.shape[1])
         parts.append(sp.csr_matrix((added.data, (added.row, rises[added.col])), shape))
     return sp.csr_matrix(kept + sp.vstack(parts, format="csr"), dtype=np.float32)
+
+
+def _pieces(n: int) -> list[slice]:
+    """Rows of which dense values are held at once."""
+    return [slice(first, first + ROWS) for first in range(0, n, ROWS)]
 
 
 def _thinned(counts: sp.csr_matrix, keep: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
@@ -96,10 +100,8 @@ def with_depth(
     keep = np.minimum(1, depth / np.maximum(total, 1e-12))
     kept = _thinned(counts, np.repeat(keep, np.diff(counts.indptr)), rng)
     lacks = (depth - total).clip(0) / np.maximum(share.sum(1), 1e-12)
-    parts = [
-        sp.csr_matrix(rng.poisson(lacks[first : first + ROWS, None] * share[first : first + ROWS]))
-        for first in range(0, counts.shape[0], ROWS)
-    ]
+    rows = _pieces(counts.shape[0])
+    parts = [sp.csr_matrix(rng.poisson(lacks[part, None] * share[part])) for part in rows]
     return sp.csr_matrix(kept + sp.vstack(parts, format="csr"), dtype=np.float32)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from scalloy.blocks.distributions import BackgroundMixture, CountDistribution, ZeroInflated
 
 SUMMED = 16  # counts of which each is a term
-NEVER = 1e-6  # probability of the others with which they are left out
+NEGLIGIBLE = 1e-6  # probability of the others with which they are left out
 
 
 def mean_log1p(p: CountDistribution, factor: Tensor | float = 1.0) -> Tensor:
@@ -41,8 +41,8 @@ def mean_log1p(p: CountDistribution, factor: Tensor | float = 1.0) -> Tensor:
         chance = p.log_pmf(torch.full_like(p.mean, float(k))).exp()
         left, first, second = left - chance, first - k * chance, second - k**2 * chance
         total = total + chance * torch.log1p(factor * k)
-    left = left.clamp_min(NEVER)
+    left = left.clamp_min(NEGLIGIBLE)
     mean = (first / left).clamp_min(SUMMED + 1)
     shape = (mean + 1 / factor).square() / (second / left - mean.square()).clamp_min(1e-3)
     beyond = torch.log1p(factor * mean) + torch.digamma(shape) - shape.log()
-    return total + torch.where(left > NEVER, left * beyond.clamp_min(0), 0.0)
+    return total + torch.where(left > NEGLIGIBLE, left * beyond.clamp_min(0), 0.0)

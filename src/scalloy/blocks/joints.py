@@ -167,8 +167,8 @@ class Coupled(Joint):
     def codes(self, q: Posterior) -> dict[str, Moments]:
         """Of a modality that alone was seen, given the mean of the other one."""
         second, out = self._second(q, {k: q[k].mean for k in BOTH}), {}
-        more = q.seen - q.seen.flip(-1)
-        for k, alone in zip(BOTH, (more > 0).unsqueeze(-1).unbind(-2), strict=True):
+        only = (q.seen > q.seen.flip(-1)).unsqueeze(-1)
+        for k, alone in zip(BOTH, only.unbind(-2), strict=True):
             p = second[k].posterior
             out[k] = torch.where(alone, p.mean, q[k].mean), torch.where(alone, p.variance, q[k].variance)
         return out

@@ -70,7 +70,10 @@ class Likelihood(nn.Module):
         return dense(log_normalise(x, target_sum) if self.draws_counts else self.features(x))
 
     def predicted(self, p_x: Distribution) -> Tensor:
-        """What is expected on the scale of :meth:`observed`."""
+        """What is expected, on the scale of :meth:`observed`: of counts the logarithm of their mean.
+
+        The mean of their logarithm is :func:`scalloy.blocks.expected.mean_log1p`.
+        """
         return torch.log1p(1e4 * self.fraction(p_x)) if self.draws_counts else p_x.mean
 
     @torch.no_grad()

@@ -112,16 +112,16 @@ class LabelModel(ScalloyModel):
         n_samples_per_label
             Cells of a rarer label are repeated within an epoch so that there are at least this many.
         """
+        more: dict[str, Any] = {}
         if n_samples_per_label is not None:
             _options.positive(n_samples_per_label=n_samples_per_label)
             if not self.labels:
                 msg = f"`n_samples_per_label={n_samples_per_label}` needs labels, and none are registered."
                 raise ValueError(msg)
             more = {"n_samples_per_label": n_samples_per_label, "n_labels": len(self.labels)}
-            kwargs["datasplitter_kwargs"] = {**(kwargs.get("datasplitter_kwargs") or {}), **more}
-        if self.labels and kwargs.get("datamodule") is None:
-            given = kwargs.get("datasplitter_kwargs") or {}
-            kwargs["datasplitter_kwargs"] = {"kept": self._rarely_labelled(), **given}
+        if self.labels:
+            given = {"kept": self._rarely_labelled(), **(kwargs.get("datasplitter_kwargs") or {})}
+            kwargs["datasplitter_kwargs"] = {**given, **more}
         super().train(*args, **kwargs)
 
     def _rarely_labelled(self) -> np.ndarray:

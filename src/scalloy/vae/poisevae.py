@@ -15,7 +15,8 @@ when ``z2`` is summed out; ``log Z(G)`` is one number for all cells (:mod:`scall
 bound has one sample of the latents and nothing else that is not exact.
 
 In training one modality of some cells is hidden from the encoders, and not from the likelihood: the bound
-holds for whatever the posterior sees, and it teaches each modality to tell what the other one will be.
+holds for whatever the posterior sees, and it teaches each modality to tell what the other one will be. The
+latent of the one that is not seen is the first to be drawn, by the message alone.
 
 Kumar, Gong & Pearson, "Product of identifiable sufficient experts" (POISE-VAE). Differs from it: no chain per
 cell but a posterior in two steps, the second of them exact, so that there is an ELBO; the KL is that from the
