@@ -15,6 +15,8 @@ import torch
 
 import scalloy as sa
 from scalloy import metrics
+from scalloy.blocks.sparse import log_normalise
+from scalloy.models._pairs import X, only
 
 mpl.use("Agg")
 SMALL = {"n_hidden": 16, "n_latent": 3, "n_chains": 32}
@@ -123,6 +125,26 @@ def test_code_of_a_modality_that_was_not_measured_is_the_expected_one(cells, qui
         draw = partial(model.get_latent_representation, rna, give_mean=False, which=which)
         sampled = [draw(seed=seed) for seed in range(400)]
         np.testing.assert_allclose(np.mean(sampled, 0), expected, atol=0.3)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_expected_logarithms_are_the_means_of_sampled_ones(trained, side):
+    modality, other = trained.modalities[side], trained.modalities[1 - side]
+    made = trained.predict(modality, from_=other, scale="log1p", n_samples=200, seed=1)
+    total, n = 0.0, 600
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for _ in range(n):
+            parts = []
+            for batch in batches(trained):
+                seen = only(batch, 1 - side)
+                p = trained.module.decode_one(X[side], seen, trained.module.draw(trained.module.encode(seen)))
+                x = p.sample()
+                parts.append(log_normalise(x) if side == 0 else torch.log1p(x))
+            total = total + torch.cat(parts)
+    sampled = (total / n).numpy()
+    np.testing.assert_allclose(made.to_numpy().mean(0), sampled.mean(0), rtol=0.03, atol=0.03)
+    assert np.corrcoef(made.to_numpy().ravel(), sampled.ravel())[0, 1] > 0.98
 
 
 def test_data_that_are_no_counts(quick):
