@@ -14,7 +14,8 @@ import scalloy as sa
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 logging.getLogger("scvi").setLevel(logging.ERROR)
-QUICK = {"max_epochs": 2, "enable_progress_bar": False, "accelerator": "cpu"}
+ACCELERATOR = os.environ.get("SCALLOY_ACCELERATOR", "cpu")  # "gpu" tries most of it on one
+QUICK = {"max_epochs": 2, "enable_progress_bar": False, "accelerator": ACCELERATOR}
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ def test_gpu_runs_on_a_cpu_too():
     waits = [f"{m}, waits" for m in ("VAE", "CGMDVAE")]
     assert frame.loc[waits, "value"].isna().all()
     assert frame.loc[waits, "note"].str.contains("only on a GPU").all()
-    others = frame.drop(waits)
+    others = frame.drop(index=waits)
     assert (others["note"] == "").all()
     assert (others["value"] > 0).all()
     assert frame.loc["SCVI, defaults", "of SCVI"] == 1

@@ -89,14 +89,40 @@ def test_groups():
     x, _ = samples(60, 2)
     groups = torch.arange(60) % 3
     pairs = [div.mmd2(x[groups == i], x[groups == j], SCALES) for i, j in ((0, 1), (0, 2), (1, 2))]
-    assert div.between_groups(x, groups, SCALES) == pytest.approx(float(sum(pairs) / 3))
+    assert div.between_groups(x, groups, SCALES, n_groups=3) == pytest.approx(float(sum(pairs) / 3))
     renamed = torch.tensor([7, 0, 4])[groups]
-    assert div.between_groups(x, renamed, SCALES) == pytest.approx(float(sum(pairs) / 3))
+    assert div.between_groups(x, renamed, SCALES, n_groups=8) == pytest.approx(float(sum(pairs) / 3))
     few = torch.where(torch.arange(60) < 5, 0, 1)
-    assert div.between_groups(x, few, SCALES) == 0
-    assert div.between_groups(x, torch.zeros(60), SCALES) == 0
-    same = div.between_groups(torch.cat([x, x]), torch.arange(120) // 60, SCALES, unbiased=False)
+    assert div.between_groups(x, few, SCALES, n_groups=2) == 0
+    assert div.between_groups(x, few * 0, SCALES, n_groups=2) == 0
+    twice, halves = torch.cat([x, x]), torch.arange(120) // 60
+    same = div.between_groups(twice, halves, SCALES, n_groups=2, unbiased=False)
     assert float(same) == pytest.approx(0, abs=1e-12)
+
+
+def test_groups_within_sets(monkeypatch):
+    x, _ = samples(90, 3)
+    groups, sets = torch.arange(90) % 3, torch.arange(90) // 40  # of the third set there are ten
+    each = [div.between_groups(x[sets == k], groups[sets == k], SCALES, n_groups=3) for k in range(2)]
+    settings = {"n_groups": 3, "within": sets, "n_within": 4}
+    found = div.between_groups(x, groups, SCALES, **settings)
+    assert found == pytest.approx(float(sum(each) / 2))
+    x = x.requires_grad_()
+    slope = torch.autograd.grad(div.between_groups(x, groups, SCALES, **settings), x)[0]
+    assert slope.isfinite().all()
+    assert slope[sets == 0].abs().sum() > 0 == slope[sets == 2].abs().sum()
+    monkeypatch.setattr(div, "ROWS", 16)  # in pieces
+    again = torch.autograd.grad(div.between_groups(x, groups, SCALES, **settings), x)[0]
+    torch.testing.assert_close(again, slope)
+
+
+def test_distances_by_products():
+    x, y = (10 + v for v in samples(50, 3))
+    wanted = torch.cdist(x, y).square()
+    torch.testing.assert_close(div.squared_distances(x, y), wanted)
+    torch.testing.assert_close(
+        div.kernel(x, y, torch.tensor(SCALES), by_products=True), div.kernel(x, y, torch.tensor(SCALES))
+    )
 
 
 def test_scales_follow_the_data():

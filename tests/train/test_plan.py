@@ -235,7 +235,7 @@ def test_terms_of_many_steps_are_kept_in_few_tensors(cells):
         recon, kl = rng.normal(size=2)
         given.append((n, recon, kl))
         means = {"reconstruction_loss": torch.tensor(recon), "kl_z": torch.tensor(kl)}
-        plan._record(means, torch.tensor(recon + kl), int(n))
+        plan._keep(plan._row(means, torch.tensor(recon + kl)), int(n))
         assert len(plan._rows) <= AT_MOST
     plan._flush("train")
     sizes, recon, kl = np.array(given).T

@@ -7,6 +7,7 @@ import torch
 
 from scalloy.blocks.priors import MixturePrior
 from scalloy.models import _options
+from scalloy.vae import placing
 from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.cgmdvae import CGMDVAE
 from scalloy.vae.vae import VAE
@@ -185,3 +186,25 @@ def test_placing_happens_once_and_where_the_cells_are():
     before = module.prior.components.loc.clone()
     module.begin_epoch(0.5, lambda: [batch])
     assert torch.equal(before, module.prior.components.loc)
+
+
+def test_some_of_many_cells_show_where_groups_are_and_all_of_rare_labels(monkeypatch):
+    monkeypatch.setattr(placing, "MANY", 2 * N)
+    monkeypatch.setattr(placing, "RARE", 5)
+    y = torch.arange(N) % 2
+    y[0] = 2
+    batches = [cells(torch.roll(y, k)) for k in range(10)]
+    module, asked = build(n_labels=3, placed=False), {}
+    place = module.prior.place
+
+    def placed(mean, variance, c, y, x, *, each):
+        asked.update(y=y, each=each)
+        place(mean, variance, c, y, x, each=each)
+
+    monkeypatch.setattr(module.prior, "place", placed)
+    assert module.begin_epoch(1.0, lambda: batches)
+    assert torch.bincount(asked["y"]).tolist() == [28, 30, 5]  # of two batches, and the rare cell of three
+    assert asked["each"] == pytest.approx(10 * N / 63)
+    weight = module.prior.weights.log_gamma.exp() - module.prior.weights.alpha
+    torch.testing.assert_close(weight.sum(), torch.tensor(10.0 * N), rtol=1e-4, atol=0)
+    assert len(list(placing.first(batches, 3 * N - 1))) == 3

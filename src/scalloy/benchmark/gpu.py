@@ -1,18 +1,22 @@
 """All that is to be known of a GPU, in one run: ``scalloy benchmark gpu``.
 
-    cells per second   VAE and CGMDVAE beside SCVI at its defaults and at batches of 4,096
+    cells per second   our models beside SCVI: its defaults, and its best, large batches and resident data
+    what gains what    the same without CUDA graphs, without our kernels, in bfloat16, data not on the device
     a large epoch      VAE on a million cells, drawn again and again from a data set
     floors             what an epoch takes at least: bytes over bandwidth, operations over rate, both measured
-    where time goes    share of the device's time in matrix products; how often a step waits for the device
+    where time goes    share of the device's time in matrix products, share of the time in which it works,
+                       how often a step waits for it, and the memory
 
 Each row stands for itself: one that fails is NaN, and says why.
 """
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,18 +25,19 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi.model import SCVI
+from torch import Tensor
 
 from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET, load
-from scalloy.benchmark.speed import Clock, synchronise
-from scalloy.models import CGMDVAE, VAE
+from scalloy.benchmark.speed import Clock, PeakMemory, synchronise
+from scalloy.blocks.sparse import dense
+from scalloy.data.loader import CellSplitter
+from scalloy.models import CGMDVAE, GMVAE, TRVAE, VAE, BetaVSC
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_addmm_activation")
+PRODUCTS = ("gemm", "cutlass", "xmma", "cublas", "aten::mm", "aten::addmm", "aten::bmm")
 WAITS = "called a synchronizing CUDA operation"
-HIDDEN, PASSES = (
-    128,
-    5,
-)  # cells x genes in float32: logits out and in, their slope out, and in for two products
+HIDDEN = 128
+PASSES = 5  # cells x genes in float32: logits out and in, their slope out, and in for two products
 NO_GPU = "only on a GPU"
 
 
@@ -65,36 +70,85 @@ def gpu(
         Of the larger batches.
     """
     adata = drawn(load(data, n_genes), n_cells)
-    rows = Rows(device, steps)
-    small = {"SCVI, defaults": (SCVI, {}, 128), "VAE, zinb": (VAE, {"gene_likelihood": "zinb"}, 128)}
-    nb = {"gene_likelihood": "nb"}
-    kinds: dict[str, tuple[Any, dict, int]] = {
-        **small,
-        "SCVI, nb, large batches": (SCVI, nb, batch_size),
-        "VAE, nb": (VAE, nb, 512),
-        "VAE, nb, large batches": (VAE, nb, batch_size),
-        "CGMDVAE, nb, large batches": (CGMDVAE, nb, batch_size),
-    }
-    for name, (cls, settings, size) in kinds.items():
-        rows.add(name, "cells/s", lambda c=cls, s=settings, b=size: rows.rate(c, adata, s, b))
-    low = {"precision": "bf16-mixed"}
-    rows.add("VAE, nb, bfloat16", "cells/s", lambda: rows.rate(VAE, adata, nb, batch_size, **low))
+    rows, nb = Rows(device, steps), {"gene_likelihood": "nb"}
+    zinb = {"gene_likelihood": "zinb"}
+
+    def rate(name: str, cls: Any, settings: dict, size: int | None, **more: Any) -> None:
+        rows.add(name, "cells/s", lambda: rows.rate(cls, adata, settings, size, **more))
+
+    rate("SCVI, defaults", SCVI, {}, 128)
+    rate("SCVI, nb, large batches", SCVI, nb, batch_size)
+    rate("SCVI, nb, large batches, resident", ResidentSCVI, nb, batch_size)
+    rate("VAE, defaults", VAE, {}, None)
+    rate("VAE, zinb, as SCVI", VAE, zinb, 128)
+    for cls in (VAE, GMVAE, CGMDVAE, TRVAE, BetaVSC):
+        rate(f"{cls.__name__}, nb, large batches", cls, nb, batch_size)
+    rate("VAE, zinb, large batches", VAE, zinb, batch_size)
+    rate("VAE, nb, bfloat16", VAE, nb, batch_size, precision="bf16-mixed")
+    with products("high"):
+        rate("VAE, nb, TensorFloat-32", VAE, nb, batch_size)
+    rate("VAE, nb, not resident", VAE, nb, batch_size, datasplitter_kwargs={"resident": False})
+    plain = {"plan_kwargs": {"graphs": False}}
+    rate("VAE, nb, without graphs", VAE, nb, batch_size, **plain)
+    with operations_of_torch():
+        rate("VAE, nb, without graphs and kernels", VAE, nb, batch_size, **plain)
     for cls in (VAE, CGMDVAE):
-        rows.add(
-            f"{cls.__name__}, matrix products", "share", lambda c=cls: rows.products(c, adata, batch_size)
-        )
-        rows.add(f"{cls.__name__}, waits", "per step", lambda c=cls: rows.waits(c, adata, batch_size))
+        watched = rows.watched(cls, adata, nb, batch_size)
+        for quantity, unit in (("matrix products", "share"), ("device works", "share"), ("memory", "MB")):
+            rows.add(f"{cls.__name__}, {quantity}", unit, lambda q=quantity, w=watched: w()[q])
+        rows.add(f"{cls.__name__}, waits", "per step", lambda c=cls: rows.waits(c, adata, nb, batch_size))
+    for cls in (SCVI, VAE, CGMDVAE):
+        rows.add(f"{cls.__name__}, latent", "cells/s", lambda c=cls: rows.latent(c, adata, batch_size))
     many = drawn(adata, n_large)
-    rows.add("VAE, large epoch", "s", lambda: rows.epoch(VAE, many, nb, batch_size))
+    for cls in (VAE, CGMDVAE):
+        rows.add(f"{cls.__name__}, large epoch", "s", lambda c=cls: rows.epoch(c, many, nb, batch_size))
     for name, seconds in floors(many, rows.device).items():
         rows.add(f"VAE, large epoch, at least by {name}", "s", lambda s=seconds: s)
     return rows.frame()
 
 
+class Resident(CellSplitter):
+    """Our cells on the device for whoever expects them dense."""
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        return {k: dense(v) for k, v in batch.items()}
+
+
+class ResidentSCVI(SCVI):
+    """SCVI on data that stay on the device, which scvi-tools itself cannot."""
+
+    _data_splitter_cls = Resident
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """In torch's words."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def operations_of_torch() -> Iterator[None]:
+    """Without our kernels."""
+    before = os.environ.get("SCALLOY_TRITON")
+    os.environ["SCALLOY_TRITON"] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop("SCALLOY_TRITON")
+        if before is not None:
+            os.environ["SCALLOY_TRITON"] = before
+
+
 def drawn(adata: AnnData, n: int) -> AnnData:
     """Cells with replacement."""
     rows = np.random.default_rng(0).integers(adata.n_obs, size=n)
-    return AnnData(adata.X[rows], obs=pd.DataFrame(index=np.arange(n).astype(str)), var=adata.var[[]])
+    obs = pd.DataFrame({"half": np.where(rows % 2, "a", "b")}, index=np.arange(n).astype(str))
+    return AnnData(adata.X[rows], obs=obs, var=adata.var[[]])
 
 
 class Rows:
@@ -121,43 +175,59 @@ class Rows:
         out.insert(3, "of SCVI", out["value"].where(rates) / out["value"][0])
         return out
 
-    def train(self, cls: Any, adata: AnnData, settings: dict, size: int, epochs: int, **more: Any) -> Any:
+    def train(
+        self, cls: Any, adata: AnnData, settings: dict, size: int | None, epochs: int, **more: Any
+    ) -> Any:
         """A model, trained for so many epochs."""
-        cls.setup_anndata(adata)
+        conditions = {"condition_key": "half"} if cls is TRVAE else {}
+        cls.setup_anndata(adata, **conditions)
         model = cls(adata, **settings)
-        if cls is CGMDVAE:
+        if cls in (GMVAE, CGMDVAE):
             model.module.place_at = 0.0
         # `max_epochs` of our plans follow the epochs; validation would count as time
         more = {"check_val_every_n_epoch": 10**6, **self.run, **more}
         model.train(max_epochs=epochs, batch_size=size, train_size=0.95, **more)
         return model
 
-    def rate(self, cls: Any, adata: AnnData, settings: dict, size: int, **more: Any) -> float:
-        """Cells per second of the median of two epochs, after one that warms up."""
+    def rate(self, cls: Any, adata: AnnData, settings: dict, size: int | None, **more: Any) -> float:
+        """Cells per second of the fastest of three epochs, after one that warms up."""
         clock = Clock()
         bound = {"limit_train_batches": self.steps, "callbacks": [clock], **more}
-        self.train(cls, adata, settings, size, 3, **bound)
-        n = int(0.95 * adata.n_obs)
-        return min(n, self.steps * size) / float(np.median(clock.seconds[1:]))
+        model = self.train(cls, adata, settings, size, 4, **bound)
+        seen = model.trainer.num_training_batches * (size or model.trainer.datamodule.batch_size)
+        return min(int(0.95 * adata.n_obs), seen) / min(clock.seconds[1:])
 
     def epoch(self, cls: Any, adata: AnnData, settings: dict, size: int) -> float:
         """Seconds of an epoch over all cells, as if all were trained on."""
         clock = Clock()
-        self.train(cls, adata, settings, size, 2, callbacks=[clock])
+        self.train(cls, adata, settings, size, 3, callbacks=[clock])
         return clock.seconds[-1] / 0.95
 
-    def products(self, cls: Any, adata: AnnData, size: int) -> float:
-        """Share of the time of the device in matrix products."""
-        watch = Profile(self.device)
-        self.train(cls, adata, {}, size, 2, callbacks=[watch], limit_train_batches=self.steps)
-        return watch.share
+    def latent(self, cls: Any, adata: AnnData, size: int) -> float:
+        """Cells per second of the latent representation, data and result in the memory of the host."""
+        model = self.train(cls, adata, {}, size, 1, limit_train_batches=2)
+        taken = seconds(lambda: model.get_latent_representation(batch_size=size), repeats=3)
+        return adata.n_obs / taken
 
-    def waits(self, cls: Any, adata: AnnData, size: int) -> float:
+    def watched(self, *of: Any) -> Callable[[], dict[str, float]]:
+        """What a profile tells, taken when it is first asked for."""
+        found: dict[str, float] = {}
+
+        def ask() -> dict[str, float]:
+            if not found:
+                watch = Profile(self.device)
+                self.train(*of, 2, callbacks=[watch], limit_train_batches=self.steps)
+                found.update(watch.found)
+            return found
+
+        return ask
+
+    def waits(self, cls: Any, adata: AnnData, settings: dict, size: int) -> float:
         """How often a step waits for the device."""
         if self.device.type != "cuda":
             raise NotImplementedError(NO_GPU)
         watch = Waits()
-        self.train(cls, adata, {}, size, 2, callbacks=[watch], limit_train_batches=self.steps)
+        self.train(cls, adata, settings, size, 2, callbacks=[watch], limit_train_batches=self.steps)
         return float(np.median(watch.counts))
 
 
@@ -167,22 +237,37 @@ class Profile(pl.Callback):
     def __init__(self, device: torch.device) -> None:
         kinds = torch.profiler.ProfilerActivity
         self.on_gpu = device.type == "cuda"
-        self.profiler = torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] if self.on_gpu else [])])
-        self.share = np.nan
+        self.profiler = torch.profiler.profile(activities=[kinds.CUDA if self.on_gpu else kinds.CPU])
+        self.found: dict[str, float] = {}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.current_epoch == 1:
+            if self.on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            synchronise()
             self.profiler.start()
+            self.begun = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, plan: Any, outputs: Any, batch: Any, i: int) -> None:
         if trainer.current_epoch == 1 and i == trainer.num_training_batches - 1:
             synchronise()
+            wall = time.perf_counter() - self.begun
             self.profiler.stop()
-            key = "self_device_time_total" if self.on_gpu else "self_cpu_time_total"
-            spent = {e.key: getattr(e, key) for e in self.profiler.key_averages()}
-            if self.on_gpu:  # operations, and not the kernels that are listed beside them
-                spent = {k: v for k, v in spent.items() if k.startswith(("aten::", "Optimizer", "_"))}
-            self.share = sum(spent.get(k, 0) for k in PRODUCTS) / max(1e-9, sum(spent.values()))
+            spent = self.spent()
+            products = sum(v for k, v in spent.items() if any(p in k for p in PRODUCTS))
+            memory = torch.cuda.max_memory_allocated() if self.on_gpu else 0
+            self.found = {
+                "matrix products": products / max(1e-9, sum(spent.values())),
+                "device works": sum(spent.values()) / 1e6 / wall,
+                "memory": memory / 1e6 or PeakMemory.resident(),
+            }
+
+    def spent(self) -> dict[str, float]:
+        """Microseconds by the name of a kernel, or on a CPU of an operation."""
+        key = "self_device_time_total" if self.on_gpu else "self_cpu_time_total"
+        kind = torch.autograd.DeviceType.CUDA if self.on_gpu else torch.autograd.DeviceType.CPU
+        rows = (e for e in self.profiler.key_averages() if e.device_type == kind)
+        return {e.key: getattr(e, key) for e in rows}
 
 
 class Waits(pl.Callback):

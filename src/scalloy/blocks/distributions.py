@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
+from scalloy.blocks import on_gpu
 from scalloy.blocks.fused import Nonzeros, category_log_prob, count_log_prob, take
-from scalloy.blocks.sparse import stacked
+from scalloy.blocks.sparse import dense, stacked
 
 LOG_MEAN_MAX = 16.0  # e^16 is nine million counts of one gene in one cell
 
@@ -86,6 +87,7 @@ class CountDistribution(Distribution):
 
     arg_constraints: dict = {}  # noqa: RUF012
     has_rsample = False
+    of_dense = True  # whether a GPU takes the log-probability of dense counts as that of sparse ones
 
     def __init__(self, rate: Rate) -> None:
         self.rate = rate
@@ -103,16 +105,18 @@ class CountDistribution(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability per cell of dense ``(..., G)`` or sparse CSR counts."""
-        if value.layout == torch.sparse_csr and self.rate.logits.dim() >= 2:
-            return self._log_prob_sparse(value)
-        dense = value.to_dense() if value.layout == torch.sparse_csr else value
-        return self.log_pmf(dense.to(self.rate.logits.dtype)).sum(-1)
+        logits = self.rate.logits
+        if value.layout == torch.sparse_csr and logits.dim() >= 2:
+            return self._log_prob_fused(value)
+        if self.of_dense and on_gpu.serves(logits) and value.shape == logits.shape[-2:] and logits.dim() > 1:
+            return self._log_prob_fused(value.to(logits.dtype))
+        return self.log_pmf(dense(value).to(logits.dtype)).sum(-1)
 
     def log_pmf(self, value: Tensor) -> Tensor:
         """Log-probability of every entry, ``(..., G)``."""
         raise NotImplementedError
 
-    def _log_prob_sparse(self, value: Tensor) -> Tensor:
+    def _log_prob_fused(self, value: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -134,7 +138,7 @@ class Poisson(CountDistribution):
         """The distribution of these entries alone."""
         return Poisson(Rate(take(self.rate.log_mean, nz.flat), None))
 
-    def _log_prob_sparse(self, value: Tensor) -> Tensor:
+    def _log_prob_fused(self, value: Tensor) -> Tensor:
         return count_log_prob(value, self.rate.logits, log_ell=self.rate.log_ell)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
@@ -173,7 +177,7 @@ class NegativeBinomial(CountDistribution):
             theta = theta.expand(self.rate.logits.shape).reshape(-1, theta.shape[-1])
         return NegativeBinomial(Rate(take(self.rate.log_mean, nz.flat), None), nz.pick(theta))
 
-    def _log_prob_sparse(self, value: Tensor) -> Tensor:
+    def _log_prob_fused(self, value: Tensor) -> Tensor:
         return count_log_prob(value, self.rate.logits, log_ell=self.rate.log_ell, log_theta=self.log_theta)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
@@ -205,7 +209,7 @@ class ZeroInflated(CountDistribution):
         zero = torch.logaddexp(self.gate, base)
         return torch.where(value == 0, zero, base) - F.softplus(self.gate)
 
-    def _log_prob_sparse(self, value: Tensor) -> Tensor:
+    def _log_prob_fused(self, value: Tensor) -> Tensor:
         return count_log_prob(
             value,
             self.rate.logits,
@@ -226,6 +230,8 @@ class BackgroundMixture(CountDistribution):
     :math:`p(x) = \pi\,\mathrm{NB}(x; \beta, \theta) + (1 - \pi)\,\mathrm{NB}(x; \mu, \theta)` with
     :math:`\mu \ge \beta` and :math:`\pi = \sigma(\mathrm{gate})`.
     """
+
+    of_dense = False
 
     def __init__(self, log_background: Tensor, log_rise: Tensor, gate: Tensor, log_theta: Tensor) -> None:
         low = Rate(log_background, None)
@@ -258,8 +264,8 @@ class BackgroundMixture(CountDistribution):
         low = self.background.log_pmf(value) + F.logsigmoid(self.gate)
         return torch.logaddexp(low, self.foreground.log_pmf(value) + F.logsigmoid(-self.gate))
 
-    def _log_prob_sparse(self, value: Tensor) -> Tensor:
-        return self.log_pmf(value.to_dense()).sum(-1)
+    def _log_prob_fused(self, value: Tensor) -> Tensor:
+        return self.log_pmf(dense(value)).sum(-1)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         low, high = (p.sample(sample_shape) for p in (self.background, self.foreground))
@@ -272,6 +278,8 @@ class PiecewiseCategorical(CountDistribution):
     :math:`\log p(x) = \log \pi_x` for :math:`x < K`, else :math:`\log \pi_K + \log f(x - K)`. ``logits`` is
     ``(..., K + 1, G)``.
     """
+
+    of_dense = False
 
     def __init__(self, base: Poisson | NegativeBinomial, logits: Tensor) -> None:
         self.base, self.logits = base, full(logits)
@@ -313,7 +321,7 @@ class PiecewiseCategorical(CountDistribution):
         tail = base.log_pmf((value - self.k_max).clamp_min(0))
         return torch.where(value >= self.k_max, tail, torch.zeros_like(tail))
 
-    def _log_prob_sparse(self, value: Tensor) -> Tensor:
+    def _log_prob_fused(self, value: Tensor) -> Tensor:
         shape = self.rate.logits.shape
         nz = Nonzeros.of(stacked(value, shape[:-2].numel()), self.rate.logits.dtype)
         categories = category_log_prob(nz._replace(x=nz.x.clamp_max(self.k_max)), self.logits.flatten(0, -3))

@@ -12,8 +12,8 @@ A zero needs no ``lgamma``, and it is most of the matrix. With the inverse dispe
 So one pass over cells x genes serves all zeros, and everything else happens on the non-zeros. Value
 and gradient come from the same pass, through the softmax that makes the mean
 :math:`\mu = \ell\,\mathrm{softmax}(a)` (or :math:`\mu = e^a` without library size). On a CPU that is a
-numba loop over cells (:mod:`scalloy.blocks.kernels`), elsewhere torch operations that never wait for a
-device.
+numba loop over cells (:mod:`scalloy.blocks.kernels`), on a GPU a Triton kernel with a program for each
+(:mod:`scalloy.blocks.on_gpu`), elsewhere torch operations that never wait for a device.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scalloy.blocks import kernels
-from scalloy.blocks.sparse import stacked
+from scalloy.blocks import kernels, on_gpu
+from scalloy.blocks.sparse import dense, stacked
 
 
 class Nonzeros(NamedTuple):
@@ -65,12 +65,12 @@ def count_log_prob(
     log_theta: Tensor | None = None,
     gate: Tensor | None = None,
 ) -> Tensor:
-    """Sum over genes of the log-probability of sparse ``counts``, one value per cell.
+    """Sum over genes of the log-probability of ``counts``, one value per cell.
 
     Parameters
     ----------
     counts
-        Sparse CSR tensor, cells x genes.
+        Sparse CSR tensor, cells x genes; dense where :func:`scalloy.blocks.on_gpu.serves`.
     logits
         Dense ``(..., n, G)``: softmax logits of the mean, or its logarithm when ``log_ell`` is ``None``. With
         several samples of each cell all else broadcasts.
@@ -83,7 +83,8 @@ def count_log_prob(
     """
     shape = logits.shape
     if len(shape) > 2:
-        counts, logits = stacked(counts, shape[:-2].numel()), logits.flatten(0, -2)
+        counts = counts if on_gpu.serves(logits) else stacked(counts, shape[:-2].numel())
+        logits = logits.flatten(0, -2)
         log_ell, gate = _flat(log_ell, shape), _flat(gate, shape)
         shared = log_theta is None or log_theta.shape == (1, shape[-1])
         log_theta = log_theta if shared else _flat(log_theta, shape)
@@ -107,8 +108,14 @@ class _CountLogProb(torch.autograd.Function):
         log_theta: Tensor | None,
         gate: Tensor | None,
     ) -> Tensor:
-        compute = kernels.in_numba if kernels.serves(logits, log_ell) else in_torch
-        value, *derivatives = compute(counts, logits, log_ell, log_theta, gate)
+        found: tuple[Tensor | None, ...]
+        if kernels.serves(logits, log_ell):
+            found = kernels.in_numba(counts, logits, log_ell, log_theta, gate)
+        elif on_gpu.serves(logits):
+            found = on_gpu.log_prob(dense(counts), logits, log_ell, log_theta, gate)
+        else:
+            found = in_torch(counts, logits, log_ell, log_theta, gate)
+        value, *derivatives = found
         ctx.shared_theta = log_theta is not None and len(log_theta) == 1
         ctx.save_for_backward(*derivatives)
         return value  # type: ignore[return-value]

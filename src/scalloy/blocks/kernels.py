@@ -269,7 +269,7 @@ def serves(logits: Tensor, log_ell: Tensor | None) -> bool:
 
 def in_numba(
     counts: Tensor, logits: Tensor, log_ell: Tensor, log_theta: Tensor | None, gate: Tensor | None
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """Same as :func:`scalloy.blocks.fused.in_torch`."""
     (n, n_genes), nothing = logits.shape, torch.empty(1, logits.shape[1])
     nb, gated = log_theta is not None, gate is not None

@@ -28,6 +28,7 @@ from torch import Tensor
 STARTS, STEPS = 20, 50
 STABLE, SUBSETS, SHARE = 0.9, 5, 0.8
 MOST, N_PCS, NEIGHBOURS = 3000, 30, 15
+MANY = 30_000  # cells, of any number in random order, that show where groups of them are
 SPOTS, CROWD = 50, 20  # small groups of cells, and how many such a group has at least on average
 SURE, FEW = 4.0, 0.5  # standard deviations, and share of the labels that are expected
 OVERLAP = 0.2  # nats

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scalloy.blocks.mixtures import Components, GaussianMixture, Weights
-from scalloy.blocks.partition import SPOTS, label_cover, merge, partition
+from scalloy.blocks.partition import MANY, SPOTS, label_cover, merge, partition
 
 NEVER = -1e9  # log-probability of what is excluded
 ALL = -1
@@ -107,12 +107,16 @@ class MixturePrior(nn.Module):
         c: Tensor,
         y: Tensor | None,
         observed: Tensor | None = None,
+        each: float = 1.0,
     ) -> None:
-        """Begin where the cells with posteriors ``N(mean, variance)`` are; see :func:`partition`."""
+        """Begin where the cells with posteriors ``N(mean, variance)`` are; see :func:`partition`.
+
+        Each stands for so many cells.
+        """
         r = partition(mean, self.label_of, y, self.n_labels, self.n_clusters, observed)
         r = r if self.n_labels else self.weights.arranged(r)
         self.components.start_at(mean, variance, r)
-        self.weights.start_at(nn.functional.one_hot(c, self.n_conditions).to(r.dtype).T @ r)
+        self.weights.start_at(each * nn.functional.one_hot(c, self.n_conditions).to(r.dtype).T @ r)
         self.placed.fill_(1.0)
         self.is_placed = True
         if self.merges:
@@ -145,7 +149,8 @@ class MixturePrior(nn.Module):
         for label in range(self.n_labels):
             if (own := y == label).sum() >= AT_LEAST:
                 self.reach[self.label_of == label] = nearest[own].quantile(0.95)
-        centres, labelled, expected = label_cover(z.double().cpu().numpy(), (y < self.n_labels).cpu().numpy())
+        some, known = z[:MANY].double().cpu().numpy(), (y[:MANY] < self.n_labels).cpu().numpy()
+        centres, labelled, expected = label_cover(some, known)
         cover = (labelled + DOUBT) / (expected + DOUBT)
         self.spots[: len(centres)] = torch.from_numpy(centres).to(self.spots)
         self.cover[: len(centres)] = torch.from_numpy(cover).to(self.cover).clamp_max(1)

@@ -14,14 +14,19 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor, nn
 
-from scalloy.blocks import team
+from scalloy.blocks import on_gpu, team
 
 GENES = 64  # of a piece of work
 
 
 def dense(x: Tensor) -> Tensor:
     """The same values as a dense tensor."""
-    return x.to_dense() if x.layout == torch.sparse_csr else x
+    if x.layout != torch.sparse_csr:
+        return x
+    if not on_gpu.serves(x):
+        return x.to_dense()
+    rows = torch.arange(len(x), device=x.device)
+    return on_gpu.rows_of(x.crow_indices(), x.col_indices(), x.values(), rows, x.shape[1])
 
 
 def map_values(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from scalloy._keys import CONDITION_KEY
 from scalloy._seeds import resolved
+from scalloy.blocks import on_gpu
 from scalloy.data.disk import DiskRows, ahead
 from scalloy.data.shards import Shard
 from scalloy.data.splits import split
@@ -232,7 +233,7 @@ def as_positions(indices: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
 
 
 class DeviceCells:
-    """The same matrix and columns, living on a device."""
+    """The same matrix and columns, living on a device, which fills dense batches itself where it can."""
 
     def __init__(self, cells: Cells, device: torch.device) -> None:
         assert sp.issparse(cells.x)
@@ -244,6 +245,8 @@ class DeviceCells:
         self.columns = {k: v.to(device) for k, v in cells.columns.items()}
 
     def gather(self, rows: Tensor, n_entries: int) -> Tensor:
+        if on_gpu.serves(self.values):
+            return on_gpu.rows_of(self.indptr, self.col, self.values, rows, self.shape[1])
         start, length = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
         crow = torch.zeros(len(rows) + 1, dtype=torch.long, device=self.device)
         torch.cumsum(length, 0, out=crow[1:])

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalloy.blocks import on_gpu
+from scalloy.blocks.sparse import dense
 from scalloy.data.loader import CellLoader
 
 AHEAD = 2  # batches that another thread gathers while the device computes
@@ -41,8 +43,9 @@ class StagedLoader(CellLoader):
         return each_part(value, Tensor.pin_memory) if self.device.type == "cuda" else value
 
     def sent(self, value: Tensor) -> Tensor:
-        """On its way to the device."""
-        return each_part(value, lambda v: v.to(self.device, non_blocking=True))
+        """On its way to the device, which fills dense rows itself where it can."""
+        there = each_part(value, lambda v: v.to(self.device, non_blocking=True))
+        return dense(there) if there.layout == torch.sparse_csr and on_gpu.serves(there) else there
 
 
 def each_part(value: Tensor, function: Any) -> Tensor:

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.model.base import UnsupervisedTrainingMixin
@@ -31,6 +32,7 @@ from scalloy.train.plan import NonFiniteLoss, TermsPlan
 from scalloy.vae.base import VAEModule
 
 logger = logging.getLogger("scalloy")
+BYTES = 64  # of a GPU's memory that a step takes for each entry of its batch
 
 
 class Training(UnsupervisedTrainingMixin):
@@ -84,7 +86,8 @@ class Training(UnsupervisedTrainingMixin):
         load_sparse_tensor
             Without effect, batches are sparse in any case (kept for scvi-tools' call).
         batch_size
-            Cells per step on each device; ``None`` chooses by the number of cells, for all devices together.
+            Cells per step on each device; ``None`` chooses by their number, and on a GPU by its memory,
+            for all devices together.
         early_stopping
             Stop when ``validation_loss`` no longer falls. The best weights are restored either way.
         plan_kwargs
@@ -103,7 +106,8 @@ class Training(UnsupervisedTrainingMixin):
             logger.warning("Nothing to train: the query has no batch or covariate that the reference lacks.")
             return
         n, chosen_size = self._manager_of(None).adata.n_obs, batch_size
-        batch_size = default_batch_size(n) if batch_size is None else batch_size
+        if batch_size is None:
+            batch_size = default_batch_size(n, largest_batch(accelerator, self.adata.n_vars))
         if max_epochs is None:
             max_epochs = default_epochs(n, batch_size, self._default_steps)
         _options.positive(batch_size=batch_size, max_epochs=max_epochs)
@@ -181,9 +185,17 @@ class Training(UnsupervisedTrainingMixin):
         return {**merged, "weights": weights}
 
 
-def default_batch_size(n_obs: int) -> int:
-    """Power of two with about 40 steps per epoch, from 64 to 512."""
-    return int(2 ** np.clip(np.floor(np.log2(max(n_obs, 2) / 40)), 6, 9))
+def default_batch_size(n_obs: int, largest: int = 512) -> int:
+    """Power of two with about 40 steps per epoch, from 64 to the largest."""
+    return int(2 ** np.clip(np.floor(np.log2(max(n_obs, 2) / 40)), 6, np.log2(largest)))
+
+
+def largest_batch(accelerator: str, n_vars: int) -> int:
+    """Power of two up to 4,096 that a GPU surely holds; 512 on a CPU, which gains nothing from more."""
+    if accelerator not in {"auto", "gpu", "cuda"} or not torch.cuda.is_available():
+        return 512
+    free, _ = torch.cuda.mem_get_info()
+    return int(2 ** np.clip(np.floor(np.log2(0.3 * free / (n_vars * BYTES))), 6, 12))
 
 
 def default_epochs(n_obs: int, batch_size: int, steps: int = 2500) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from scalloy.blocks.sparse import dense
 from scalloy.train import together
+from scalloy.train.recorded import Recorder, can_record
 from scalloy.train.schedules import SCHEDULES, ramp
 from scalloy.vae.base import Batch, Terms, VAEModule
 
@@ -64,6 +65,8 @@ class TermsPlan(pl.LightningModule):
         Weight of a term by its name: a latent (``{"z": 4.0}``), a penalty, or ``"kl"`` for all KLs.
     restore_best
         Whether the weights with the lowest ``validation_loss`` are those of the trained model.
+    graphs
+        Whether the steps on a GPU are CUDA graphs, where they can be (:mod:`scalloy.train.recorded`).
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class TermsPlan(pl.LightningModule):
         n_epochs_kl_warmup: int | None = None,
         weights: Mapping[str, float] | None = None,
         restore_best: bool = True,
+        graphs: bool = True,
     ) -> None:
         super().__init__()
         if lr_schedule not in SCHEDULES:
@@ -90,7 +94,7 @@ class TermsPlan(pl.LightningModule):
         self.lr, self.lr_schedule, self.weight_decay, self.eps = lr, lr_schedule, weight_decay, eps
         self.kl_warmup, self.n_epochs_kl_warmup = kl_warmup, n_epochs_kl_warmup
         self.term_weights = dict(weights or {})
-        self.restore_best = restore_best
+        self.restore_best, self.graphs = restore_best, graphs
         self.n_obs_training: int = 1  # these two are set by scvi-tools' runner
         self.n_obs_validation: int = 0
         self._rows: list[Tensor] = []
@@ -100,6 +104,8 @@ class TermsPlan(pl.LightningModule):
         self._good: State = {}
         self._seed = 0  # of several devices
         self._parts: np.ndarray | None = None
+        self._recorder: Recorder | None = None
+        self._by_graph = False  # the step that is being taken
 
     @property
     def several(self) -> bool:
@@ -140,44 +146,80 @@ class TermsPlan(pl.LightningModule):
         batches, each = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
         return self.global_step / max(1, epochs * (-(-batches // each) if each > 1 else batches))
 
-    def weigh(self, means: Mapping[str, Tensor], kl_weight: float = 1.0) -> Tensor:
+    def weigh(self, means: Mapping[str, Tensor], kl_weight: float | Tensor = 1.0) -> Tensor:
         """Weighted sum of the means of the terms."""
         loss = torch.zeros((), device=self.device)
         for name, value in means.items():
-            warm = kl_weight if name.startswith("kl_") and "global" not in name else 1.0
-            if (weight := warm * self.weight(name)) != 0.0 or self.several:
+            weight = self.weight(name)
+            if name.startswith("kl_") and "global" not in name:
+                if isinstance(kl_weight, Tensor):
+                    value = value * kl_weight
+                else:
+                    weight *= kl_weight
+            if weight != 0.0 or self.several:
                 loss = loss + value if weight == 1.0 else torch.add(loss, value, alpha=weight)
         return loss
 
     # steps --------------------------------------------------------------------------------------
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        cells = Batch.of(batch)
-        terms = self.module.objective(cells)
+        self._by_graph = self._recorder is not None and self._recorder.takes(batch)
+        if self._by_graph and (row := self._replayed(batch)) is not None:
+            return row[0]
+        self._by_graph = False
+        terms = self.module.objective(Batch.of(batch))
         means = terms.means()
         if batch_idx == 0:
             self._check_weights(means)
         loss = self.weigh(means, self.kl_weight())
-        self._record(means, loss, len(cells.x))
+        self._keep(self._row(means, loss), len(terms.recon))
         if self.several:
             return loss if self._parts is None else loss * float(self._parts[batch_idx])
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             self._stop({k: v.item() for k, v in means.items()}, batch, terms)
         return loss
 
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        cells = Batch.of(batch)
-        means = self.module.objective(cells).means()
-        self._record(means, self.weigh(means), len(cells.x))
+    def _replayed(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The step as a graph, which leaves the gradients behind."""
+        assert self._recorder is not None
+        self._warm.fill_(self.kl_weight())
+        row = self._recorder(batch)
+        if row is not None:
+            self._keep(row, len(batch[REGISTRY_KEYS.X_KEY]))
+        return row
 
-    def _record(self, means: Mapping[str, Tensor], loss: Tensor, n: int) -> None:
+    def _recorded_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What is recorded: nothing in it may wait for the device."""
+        means = self.module.objective(Batch.of(batch)).means()
+        self._check_weights(means)
+        loss = self.weigh(means, self._warm)
+        return loss, self._row(means, loss)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self._by_graph:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        if not self._by_graph:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        terms = self.module.objective(Batch.of(batch))
+        means = terms.means()
+        self._keep(self._row(means, self.weigh(means)), len(terms.recon))
+
+    def _row(self, means: Mapping[str, Tensor], loss: Tensor) -> Tensor:
+        """Loss and terms of a step."""
+        self._names = list(means)
+        return torch.stack([v.detach() for v in (loss, *means.values())])
+
+    def _keep(self, row: Tensor, n: int) -> None:
         """Keep the terms of this step on the device until the epoch ends.
 
         In few tensors: many small ones would lie between the buffers of the steps, which then cannot be used
         again, and memory would grow by nearly a megabyte per step.
         """
-        self._names = list(means)
-        self._rows.append(torch.stack([v.detach() for v in (loss, *means.values())])[None])
+        self._rows.append(row[None])
         self._sizes.append(n)
         if len(self._rows) > AT_MOST:
             self._rows = [torch.cat(self._rows)]
@@ -208,6 +250,8 @@ class TermsPlan(pl.LightningModule):
             self._parts = together.begin_epoch(self.trainer, self._seed)
         if together.once(self.trainer, self.module, lambda m: m.begin_epoch(end, self._training_cells)):
             self._forget_best()
+            if self._recorder is not None:
+                self._recorder.forget()
 
     def _forget_best(self) -> None:
         """Losses of another objective do not compare, neither for the best weights nor to stop early."""
@@ -247,8 +291,14 @@ class TermsPlan(pl.LightningModule):
         if self.several:
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
         self._good = self._snapshot()
+        if self.graphs and can_record(self.module, self.trainer, self.device):
+            self._warm = torch.ones((), device=self.device)
+            self._recorder = Recorder(self.module, self._recorded_step)
 
     def on_train_end(self) -> None:
+        if self._recorder is not None:
+            self._recorder.clear()
+        self._recorder, self._by_graph = None, False
         if self._best is not None:
             self.module.load_state_dict(self._best[1])
         self._best, self._good = None, {}
@@ -325,7 +375,8 @@ class TermsPlan(pl.LightningModule):
     ) -> None:
         """A step, after which the gradients do not occupy the cache during the next forward pass."""
         optimizer.step(closure=optimizer_closure)
-        optimizer.zero_grad()
+        if not self._by_graph:
+            optimizer.zero_grad()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         lr = self.lr * SCHEDULES[self.lr_schedule](self.progress())

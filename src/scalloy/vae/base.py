@@ -131,6 +131,7 @@ class VAEModule(BaseModuleClass):
     """Base of the mathematics of every model. ``likelihood`` is the only part that all must have."""
 
     likelihood: Likelihood
+    recordable = True  # whether a step never waits for the device, and is alike for all batches of a shape
     free: dict[str, Tensor] | None = None  # of a query: which entries of which parameters are trained
 
     def encode(self, batch: Batch) -> Distributions:

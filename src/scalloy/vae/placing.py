@@ -3,24 +3,36 @@
 Until a fifth of training the prior of ``z`` is ``N(0, I)``, so that the code first learns what tells cells
 apart. Then the components begin at the groups of cells that several methods of clustering agree on
 (:mod:`scalloy.blocks.partition`), each with the moments of its cells: none begins empty or far from all
-cells, and nothing need be found by gradients from a random start, which is how mixtures collapse.
+cells, and nothing need be found by gradients from a random start, which is how mixtures collapse. Where there
+are more than ``MANY`` cells, so many are looked at, and further ones of labels that are rare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scalloy.blocks.partition import MOST
+from scalloy.blocks.partition import MANY, MOST
 from scalloy.vae.base import Batch, Sizes
+
+RARE = 100  # cells of a label
 
 
 def nothing_removed(sizes: Sizes) -> bool:
     """Whether expression itself may be compared between cells."""
     return sizes.removed == (1,) and sizes.n_conditions == 1 and not sizes.n_cont
+
+
+def first(cells: Iterable[Batch], n: int) -> Iterator[Batch]:
+    """About so many of them."""
+    for batch in cells:
+        yield batch
+        n -= len(batch.x)
+        if n <= 0:
+            return
 
 
 @torch.no_grad()
@@ -36,17 +48,26 @@ def place_once(module: Any, end: float, cells: Callable[[], Iterable[Batch]]) ->
     """
     if module.prior.is_placed or end <= module.place_at:
         return False
-    training = module.training
+    training, n_labels = module.training, module.prior.n_labels
     module.eval()
-    found, observed = [], list[Tensor]()
+    n, n_of, found, observed = 0, torch.zeros(n_labels + 1, dtype=torch.long), [], list[Tensor]()
     for batch in cells():  # in random order
-        wanted = module.plain and not module.prior.n_labels and len(batch.x) * len(observed) < MOST
-        if wanted:
+        n += len(batch.x)
+        rows = torch.ones_like(batch.b, dtype=torch.bool)
+        if n - len(batch.x) >= MANY:
+            if not n_labels:
+                continue
+            rows = (n_of.to(batch.y.device)[batch.y] < RARE) & (batch.y < n_labels)
+            if not rows.any():
+                continue
+        if module.plain and not n_labels and len(batch.x) * len(observed) < MOST:
             observed.append(module.likelihood.observed(batch.x))
-        found.append((module.encode(batch)["z"], batch.condition, batch.y))
+        if n_labels:
+            n_of += torch.bincount(batch.y[rows], minlength=n_labels + 1).cpu()
+        q, y = module.encode(batch)["z"], batch.y if n_labels else torch.zeros_like(batch.b)
+        found.append([v[rows] for v in (q.mean, q.variance, batch.condition, y)])
     module.train(training)
-    mean, variance = (torch.cat([getattr(q, k) for q, *_ in found]) for k in ("mean", "variance"))
-    y = None if module.prior.n_labels == 0 else torch.cat([y for *_, y in found])
-    c, x = torch.cat([c for _, c, _ in found]), torch.cat(observed) if observed else None
-    module.prior.place(mean, variance, c, y, x)
+    mean, variance, c, y = (torch.cat(column) for column in zip(*found, strict=True))
+    x = torch.cat(observed) if observed else None
+    module.prior.place(mean, variance, c, y if n_labels else None, x, each=n / len(mean))
     return True

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -68,6 +67,7 @@ class TRVAE(VAEModule):
         super().__init__()
         self.likelihood, self.n_latent = likelihood, n_latent
         self.published_kernel, self.by_label = published_kernel, by_label
+        self.n_conditions, self.n_sets = sizes.n_conditions, sizes.n_labels + 1  # one of cells without label
         removed, all_known = sizes.removed, (*sizes.removed, sizes.n_conditions)
         self.after = len(all_known) if inject_all else len(removed)
         width: dict[str, Any] = {"norm": norm, "n_cont": sizes.n_cont}
@@ -97,13 +97,14 @@ class TRVAE(VAEModule):
 
     def discrepancy(self, h: Tensor, batch: Batch) -> Tensor:
         """Mean squared MMD between conditions."""
-        scales = h.new_tensor(div.TRVAE) if self.published_kernel else div.median_scales(h)
-        settings = {"unbiased": not self.published_kernel, "at_least": 1 if self.published_kernel else 8}
-        if not self.by_label or batch.y is None:
-            return div.between_groups(h, batch.condition, scales, **settings)
-        found = [
-            div.between_groups(h[rows], batch.condition[rows], scales, **settings)
-            for rows in (batch.y == label for label in batch.y.unique())
-            if len(batch.condition[rows].unique()) > 1
-        ]
-        return torch.stack(found).mean() if found else h.sum() * 0.0
+        within = batch.y if self.by_label else None
+        return div.between_groups(
+            h,
+            batch.condition,
+            div.TRVAE if self.published_kernel else div.median_scales(h),
+            n_groups=self.n_conditions,
+            unbiased=not self.published_kernel,
+            at_least=1 if self.published_kernel else 8,
+            within=within,
+            n_within=1 if within is None else self.n_sets,
+        )
