@@ -204,3 +204,23 @@ def test_distances_of_the_penalty_by_products():
         found[device] = value.detach().cpu(), there.grad.cpu()
     torch.testing.assert_close(found["cuda"][0], found["cpu"][0], rtol=1e-3, atol=1e-6)
     assert (found["cuda"][1] - found["cpu"][1]).norm() < 1e-3 * found["cpu"][1].norm()
+
+
+@on_a_gpu
+@pytest.mark.parametrize("name", ["VAE", "CGMDVAE"])
+def test_loaded_models_and_queries_are_on_it_too(name, cells, tmp_path):
+    model, _ = trained(name, cells)
+    model.save(tmp_path)
+    loaded = sa.load(tmp_path, cells.copy())
+    assert model.device.type == loaded.device.type == "cuda"
+    np.testing.assert_array_equal(loaded.get_latent_representation(), model.get_latent_representation())
+    query = cells.copy()
+    query.obs["batch"] = ["new", *query.obs["batch"].astype(str)[1:]]
+    mapped = type(model).load_query_data(query, model)
+    assert mapped.device.type == "cuda"
+    mapped.train(max_epochs=2, accelerator="gpu", devices=1, enable_progress_bar=False)
+    z = mapped.get_latent_representation()
+    assert np.isfinite(z).all()
+    known = query.obs["batch"] != "new"
+    expected = model.get_latent_representation(query[known].copy())
+    np.testing.assert_allclose(z[known], expected, rtol=1e-3, atol=1e-3)

@@ -202,6 +202,11 @@ def test_save_and_load(trained, cells, tmp_path, quick):
         loaded.get_latent_representation()
     turned = sa.load(tmp_path / "model", cells[:, ::-1].copy())  # genes are found by their names
     np.testing.assert_allclose(turned.get_latent_representation(), z, atol=1e-6)
+    there = sa.load(tmp_path / "model", plain, accelerator="cpu")
+    assert there.device.type == "cpu"
+    np.testing.assert_allclose(there.get_latent_representation(), z, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="single device"):
+        sa.load(tmp_path / "model", plain, accelerator="cpu", device="0,1")
     with pytest.raises(ValueError, match="lacks 3 of the 40 genes"):
         sa.load(tmp_path / "model", cells[:, 3:].copy())
     loaded.get_latent_representation(cells[:1])  # one cell, of a model without cells

@@ -23,7 +23,14 @@ MODELS: dict[str, type[ScalloyModel]] = {
 }
 
 
-def load(dir_path: str | Path, adata: AnnData | None = None, *, allow_pickle: bool = False) -> ScalloyModel:
+def load(
+    dir_path: str | Path,
+    adata: AnnData | None = None,
+    *,
+    accelerator: str = "auto",
+    device: int | str = "auto",
+    allow_pickle: bool = False,
+) -> ScalloyModel:
     """Load a saved model of any class; the class is looked up by its name in a fixed list.
 
     Parameters
@@ -32,6 +39,8 @@ def load(dir_path: str | Path, adata: AnnData | None = None, *, allow_pickle: bo
         Folder that ``model.save`` wrote.
     adata
         Cells to attach, with the genes of the model.
+    accelerator, device
+        Where the model is put, as in ``train``: on a GPU if there is one.
     allow_pickle
         Whether to read an ``SCVI`` that scvi-tools saved, as a :class:`~scalloy.VAE`. Its file is a pickle,
         which can run any code: only if you trust who made it.
@@ -49,7 +58,7 @@ def load(dir_path: str | Path, adata: AnnData | None = None, *, allow_pickle: bo
     if name not in MODELS:
         msg = f"`{dir_path}` holds a {name[:50]!r}, which is none of {', '.join(MODELS)}."
         raise ValueError(msg)
-    return _files.load(MODELS[name], folder, adata, about)
+    return _files.load(MODELS[name], folder, adata, about, accelerator=accelerator, device=device)
 
 
 __all__ = ["AE", "CGMDVAE", "GMVAE", "MODELS", "POISEVAE", "TRVAE", "VAE", "BetaVAE", "BetaVSC", "load"]

@@ -328,10 +328,17 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
 
     @classmethod
     def load(  # type: ignore[override]
-        cls, dir_path: str | Path, adata: AnnData | None = None
+        cls,
+        dir_path: str | Path,
+        adata: AnnData | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
     ) -> ScalloyModel:
-        """Read what :meth:`save` wrote; ``adata`` may be left out to work on new cells only."""
-        return _files.load(cls, Path(dir_path), adata)
+        """Read what :meth:`save` wrote; ``adata`` may be left out to work on new cells only.
+
+        The model is put where ``accelerator`` and ``device`` say, by itself on a GPU if there is one.
+        """
+        return _files.load(cls, Path(dir_path), adata, accelerator=accelerator, device=device)
 
     @classmethod
     def load_query_data(

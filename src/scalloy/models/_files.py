@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
+from scvi.model._utils import parse_device_args
 
 from scalloy.data import cells, plain, reading, writing
 from scalloy.data.disk import is_on_disk
@@ -108,7 +109,13 @@ def _tensors(model: ScalloyModel) -> Tensors:
 
 
 def load(
-    cls: type[ScalloyModel], path: Path, adata: AnnData | None, about: dict[str, Any] | None = None
+    cls: type[ScalloyModel],
+    path: Path,
+    adata: AnnData | None,
+    about: dict[str, Any] | None = None,
+    *,
+    accelerator: str = "auto",
+    device: int | str = "auto",
 ) -> ScalloyModel:
     """Read a model that :func:`save` wrote, of which :func:`read_about` may have been read already."""
     about = read_about(path) if about is None else about
@@ -139,6 +146,10 @@ def load(
     for part in PARTS:
         rows = tensors["indices"].get(part)
         setattr(model, f"{part}_indices_", rows.numpy() if same and rows is not None else None)
+    if (accelerator, device) != ("auto", "auto") or torch.cuda.is_available():
+        chosen = {"accelerator": accelerator, "devices": device, "validate_single_device": True}
+        *_, there = parse_device_args(**chosen, return_device="torch")
+        model.to_device(there)
     return model
 
 

@@ -74,6 +74,7 @@ def from_scvi(cls: Any, model: SCVI) -> Any:
     with torch.no_grad():
         _take_over(made.module, theirs)
     made.module.eval()
+    made.to_device(model.device)
     made.is_trained_, made.history_ = model.is_trained_, model.history_
     for part in ("train", "validation", "test"):
         setattr(made, f"{part}_indices_", getattr(model, f"{part}_indices_", None))

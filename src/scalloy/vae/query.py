@@ -32,10 +32,12 @@ def extend(module: VAEModule, reference: VAEModule, n_cats: tuple[int, ...]) -> 
     n_cats
         Categories that the reference knew of the batch, each covariate and the condition.
     """
-    known, own, whole = reference.state_dict(), module.state_dict(), {}
+    known = reference.state_dict()
+    module.to(next(iter(known.values())).device)
+    own, whole = module.state_dict(), dict[str, Tensor]()
     parameters, free = dict(module.named_parameters()), dict[str, Tensor]()
     for key, value in own.items():
-        is_new = torch.zeros_like(value, dtype=torch.bool)
+        is_new = torch.zeros(value.shape, dtype=torch.bool)
         if key not in known:
             whole[key] = torch.zeros_like(value)
             if ".tables." in key:
@@ -72,8 +74,19 @@ def _beside(known: Tensor, module: VAEModule, reference: VAEModule) -> tuple[Ten
         if more:
             block = torch.cat([block, block.mean(1, keepdim=True).expand(-1, more)], 1)
         blocks.append(block)
-        is_new.append(torch.arange(n_new, device=known.device) >= n_new - more)
+        is_new.append(torch.arange(n_new) >= n_new - more)
     return torch.cat(blocks, 1), torch.cat(is_new).expand(len(known), -1).clone()
+
+
+class Masked:
+    """Lets some entries of a gradient through."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        self.mask = self.mask.to(gradient.device)  # once
+        return gradient * self.mask
 
 
 def free_only(module: VAEModule, free: Mapping[str, Tensor]) -> None:
@@ -84,7 +97,7 @@ def free_only(module: VAEModule, free: Mapping[str, Tensor]) -> None:
         if mask is None:
             parameter.requires_grad_(False)
         else:
-            parameter.register_hook(lambda grad, mask=mask: grad * mask.to(grad.device))
+            parameter.register_hook(Masked(mask))
     for part in module.modules():
         if isinstance(part, nn.BatchNorm1d):
             part.momentum = 0.0  # running statistics stay
