@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from scalloy.blocks import partition as module
 from scalloy.blocks.mixtures import Components, Dirichlet
-from scalloy.blocks.partition import consensus, merge, partition, stability
+from scalloy.blocks.partition import agreed, consensus, merge, partition, stability, within
 from scalloy.blocks.priors import MixturePrior
 
 
@@ -52,14 +52,41 @@ def test_kmeans_is_stable_on_groups_and_not_on_a_single_cloud():
     assert stability(np.random.default_rng(0).normal(size=(300, 4)), 6) < 0.8
 
 
-def test_only_as_many_components_as_clusters_where_kmeans_is_stable():
+def test_one_component_for_each_cluster_begins_as_methods_agree_and_several_take_all():
     points, y = groups([80, 80, 80])
-    free = torch.full((9,), -1)
-    r = partition(torch.tensor(points), free, None, 0, 3)
-    assert (r.sum(0) > 0).sum() == 3
+    r = partition(torch.tensor(points), torch.full((3,), -1), None, 0, 3)
     assert adjusted_rand_score(y, r.argmax(1)) == 1.0
-    cloud = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
-    assert (partition(cloud, torch.full((18,), -1), None, 0, 6).sum(0) > 0).sum() == 18
+    several = partition(torch.tensor(points), torch.full((9,), -1), None, 0, 3)
+    assert (several.sum(0) > 0).all()
+
+
+def test_where_clusters_are_stable_components_follow_what_methods_agree_on():
+    points, y = groups([40, 90, 60])
+    centres = np.concatenate([points[y == k][:3] for k in range(3)])
+    apart = np.square(points[:, None] - centres).sum(-1)
+    r = np.eye(9)[apart.argmin(1)]  # no two components share cells: what is merged by overlap is chance
+    assert adjusted_rand_score(y, merge(r, 3)[r.argmax(1)]) < 0.9
+    clusters = agreed(r, 3, points)
+    assert adjusted_rand_score(y, clusters) == 1.0
+    assert np.bincount(clusters).tolist() == [90, 60, 40]  # the largest first
+    component, cluster_of = within(points, clusters, 9)
+    assert (cluster_of[component] == clusters).all()
+    assert np.bincount(cluster_of).tolist() == [4, 2, 1]
+    assert np.bincount(component).min() > 0
+
+
+def test_where_they_are_not_stable_components_are_merged_by_overlap():
+    """Two long and thin clusters side by side, which methods that look for round ones cut across."""
+    rng = np.random.default_rng(0)
+    points = np.c_[rng.uniform(0, 60, 600), np.repeat([0.0, 3.0], 300) + rng.normal(0, 0.15, 600)]
+    y, centres = np.repeat([0, 1], 300), np.c_[np.tile(np.arange(5, 60, 10.0), 2), np.repeat([0.0, 3.0], 6)]
+    apart = np.square((points[:, None] - centres) / [4.0, 0.5]).sum(-1)
+    r = np.exp(-0.5 * (apart - apart.min(1, keepdims=True)))
+    r /= r.sum(1, keepdims=True)
+    assert adjusted_rand_score(y, merge(r, 2)[r.argmax(1)]) > 0.95
+    assert agreed(r, 6, np.random.default_rng(0).normal(size=(600, 4))) is None
+    three = within(points, np.repeat([0, 1, 2], [500, 98, 2]), 5)[1]
+    assert np.bincount(three).tolist() == [3, 1, 1]
 
 
 def test_consensus_follows_what_most_methods_see():
@@ -73,7 +100,7 @@ def test_cells_beyond_the_first_ones_belong_where_their_neighbours_do(monkeypatc
     points, y = groups([90, 60, 40])
     order = np.random.default_rng(0).permutation(len(y))
     monkeypatch.setattr(module, "MOST", 80)
-    r = partition(torch.tensor(points[order]), torch.full((9,), -1), None, 0, 3, torch.tensor(points[order]))
+    r = partition(torch.tensor(points[order]), torch.full((3,), -1), None, 0, 3, torch.tensor(points[order]))
     assert adjusted_rand_score(y[order], r.argmax(1)) == 1.0
 
 
@@ -124,14 +151,22 @@ def prior(n_clusters, n_components=6, n_labels=0):
 def test_components_left_out_have_no_weight_and_clusters_add_up():
     made, z, y = prior(3)
     c = torch.zeros(180, dtype=torch.long)
-    p_z = made(c)
-    r = torch.softmax(p_z.log_pi + p_z.component_log_prob(z), -1)
-    assert (r[:, ~made.used] == 0).all()
-    made.merge(r)
-    probabilities = made.of_clusters(r)
-    assert probabilities.shape == (180, 3)
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(180))
-    assert adjusted_rand_score(y, probabilities.argmax(1)) > 0.98
+
+    def probabilities():
+        p_z = made(c)
+        return torch.softmax(p_z.log_pi + p_z.component_log_prob(z), -1)
+
+    made.used[5] = False
+    assert (probabilities()[:, 5] == 0).all()
+    order = torch.randperm(180, generator=torch.Generator().manual_seed(0))
+    variance = torch.full_like(z, 0.1)
+    made.merge(probabilities()[order], z[order], variance, c, None, each=2.0)
+    clusters = made.of_clusters(probabilities())
+    assert clusters.shape == (180, 3)
+    torch.testing.assert_close(clusters.sum(1), torch.ones(180))
+    assert adjusted_rand_score(y, clusters.argmax(1)) > 0.98
+    sizes = made.weights.log_gamma.exp() - made.weights.alpha
+    torch.testing.assert_close(sizes.sum(), torch.tensor(360.0), rtol=1e-4, atol=0)
 
 
 def test_cells_within_the_reach_of_a_label_are_typical_and_distant_ones_are_not():

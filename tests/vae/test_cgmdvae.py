@@ -207,4 +207,3 @@ def test_some_of_many_cells_show_where_groups_are_and_all_of_rare_labels(monkeyp
     assert asked["each"] == pytest.approx(10 * N / 63)
     weight = module.prior.weights.log_gamma.exp() - module.prior.weights.alpha
     torch.testing.assert_close(weight.sum(), torch.tensor(10.0 * N), rtol=1e-4, atol=0)
-    assert len(list(placing.first(batches, 3 * N - 1))) == 3

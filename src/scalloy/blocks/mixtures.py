@@ -138,6 +138,11 @@ class Components(nn.Module):
             loc, log_scale = loc + more_loc, log_scale + more_scale
         return loc, bounded(log_scale, lower=LOG_SCALE_MIN, upper=LOG_SCALE_MAX).exp()
 
+    @property
+    def alike(self) -> bool:
+        """Whether they are where they are for all cells."""
+        return self.shift is None and self.own is None and self.moves is None
+
     @torch.no_grad()
     def start_at(self, mean: Tensor, variance: Tensor, r: Tensor) -> None:
         """Moments of the posteriors ``N(mean, variance)`` of cells that belong to components by ``r``.

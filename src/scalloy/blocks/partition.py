@@ -1,13 +1,19 @@
 """Where the components of a mixture begin, and which of them make one cluster in the end.
 
-Without labels, where k-means is stable (the same on subsets of the cells), cells are divided as several
-methods agree: k-means, Ward's, a mixture with one covariance and spectral clustering, each of the latent and,
-if given, of principal components of what was observed; the share of these in which two cells are together is
-their similarity, and average linkage cuts it (Fred and Jain, "Combining multiple clusterings using evidence
-accumulation", IEEE TPAMI 2005). Where k-means is not stable, clusters differ too much in size and shape; then
-there are several components for each, which are merged after training where they overlap, as measured by the
-entropy of the assignment (Baudry et al., "Combining mixture components for clustering", J. Comput. Graph.
-Stat. 2010). With labels k-means respects them.
+Without labels there are several components for each cluster, which k-means places. After training, where
+clusters of the wanted number are stable (k-means finds the same on subsets of the cells), cells are divided
+as several methods agree: k-means, Ward's, a mixture with one covariance and spectral clustering, each of
+the latent and, if given, of principal components of what was observed, and with each of them the components
+themselves, merged where they overlap; the share of these in which two cells are together is their
+similarity, and average linkage cuts it (Fred and Jain, "Combining multiple clusterings using evidence
+accumulation", IEEE TPAMI 2005). Then the components are placed again, within these clusters.
+
+Where they are not stable, clusters differ too much in size and shape: components are only merged where they
+overlap, as measured by the entropy of the assignment (Baudry et al., "Combining mixture components for
+clustering", J. Comput. Graph. Stat. 2010).
+
+With one component for each cluster these begin as the methods agree, if that is stable. With labels k-means
+respects them.
 """
 
 from __future__ import annotations
@@ -47,12 +53,15 @@ def stability(points: np.ndarray, k: int, seed: int = 0) -> float:
     return float(np.mean([adjusted_rand_score(a[both], b[both]) for a, b, both in pairs]))
 
 
-def consensus(views: list[np.ndarray], k: int, seed: int = 0) -> np.ndarray:
-    """Clusters on which several methods agree; each of ``views`` is cells x anything, the same cells."""
+def consensus(views: list[np.ndarray], k: int, seed: int = 0, *more: np.ndarray) -> np.ndarray:
+    """Clusters on which several methods agree; each of ``views`` is cells x anything, the same cells.
+
+    ``more`` are clusters of theirs by other methods.
+    """
     n = len(views[0])
     apart, found = np.zeros((n, n), dtype=np.float32), 0
     for view in views:
-        for clusters in _several(view, k, seed):
+        for clusters in (*_several(view, k, seed), *more):
             apart += clusters[:, None] != clusters
             found += 1
     together = AgglomerativeClustering(k, metric="precomputed", linkage="average")
@@ -113,6 +122,45 @@ def merge(r: np.ndarray, n_clusters: int | None = None) -> np.ndarray:
     return cluster_of
 
 
+def agreed(
+    r: np.ndarray, n_clusters: int, z: np.ndarray, observed: Tensor | None = None, seed: int = 0
+) -> np.ndarray | None:
+    """Clusters of the first cells, the largest first; ``None`` where k-means is not stable.
+
+    Parameters
+    ----------
+    r
+        Probability of each component, cells x components.
+    n_clusters
+        How many clusters there are to be.
+    z, observed
+        Places of the cells, and expression of the first.
+    seed
+        Of the methods.
+    """
+    views = _views(z, observed, seed)
+    if np.mean([stability(view, n_clusters, seed) for view in views]) < STABLE:
+        return None
+    merged = merge(r, n_clusters)[r[: len(views[0])].argmax(1)]
+    found = consensus(views, n_clusters, seed, merged)
+    return np.argsort(np.argsort(-np.bincount(found), kind="stable"))[found]
+
+
+def within(z: np.ndarray, clusters: np.ndarray, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Up to ``n`` components in clusters by their sizes: that of each cell, and the cluster of each."""
+    sizes = np.bincount(clusters)
+    wanted = np.maximum(1, n * sizes // sizes.sum())
+    while wanted.sum() > n:
+        wanted[wanted.argmax()] -= 1
+    component, cluster_of = np.empty(len(z), dtype=np.int64), list[int]()
+    for cluster, k in enumerate(wanted):
+        own = clusters == cluster
+        k = min(k, len(np.unique(z[own], axis=0)))
+        component[own] = len(cluster_of) + KMeans(k, n_init=5, random_state=seed).fit_predict(z[own])
+        cluster_of += [cluster] * k
+    return component, np.array(cluster_of)
+
+
 def _plogp(p: np.ndarray) -> np.ndarray:
     return p * np.log(np.maximum(p, 1e-30))
 
@@ -127,8 +175,6 @@ def partition(
 ) -> Tensor:
     """Which component each cell begins in, one-hot ``(n, K)``.
 
-    Where k-means with ``n_clusters`` is stable only so many components get cells, and else all of them.
-
     Parameters
     ----------
     z
@@ -140,7 +186,7 @@ def partition(
     n_labels
         How many there are.
     n_clusters
-        How many clusters are wanted, if fewer than components; without labels only.
+        How many clusters are wanted; without labels only.
     observed
         Expression of the first ``MOST`` cells, in which clusters are looked for as well; without labels only.
     """
@@ -148,8 +194,8 @@ def partition(
     seed = int(torch.randint(2**31 - 1, ()))
     if n_labels == 0 or y is None:
         k = min(len(bound), len(np.unique(points, axis=0)))
-        if n_clusters is not None and n_clusters <= k and stability(points, n_clusters, seed) >= STABLE:
-            assigned = _agreed(points, n_clusters, seed, observed)
+        if n_clusters == len(bound) == k and stability(points, k, seed) >= STABLE:
+            assigned = _agreed(points, k, seed, observed)
         else:
             assigned = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(points)
     else:
@@ -159,15 +205,20 @@ def partition(
 
 def _agreed(points: np.ndarray, k: int, seed: int, observed: Tensor | None) -> np.ndarray:
     """Consensus of the first ``MOST`` cells, and what their neighbours are for the others."""
-    views = [points[:MOST]]
-    if observed is not None:
-        n_pcs = min(N_PCS, *observed.shape)
-        views.append(PCA(n_pcs, random_state=seed).fit_transform(observed[:MOST].double().cpu().numpy()))
-    clusters = consensus(views, k, seed)
+    clusters = consensus(_views(points, observed, seed), k, seed)
     if len(points) == len(clusters):
         return clusters
     near = KNeighborsClassifier(NEIGHBOURS).fit(points[:MOST], clusters)
     return np.concatenate([clusters, near.predict(points[MOST:])])
+
+
+def _views(points: np.ndarray, observed: Tensor | None, seed: int) -> list[np.ndarray]:
+    """Places of the first cells, and principal components of their expression."""
+    views = [points[:MOST]]
+    if observed is not None:
+        n_pcs = min(N_PCS, *observed.shape)
+        views.append(PCA(n_pcs, random_state=seed).fit_transform(observed[:MOST].double().cpu().numpy()))
+    return views
 
 
 def _around_labels(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scalloy.blocks.mixtures import Components, GaussianMixture, Weights
-from scalloy.blocks.partition import MANY, SPOTS, label_cover, merge, partition
+from scalloy.blocks.partition import MANY, SPOTS, agreed, label_cover, merge, partition, within
 
 NEVER = -1e9  # log-probability of what is excluded
 ALL = -1
@@ -115,12 +115,16 @@ class MixturePrior(nn.Module):
         """
         r = partition(mean, self.label_of, y, self.n_labels, self.n_clusters, observed)
         r = r if self.n_labels else self.weights.arranged(r)
-        self.components.start_at(mean, variance, r)
-        self.weights.start_at(each * nn.functional.one_hot(c, self.n_conditions).to(r.dtype).T @ r)
+        self._begin(mean, variance, c, r, each)
         self.placed.fill_(1.0)
         self.is_placed = True
         if self.merges:
             self.used.copy_(r.sum(0) > 0)
+
+    def _begin(self, mean: Tensor, variance: Tensor, c: Tensor, r: Tensor, each: float) -> None:
+        """Components at the moments of their cells, weights at how many these are."""
+        self.components.start_at(mean, variance, r)
+        self.weights.start_at(each * nn.functional.one_hot(c, self.n_conditions).to(r.dtype).T @ r)
 
     @property
     def merges(self) -> bool:
@@ -128,11 +132,24 @@ class MixturePrior(nn.Module):
         return self.n_clusters != len(self.used) and not self.settled
 
     @torch.no_grad()
-    def merge(self, r: Tensor) -> None:
-        """Make clusters of components that share cells, by their probabilities ``(n, K)``."""
-        used = self.used.cpu()
-        clusters = merge(r.detach().cpu()[:, used].double().numpy(), self.n_clusters)
-        self.cluster_of[self.used] = torch.from_numpy(clusters).to(self.cluster_of)
+    def merge(
+        self, r: Tensor, mean: Tensor, variance: Tensor, c: Tensor, observed: Tensor | None, *, each: float
+    ) -> None:
+        """Make clusters of components, by their probabilities ``(n, K)``; the rest is as in :meth:`place`."""
+        values, k = r.cpu()[:, self.used.cpu()].double().numpy(), self.n_clusters
+        clusters = None
+        if k is not None and 1 < k < values.shape[1] and self.components.alike:
+            z = mean.double().cpu().numpy()
+            clusters = agreed(values, k, z, observed)
+        if clusters is None:
+            self.cluster_of[self.used] = torch.from_numpy(merge(values, k)).to(self.cluster_of)
+            return
+        n = len(clusters)
+        component, cluster_of = within(z[:n], clusters, len(self.used))
+        r = nn.functional.one_hot(torch.from_numpy(component), len(self.used)).to(mean)
+        self._begin(mean[:n], variance[:n], c[:n], r, each * len(mean) / n)
+        self.used.copy_(r.sum(0) > 0)
+        self.cluster_of[: len(cluster_of)] = torch.from_numpy(cluster_of).to(self.cluster_of)
 
     def settle(self) -> None:
         """Leave clusters and labels as they are, whatever other cells are trained on."""

@@ -36,7 +36,7 @@ CONDITIONING = ("decoder", "shared", "interaction", "full")
 NORMS = ("layer", "batch", "none")
 DISPERSIONS = ("gene", "gene-batch", "gene-cell")
 LIBRARIES = ("observed", "learned", "none")
-FREE, MANY, PER_CLUSTER = 5, 25, 3  # clusters beside the labels; components
+FREE, MANY, PER_CLUSTER = 5, 25, 1.5  # clusters beside the labels; components, at least
 
 
 def one_of(argument: str, given: Any, known: Collection[str]) -> str:
@@ -146,7 +146,7 @@ def clusters(n_clusters: int | None, n_labels: int, *, merges: bool) -> tuple[in
     if n_clusters < n_labels:
         msg = f"`n_clusters={n_clusters}` is less than the {n_labels} labels. Pass at least {n_labels}."
         raise ValueError(msg)
-    return n_clusters, n_clusters * (PER_CLUSTER if merges else 1)
+    return n_clusters, max(MANY, int(PER_CLUSTER * n_clusters)) if merges else n_clusters
 
 
 def components(conditioning: str, sizes: Sizes, n_clusters: int, n_latent: int, n_w: int) -> mix.Components:

@@ -40,11 +40,10 @@ from scalloy.blocks.distributions import gaussian, standard_normal
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixtures import GaussianMixture
 from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Head, Stack
-from scalloy.blocks.partition import MANY
 from scalloy.blocks.priors import NEVER, MixturePrior
 from scalloy.blocks.readers import Readers
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
-from scalloy.vae.placing import first, nothing_removed, place_once
+from scalloy.vae.placing import merge_components, nothing_removed, place_once
 
 
 class CGMDVAE(VAEModule):
@@ -200,7 +199,7 @@ class CGMDVAE(VAEModule):
     def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
         """Merge components, where there are more of them than clusters; learn where labels are and end."""
         if self.prior.merges:
-            self.prior.merge(torch.cat([self.assignment(b) for b in first(cells(), MANY)]))
+            merge_components(self, cells)
         if self.readers is None or self.prior.settled:
             return
         found = [(b.condition, b.y, {k: v.mean for k, v in self.encode(b).items()}) for b in cells()]

@@ -9,7 +9,7 @@ are more than ``MANY`` cells, so many are looked at, and further ones of labels 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,15 +24,6 @@ RARE = 100  # cells of a label
 def nothing_removed(sizes: Sizes) -> bool:
     """Whether expression itself may be compared between cells."""
     return sizes.removed == (1,) and sizes.n_conditions == 1 and not sizes.n_cont
-
-
-def first(cells: Iterable[Batch], n: int) -> Iterator[Batch]:
-    """About so many of them."""
-    for batch in cells:
-        yield batch
-        n -= len(batch.x)
-        if n <= 0:
-            return
 
 
 @torch.no_grad()
@@ -71,3 +62,18 @@ def place_once(module: Any, end: float, cells: Callable[[], Iterable[Batch]]) ->
     x = torch.cat(observed) if observed else None
     module.prior.place(mean, variance, c, y if n_labels else None, x, each=n / len(mean))
     return True
+
+
+@torch.no_grad()
+def merge_components(module: Any, cells: Callable[[], Iterable[Batch]]) -> None:
+    """Make clusters of the components of ``module.prior``, by some of the cells; ``module`` as there."""
+    n, found, observed = 0, [], list[Tensor]()
+    for batch in cells():
+        if n < MANY:
+            if module.plain and n < MOST:
+                observed.append(module.likelihood.observed(batch.x))
+            q = module.encode(batch)["z"]
+            found.append((module.assignment(batch), q.mean, q.variance, batch.condition))
+        n += len(batch.x)
+    columns = [torch.cat(column) for column in zip(*found, strict=True)]
+    module.prior.merge(*columns, torch.cat(observed) if observed else None, each=n / len(columns[0]))
