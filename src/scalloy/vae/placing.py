@@ -1,10 +1,10 @@
 """When the components of a mixture prior get their places: once, after the code has formed.
 
 Until a fifth of training the prior of ``z`` is ``N(0, I)``, so that the code first learns what tells cells
-apart. Then the components begin at the groups of cells that several methods of clustering agree on
-(:mod:`scalloy.blocks.partition`), each with the moments of its cells: none begins empty or far from all
-cells, and nothing need be found by gradients from a random start, which is how mixtures collapse. Where there
-are more than ``MANY`` cells, so many are looked at, and further ones of labels that are rare.
+apart. Then the components begin at groups of cells (:mod:`scalloy.blocks.partition`), each with the moments
+of its cells: none begins empty or far from all cells, and nothing need be found by gradients from a random
+start, which is how mixtures collapse. Where there are more than ``MANY`` cells, so many are looked at, and
+further ones of labels that are rare.
 """
 
 from __future__ import annotations
