@@ -218,6 +218,15 @@ def test_shuffling_is_compared_with_that_in_memory():
     assert found.loc["store", "last"] == pytest.approx(found.loc["memory", "last"], rel=0.02)
 
 
+def test_inference_from_a_store():
+    from scalloy.benchmark.scale import inference
+
+    found = inference("kang_subset", cells=(300, 600), n_genes=100, max_epochs=1).set_index("n")
+    assert list(found.index) == [300, 600]
+    assert (found[["clusters_s", "transfer_s"]] > 0).all().all()
+    assert (found[["clusters_mb", "transfer_mb"]] >= 0).all().all()
+
+
 def test_annbatch_is_compared_with_where_it_is():
     from scalloy.benchmark.scale import reading
 

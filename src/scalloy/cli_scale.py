@@ -11,9 +11,9 @@ from scalloy.cli_benchmark import Out, benchmark, show
 
 @benchmark.command()
 def scale(
-    what: Annotated[str, typer.Option(help="growth, shuffling or reading.")] = "growth",
+    what: Annotated[str, typer.Option(help="growth, shuffling, reading or inference.")] = "growth",
     data: Annotated[str, typer.Option(help="Cells to draw from: kang, or kang_subset.")] = "kang",
-    cells: Annotated[list[int] | None, typer.Option(help="Numbers of cells (growth, reading).")] = None,
+    cells: Annotated[list[int] | None, typer.Option(help="Their numbers, not with shuffling.")] = None,
     genes: Annotated[list[int] | None, typer.Option(help="Numbers of genes (growth).")] = None,
     components: Annotated[list[int] | None, typer.Option(help="Of GMVAE (growth).")] = None,
     latents: Annotated[list[int] | None, typer.Option(help="Latent dimensions (growth).")] = None,
@@ -23,12 +23,12 @@ def scale(
     out: Out = None,
 ) -> None:
     """Time and memory by cells, genes, components, latents; from the disk, and how well that shuffles."""
-    from scalloy.benchmark.scale import reading, shuffling, summary
+    from scalloy.benchmark.scale import inference, reading, shuffling, summary
     from scalloy.benchmark.scale import scale as run
     from scalloy.models._options import one_of
 
     some = {} if epochs is None else {"max_epochs": epochs}
-    if one_of("what", what, ("growth", "shuffling", "reading")) == "shuffling":
+    if one_of("what", what, ("growth", "shuffling", "reading", "inference")) == "shuffling":
         frame = shuffling(data, seeds=range(seeds), **some)
         show(frame, out)
         typer.echo(
@@ -36,6 +36,8 @@ def scale(
         )
     elif what == "reading":
         show(reading(data, **({"cells": cells[0]} if cells else {})), out)
+    elif what == "inference":
+        show(inference(data, **({"cells": cells} if cells else {}), **some), out)
     else:
         sizes = {"cells": cells, "genes": genes, "components": components, "latents": latents}
         for name in only or ():

@@ -29,7 +29,7 @@ from scalloy.benchmark.speed import PeakMemory, in_process
 from scalloy.data import disk, open_store, write_store
 from scalloy.data.loader import CellLoader
 from scalloy.data.splits import split
-from scalloy.models import GMVAE, VAE
+from scalloy.models import CGMDVAE, GMVAE, VAE
 
 USUAL = {"cells": 10_000, "genes": 2000, "components": 0, "latents": 10}
 QUANTITIES = ("epoch_s", "latent_s", "train_mb", "latent_mb")
@@ -214,6 +214,60 @@ def reading(
     return pd.DataFrame(rows)
 
 
+def inference(
+    data: str = "kang",
+    *,
+    cells: Sequence[int] = (10_000, 100_000),
+    n_genes: int = 2000,
+    max_epochs: int = 5,
+) -> pd.DataFrame:
+    """Memory above the model (MB) and processor time of clusters, and of a prediction written to a file.
+
+    Of CGMDVAE, trained on the data themselves; cells are drawn from these and read from a store. What is
+    predicted is dense: a file of ``cells`` x genes values.
+
+    Parameters
+    ----------
+    data, n_genes
+        As in :func:`scalloy.benchmark.fit`.
+    cells
+        Their numbers.
+    max_epochs
+        Of the training.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for n in cells:
+            job = {**USUAL, "data": data, "genes": n_genes, "cells": n, "path": f"{folder}/{n}.zarr"}
+            in_process({**job, "kind": "write"}, __name__)
+            found = in_process({**job, "kind": "infer", "max_epochs": max_epochs}, __name__)
+            rows.append({"n": n, **found})
+    return pd.DataFrame(rows)
+
+
+def _infer(adata: AnnData, job: dict[str, Any]) -> dict[str, float]:
+    few = resampled(adata, 1000, job["genes"])
+    adata = resampled(adata, adata.n_obs, job["genes"])
+    CGMDVAE.setup_anndata(adata, condition_key="condition")
+    model, out = CGMDVAE(adata), dict[str, float]()
+    model.train(job["max_epochs"], **QUIET)
+    to = adata.obs["condition"].astype(str).max()
+    calls = {
+        "clusters": lambda cells: model.get_clusters(cells),
+        "transfer": lambda cells: model.write_transfer(f"{job['path']}.h5ad", cells, to, overwrite=True),
+    }
+    for name, call in calls.items():
+        call(few)
+        with PeakMemory() as memory:
+            before = memory.resident()
+            begun = time.process_time()
+            cells = open_store(job["path"])
+            call(cells)
+            out[f"{name}_s"] = time.process_time() - begun
+        out[f"{name}_mb"] = memory.peak - before
+    return out
+
+
 def resampled(adata: AnnData, n_cells: int, n_genes: int, seed: int = 0) -> AnnData:
     """Rows drawn with replacement, and columns besides where there are too few."""
     rng = np.random.default_rng(seed)
@@ -228,7 +282,7 @@ def resampled(adata: AnnData, n_cells: int, n_genes: int, seed: int = 0) -> AnnD
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """One measurement in this process."""
     adata = load(job["data"], job["genes"])
-    return _write(adata, job) if job["kind"] == "write" else _train(adata, job)
+    return {"write": _write, "train": _train, "infer": _infer}[job["kind"]](adata, job)
 
 
 def _write(adata: AnnData, job: dict[str, Any]) -> dict[str, Any]:
