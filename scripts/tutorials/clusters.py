@@ -115,8 +115,8 @@ top = top.assign(cluster=top["group1"].astype(str))
 top.groupby("cluster").apply(lambda g: ", ".join(g.index), include_groups=False).to_frame("genes that are up")
 
 # %% [markdown]
-# Do the genes fit the types? CD22, TCL1A and BLNK are B cells', KLRD1 and NKG7 those of NK cells, S100A8
-# and S100A12 CD14+ monocytes', MS4A7 FCGR3A+ monocytes', CD1E dendritic cells', LEF1 and SELL those of
-# naive T cells. A cluster with heat shock genes (HSPH1, HSPB1) is a state of T cells and no type: the
+# Do the genes fit the types? MS4A1 and BANK1 are B cells', KLRD1 and NKG7 those of NK cells, S100A8
+# and S100A12 CD14+ monocytes', MS4A7 FCGR3A+ monocytes', CD207 dendritic cells', LEF1 and SELL those of
+# naive T cells. A cluster with a heat shock gene (HSPH1) is a state of T cells and no type: the
 # model finds what varies, and names are up to you. Probabilities of differential expression are about
 # cells, not donors: for a claim about donors see [Comparing groups](comparing.ipynb).
