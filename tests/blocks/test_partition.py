@@ -96,6 +96,29 @@ def test_consensus_follows_what_most_methods_see():
     assert adjusted_rand_score(y, consensus([points, noise], 3)) > 0.95
 
 
+def test_a_candidate_counts_unless_it_is_alone_with_what_it_says(monkeypatch):
+    votes = {}
+
+    class Linkage:
+        def __init__(self, *_, **__):
+            pass
+
+        def fit_predict(self, apart):
+            votes["apart"] = apart
+            return np.zeros(len(apart), dtype=int)
+
+    points, y = groups([90, 60, 40])
+    several = list(module._several(points, 3, 0))
+    several[0] = np.where(np.arange(190) < 100, y, 0)  # a method that sees less
+    monkeypatch.setattr(module, "_several", lambda *_: iter(several))
+    monkeypatch.setattr(module, "AgglomerativeClustering", Linkage)
+    for candidate, counted in ((y, True), (several[0], True), (np.arange(190) % 3, False)):
+        consensus([points], 3, 0, candidate)
+        n = len(several) + counted
+        wanted = sum((v[:, None] != v).astype(float) for v in (*several, *[candidate] * counted)) / n
+        np.testing.assert_allclose(votes["apart"], wanted, rtol=1e-5)
+
+
 def test_cells_beyond_the_first_ones_belong_where_their_neighbours_do(monkeypatch):
     points, y = groups([90, 60, 40])
     order = np.random.default_rng(0).permutation(len(y))

@@ -53,19 +53,28 @@ def stability(points: np.ndarray, k: int, seed: int = 0) -> float:
     return float(np.mean([adjusted_rand_score(a[both], b[both]) for a, b, both in pairs]))
 
 
-def consensus(views: list[np.ndarray], k: int, seed: int = 0, *more: np.ndarray) -> np.ndarray:
+def consensus(
+    views: list[np.ndarray], k: int, seed: int = 0, candidate: np.ndarray | None = None
+) -> np.ndarray:
     """Clusters on which several methods agree; each of ``views`` is cells x anything, the same cells.
 
-    ``more`` are clusters of theirs by other methods.
+    A ``candidate`` counts as one more method in each view, unless it agrees with the others less than each
+    method does.
     """
-    n = len(views[0])
-    apart, found = np.zeros((n, n), dtype=np.float32), 0
-    for view in views:
-        for clusters in (*_several(view, k, seed), *more):
-            apart += clusters[:, None] != clusters
-            found += 1
+    found = [clusters for view in views for clusters in _several(view, k, seed)]
+    if candidate is not None and _mean_agreement(candidate, found) >= min(
+        _mean_agreement(one, found[:i] + found[i + 1 :]) for i, one in enumerate(found)
+    ):
+        found += [candidate] * len(views)
+    apart = np.zeros((len(views[0]),) * 2, dtype=np.float32)
+    for clusters in found:
+        apart += clusters[:, None] != clusters
     together = AgglomerativeClustering(k, metric="precomputed", linkage="average")
-    return together.fit_predict(apart / found)
+    return together.fit_predict(apart / len(found))
+
+
+def _mean_agreement(clusters: np.ndarray, others: list[np.ndarray]) -> float:
+    return float(np.mean([adjusted_rand_score(clusters, other) for other in others]))
 
 
 def _several(view: np.ndarray, k: int, seed: int) -> Iterator[np.ndarray]:
