@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import scalloy as sa
-from scalloy.models._training import default_batch_size, default_epochs
+from scalloy.models._training import default_batch_size, default_epochs, largest_batch, one_gpu
 from scalloy.train.memory import buffers_stay_mapped
 from scalloy.train.plan import NonFiniteLoss, TermsPlan
 from scalloy.train.schedules import cosine, ramp
@@ -167,6 +167,7 @@ def test_without_validation(cells, quick):
 
 def test_defaults_follow_the_number_of_cells():
     assert [default_batch_size(n) for n in (10, 2638, 16412, 10**6)] == [64, 64, 256, 512]
+    assert [default_batch_size(n, 4096) for n in (2638, 100_000, 10**6)] == [64, 2048, 4096]
     assert [default_epochs(n, default_batch_size(n)) for n in (100, 16412, 10**7)] == [200, 44, 20]
 
 
@@ -242,3 +243,24 @@ def test_terms_of_many_steps_are_kept_in_few_tensors(cells):
     assert logged["reconstruction_loss_train"] == pytest.approx(sizes @ recon / sizes.sum())
     assert logged["train_loss"] == pytest.approx(sizes @ (recon + kl) / sizes.sum())
     assert plan._rows == plan._sizes == []
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "gpus", "one"),
+    [
+        ("auto", "auto", 1, True),
+        ("auto", "auto", 2, False),
+        ("gpu", 1, 2, True),
+        ("gpu", [1], 2, True),
+        ("gpu", 2, 2, False),
+        ("cpu", 1, 1, False),
+        ("auto", "auto", 0, False),
+    ],
+)
+def test_batches_grow_with_the_memory_of_one_gpu(accelerator, devices, gpus, one, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert one_gpu(accelerator, devices) == one
+    for free, wanted in ((80e9, 4096), (1e9, 2048), (1e7, 64)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, free))
+        assert largest_batch(2000) == wanted

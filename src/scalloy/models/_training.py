@@ -107,7 +107,8 @@ class Training(UnsupervisedTrainingMixin):
             return
         n, chosen_size = self._manager_of(None).adata.n_obs, batch_size
         if batch_size is None:
-            batch_size = default_batch_size(n, largest_batch(accelerator, self.adata.n_vars))
+            one = kwargs.get("strategy", "auto") == "auto" and one_gpu(accelerator, devices)
+            batch_size = default_batch_size(n, largest_batch(self.adata.n_vars) if one else 512)
         if max_epochs is None:
             max_epochs = default_epochs(n, batch_size, self._default_steps)
         _options.positive(batch_size=batch_size, max_epochs=max_epochs)
@@ -190,10 +191,19 @@ def default_batch_size(n_obs: int, largest: int = 512) -> int:
     return int(2 ** np.clip(np.floor(np.log2(max(n_obs, 2) / 40)), 6, np.log2(largest)))
 
 
-def largest_batch(accelerator: str, n_vars: int) -> int:
-    """Power of two up to 4,096 that a GPU surely holds; 512 on a CPU, which gains nothing from more."""
+def one_gpu(accelerator: str, devices: int | list[int] | str) -> bool:
+    """Whether training is on one GPU; found out without touching it, for processes to come could not then."""
     if accelerator not in {"auto", "gpu", "cuda"} or not torch.cuda.is_available():
-        return 512
+        return False
+    return (
+        devices in (1, "1")
+        or (isinstance(devices, list) and len(devices) == 1)
+        or torch.cuda.device_count() == 1
+    )
+
+
+def largest_batch(n_vars: int) -> int:
+    """Power of two up to 4,096 that the GPU surely holds; a CPU gains nothing from more than 512."""
     free, _ = torch.cuda.mem_get_info()
     return int(2 ** np.clip(np.floor(np.log2(0.3 * free / (n_vars * BYTES))), 6, 12))
 
