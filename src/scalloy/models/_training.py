@@ -195,11 +195,8 @@ def one_gpu(accelerator: str, devices: int | list[int] | str) -> bool:
     """Whether training is on one GPU; found out without touching it, for processes to come could not then."""
     if accelerator not in {"auto", "gpu", "cuda"} or not torch.cuda.is_available():
         return False
-    return (
-        devices in (1, "1")
-        or (isinstance(devices, list) and len(devices) == 1)
-        or torch.cuda.device_count() == 1
-    )
+    chosen = len(devices) == 1 if isinstance(devices, list) else devices in (1, "1")
+    return chosen or torch.cuda.device_count() == 1
 
 
 def largest_batch(n_vars: int) -> int:
