@@ -93,8 +93,8 @@ for name, clusters in clusterings.items():
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# **What not to believe.** One data set and one seed. Over five data sets and three seeds nobody wins this
-# table ([Benchmarks](../docs/benchmarks.md)): labels of such sets are mostly clusters of principal
+# **What not to believe.** One data set and one seed. Over five data sets and five seeds nobody wins this
+# table everywhere ([Benchmarks](../docs/benchmarks.md)): labels of such sets are mostly clusters of principal
 # components themselves, and types are not Gaussian. If clusters are all that you need, Leiden on
 # principal components is quick and good. Take the mixture if you also want probabilities, donors or
 # conditions removed, labels, or predictions.
