@@ -160,7 +160,7 @@ def test_two_modalities_page_runs(monkeypatch):
     assert "protein_counts" not in rna_only.obsm
     assert rna_only.obsm["poisevae_prot"].shape == (125, 14)
     assert made.obsm["prot"].shape == (500, 14)
-    assert mdata.obsm["X_poisevae"].shape == (625, 40)
+    assert mdata.obsm["X_poisevae"].shape == (625, 20)
 
 
 def test_files_page_runs(cells, quick, tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ class POISEVAE(PairGetters, ScalloyModel):
         adata: Any = None,
         registry: dict | None = None,
         n_hidden: int = 256,
-        n_latent: int = 20,
+        n_latent: int = 10,
         n_layers: int = 1,
         dropout_rate: float = 0.1,
         gene_likelihood: GeneLikelihood = "nb",
