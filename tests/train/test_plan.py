@@ -253,6 +253,7 @@ def test_terms_of_many_steps_are_kept_in_few_tensors(cells):
         ("gpu", 1, 2, True),
         ("gpu", [1], 2, True),
         ("gpu", 2, 2, False),
+        ("gpu", [0, 1], 2, False),
         ("cpu", 1, 1, False),
         ("auto", "auto", 0, False),
     ],

@@ -204,7 +204,7 @@ def partition(
     if n_labels == 0 or y is None:
         k = min(len(bound), len(np.unique(points, axis=0)))
         if n_clusters == len(bound) == k and stability(points, k, seed) >= STABLE:
-            assigned = _agreed(points, k, seed, observed)
+            assigned = _consensus_of_all(points, k, seed, observed)
         else:
             assigned = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(points)
     else:
@@ -212,7 +212,7 @@ def partition(
     return torch.nn.functional.one_hot(torch.from_numpy(assigned).long(), len(bound)).to(z)
 
 
-def _agreed(points: np.ndarray, k: int, seed: int, observed: Tensor | None) -> np.ndarray:
+def _consensus_of_all(points: np.ndarray, k: int, seed: int, observed: Tensor | None) -> np.ndarray:
     """Consensus of the first ``MOST`` cells, and what their neighbours are for the others."""
     clusters = consensus(_views(points, observed, seed), k, seed)
     if len(points) == len(clusters):

@@ -152,7 +152,7 @@ def search(
     settings = _settings(model, dict(space or LIKELIHOODS), n_trials, seeds)
     for name in dict.fromkeys(t["model"] for t in settings):
         _class(name).setup_anndata(adata.copy(), **setup)  # what is wrong with the cells is said before
-    epochs, folder = max_epochs or _default_epochs(adata.n_obs), Path(folder).resolve()
+    epochs, folder = max_epochs or _default_run(adata.n_obs)[0], Path(folder).resolve()
     about = {
         "trials": settings,
         "setup": setup,
@@ -254,10 +254,12 @@ def _class(name: str) -> type[ScalloyModel]:
     return MODELS[name]
 
 
-def _default_epochs(n_obs: int) -> int:
+def _default_run(n_obs: int) -> tuple[int, int]:
+    """Epochs and the size of batches, which go together, whatever the memory of a trial's device."""
     from scalloy.models._training import default_batch_size, default_epochs
 
-    return default_epochs(n_obs, default_batch_size(n_obs))
+    size = default_batch_size(n_obs)
+    return default_epochs(n_obs, size), size
 
 
 def _trial(
@@ -280,7 +282,7 @@ def _trial(
     model = cls(cells, **given)
     parts = split(cells.n_obs, 0.8, 0.1)
     model.train(
-        **{"max_epochs": epochs, **train},
+        **{"max_epochs": epochs, "batch_size": _default_run(adata.n_obs)[1], **train},
         plan_kwargs=plan,
         datasplitter_kwargs={"external_indexing": list(parts)},
         callbacks=[Reports()],
