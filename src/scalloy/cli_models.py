@@ -63,7 +63,7 @@ def transfer(
         list[str] | None, typer.Option(help="Only cells with this value: 'cell_type=B cells'.")
     ] = None,
     route: Annotated[str, typer.Option(help="auto, decoder; of CGMDVAE transport and style too.")] = "auto",
-    samples: Annotated[int, typer.Option(help="Over which expectations are taken.")] = 10,
+    samples: Annotated[int, typer.Option(help="Of the code, over which means are taken.")] = 3,
     library_size: Annotated[float | None, typer.Option(help="Of sampled counts.")] = None,
     trained_on: Annotated[
         Path | None, typer.Option(help="Cells that the model was trained on, if it does not hold them.")

@@ -6,13 +6,10 @@
     "style"       z' = m_y(w, c'), w = E q(w | x, c), y the component (Kolb)    p(x | z', c')
     "auto"        z, moved to the pooled shift of the cell's group              x itself, changed
 
-The pooled shift of a group of cells (their label, or cluster) is the mean of two estimates which err in
-different ways: what the decoder says of these cells, and what other groups have shown, each for as much as it
-is worth (:func:`scalloy.baselines.partial_pooling`); how large a change is the latter know better
-(:func:`trusted`). Both are changes of mean log-normalised expression, the decoder's measured on counts
-sampled before and after: the mean of the decoder pushed through a logarithm is biased. What a cell expresses
-beside its group is the mean of what is decoded before and after: the one knows the genes of its type, the
-other those that the condition induces.
+The pooled shift of a group of cells is a mean of what the decoder says of them and of what other groups have
+shown (:mod:`scalloy.shown`); the decoder's is that of the mean logarithm (:mod:`scalloy.blocks.expected`),
+which the logarithm of its mean is far from. What a cell expresses beside its group is the mean of what is
+decoded before and after: the one knows the genes of its type, the other those that the condition induces.
 
 Counts of the route "auto" are those of the cells themselves, thinned where a gene falls and added to where
 it rises (:mod:`scalloy.baselines.counts`): counts that a decoder draws anew have lost what is a cell's own.
@@ -33,36 +30,27 @@ from anndata import AnnData
 
 from scalloy._seeds import seeded
 from scalloy.baselines.counts import fractions_of, redrawn
-from scalloy.baselines.pooling import partial_pooling
-from scalloy.baselines.shifts import squared_distances, typical_distance
 from scalloy.blocks.distributions import CountDistribution
-from scalloy.blocks.sparse import dense, log_normalise
+from scalloy.blocks.expected import mean_log1p
+from scalloy.blocks.sparse import dense
 from scalloy.models import _options
+from scalloy.shown import Shift, Shown
 from scalloy.vae.base import Batch
-
-AT_LEAST = 10  # cells of a group under a condition, to learn from
 
 
 @dataclass(frozen=True)
 class How:
-    """By which route, how many samples an expectation is of, and to which total counts are scaled."""
+    """By which route, how many samples of the code a mean is over, to which total counts are scaled."""
 
     route: str
     n_samples: int
     target_sum: float
 
     def expression(self, p: Any) -> torch.Tensor:
-        """One draw of log-normalised counts; of other data their mean."""
-        return log_normalise(p.sample(), self.target_sum) if isinstance(p, CountDistribution) else p.mean
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Of the expression of the cells of a group under a condition, by gene."""
-
-    mean: np.ndarray
-    variance: np.ndarray
-    n: int
+        """Of log-normalised counts; of other data their mean."""
+        if not isinstance(p, CountDistribution):
+            return p.mean
+        return mean_log1p(p, self.target_sum / p.mean.sum(-1, keepdim=True).clamp_min(1e-12))
 
 
 @dataclass
@@ -85,33 +73,19 @@ class Decoded:
         return (self.before + self.after) / 2
 
 
-@dataclass
-class Shift:
-    """Change of mean expression of a group, its standard deviation, and what it rests on.
-
-    The standard deviation is that of the mean of as many treated cells as are predicted: what other groups
-    leave open, and the noise of the means.
-    """
-
-    mean: np.ndarray
-    sd: np.ndarray
-    others: list[str]
-    far: bool
-
-
 def transfer(
     model: Any,
     cells: AnnData | None,
     to: str | None,
     *,
     route: str = "auto",
-    n_samples: int = 10,
+    n_samples: int = 3,
     library_size: float | None = None,
     seed: int = 0,
     target_sum: float = 1e4,
-    seen: dict[tuple[str, str], Moments] | None = None,
+    seen: Shown | None = None,
 ) -> AnnData:
-    """The body of ``transfer`` of every model with conditions; ``seen`` is :func:`group_moments` if known."""
+    """The body of ``transfer`` of every model with conditions; ``seen`` is :func:`shown` if known."""
     _options.one_of("route", route, model.ROUTES)
     to = _options.one_of("to", to, model.conditions)
     _options.positive(n_samples=n_samples, target_sum=target_sum)
@@ -130,7 +104,7 @@ def transfer(
         about["pair"] = about["group"] + " from " + about["from"]
         shifts: dict[str, Shift] = {}
         if route == "auto":
-            seen = seen or group_moments(model, how.target_sum)
+            seen = seen or shown(model, how.target_sum)
             expected, shifts = _pooled(seen, decoded, about, to)
         if draws_counts and route == "auto":
             counts = _changed(decoded, about["pair"], shifts, how.target_sum, library_size, seed)
@@ -186,14 +160,14 @@ def _batches(model: Any, cells: AnnData | None) -> Any:
 
 
 def _pooled(
-    seen: dict[tuple[str, str], Moments], decoded: Decoded, about: pd.DataFrame, to: str
+    seen: Shown, decoded: Decoded, about: pd.DataFrame, to: str
 ) -> tuple[np.ndarray, dict[str, Shift]]:
     """Expected expression of each cell, so that the mean of its group has the pooled shift."""
     expected, shifts = decoded.middle, {}
     for (group, source, pair), rows in about.groupby(["group", "from", "pair"]).indices.items():
         cells, middle = decoded.observed[rows], expected[rows].mean(0)
         own = decoded.after[rows].mean(0) - decoded.before[rows].mean(0)
-        shifts[pair] = shift = pooled(own, cells, seen, group, source, to)
+        shifts[pair] = shift = seen.shift(own, cells, group, source, to)
         wanted = cells.mean(0) + shift.mean
         if (decoded.observed >= 0).all():
             wanted = wanted.clip(0)
@@ -203,56 +177,9 @@ def _pooled(
     return expected, shifts
 
 
-def group_moments(model: Any, target_sum: float) -> dict[tuple[str, str], Moments]:
-    """Of expression of the model's cells by group and condition, where there are enough of them."""
-    if model.adata is None:
-        msg = (
-            "`route='auto'` pools with shifts of the cells that the model was trained on, and it was loaded "
-            "without them. Pass `adata=` to `load`, or `route='decoder'`."
-        )
-        raise ValueError(msg)
-    sums: Any = 0
-    names = pd.MultiIndex.from_arrays([model._groups(None), model.adata.obs[model.condition_key].astype(str)])
-    codes, pairs = names.factorize()
-    counts, begin = np.bincount(codes), 0
-    for batch in _batches(model, None):
-        x = model.module.likelihood.observed(batch.x, target_sum).cpu().numpy()
-        rows = codes[begin : begin + len(x)]
-        begin += len(x)
-        member = sp.csr_matrix((np.ones(len(x)), (rows, range(len(x)))), (len(pairs), len(x)))
-        sums = sums + np.stack([member @ x, member @ np.square(x)])
-    mean, square = sums / counts[:, None]
-    variance = (square - np.square(mean)).clip(0)
-    kept = [i for i in range(len(pairs)) if counts[i] >= AT_LEAST]
-    return {tuple(pairs[i]): Moments(mean[i], variance[i], int(counts[i])) for i in kept}
-
-
-def pooled(own: np.ndarray, cells: np.ndarray, seen: dict, group: str, source: str, to: str) -> Shift:
-    """Mean of the decoder's shift and of what other groups have shown; the first if there are none."""
-    others = [g for g, c in seen if c == source and (g, to) in seen]
-    noise, control = np.sqrt(2 * cells.var(0) / len(cells)), cells.mean(0)
-    if source == to or not others:
-        return Shift(own, np.full_like(own, np.nan), others, far=source != to)
-    if group in others:  # its change was seen
-        return Shift(seen[group, to].mean - seen[group, source].mean, noise, others, far=False)
-    pairs = [[seen[g, c] for g in others] for c in (source, to)]
-    c, treated = (np.stack([m.mean for m in of]) for of in pairs)
-    within = np.mean([m.variance for of in pairs for m in of], axis=0)
-    inverse_size = sum(1 / np.array([m.n for m in of]) for of in pairs)
-    found = partial_pooling(c, treated - c, control, within=within, inverse_size=inverse_size)
-    far = squared_distances(control[None], c).min() > typical_distance(c)
-    own = own * trusted(own, found.mean)
-    return Shift((own + found.mean) / 2, found.sd_of_mean(cells), others, bool(far))
-
-
-def trusted(own: np.ndarray, others: np.ndarray) -> float:
-    """Factor which brings the decoder's shift to between once and twice the size of the others', along it.
-
-    A decoder has learned less of a pair than of those that it saw, and changes cells of an unseen one too
-    little. Where the others agree on no change, what it says is noise.
-    """
-    size = max(0.0, float(own @ others) / max(float(own @ own), 1e-12))
-    return float(np.clip(1.0, size, 2 * size))
+def shown(model: Any, target_sum: float) -> Shown:
+    """What the groups of the model's cells have shown, for all that is predicted."""
+    return Shown.by(model, _batches(model, None), target_sum)
 
 
 def _changed(

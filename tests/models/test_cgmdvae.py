@@ -354,7 +354,7 @@ def test_blobs_are_found_and_their_conditions_mix():
 
 
 def test_size_of_the_decoders_shift_is_that_of_others_or_up_to_twice_it():
-    from scalloy.transfer import trusted
+    from scalloy.shown import trusted
 
     others = np.array([1.0, -2.0, 0.5])
     for size, expected in ((0.25, 1.0), (1.0, 1.0), (1.7, 1.7), (2.0, 2.0), (8.0, 2.0)):
@@ -366,3 +366,18 @@ def test_size_of_the_decoders_shift_is_that_of_others_or_up_to_twice_it():
     across = others + np.array([2.0, 1.0, 0.0])  # of which a part is the others' direction
     along = trusted(across, others) * across @ others / (others @ others)
     assert 0 < along <= 2
+
+
+def test_weight_of_the_decoder_is_the_one_that_misses_least_if_errors_are_as_taken():
+    from scalloy.shown import weight
+
+    rng, n = np.random.default_rng(0), 200_000
+    for own_sd in (1.0, 2.0, 4.0):  # errors of the decoder beside the half that it shares with the others
+        both, alone, extra = (rng.normal(size=n) for _ in range(3))
+        others = (both + alone) / np.sqrt(2)  # variance 1, covariance 1/2 with
+        own = both / np.sqrt(2) + own_sd * extra
+        tried = np.linspace(0, 1, 501)
+        best = tried[np.argmin([np.square(others + w * (own - others)).mean() for w in tried])]
+        assert weight(own, others, np.square(others).sum()) == pytest.approx(min(best, 0.5), abs=0.01)
+    assert weight(others, others, 1.0) == 0.5
+    assert weight(own, others, 0.0) == 0.0

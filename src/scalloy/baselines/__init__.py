@@ -1,6 +1,7 @@
 """The simple rivals: what any prediction under another condition should beat."""
 
 from scalloy.baselines.latent import LatentShift
+from scalloy.baselines.learned import LearnedPooling, learned_pooling
 from scalloy.baselines.modalities import CROSS_METHODS, CrossModal, ProbabilisticCCA
 from scalloy.baselines.pooling import Pooled, partial_pooling
 from scalloy.baselines.predictors import METHODS, Baseline
@@ -13,9 +14,11 @@ __all__ = [
     "Baseline",
     "CrossModal",
     "LatentShift",
+    "LearnedPooling",
     "Pooled",
     "ProbabilisticCCA",
     "kernel_ridge",
+    "learned_pooling",
     "mean_shift",
     "partial_pooling",
     "tuned",

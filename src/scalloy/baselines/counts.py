@@ -6,7 +6,8 @@ r"""Counts of the same cells with other means: what a cell has is kept, thinned 
 ``f`` and ``f'`` are mean fractions of the cells' counts before and after, ``s`` says of a cell by how much
 more or less than the others it rises (mean 1), ``v`` spreads that. Thinning is exact: a Poisson or negative
 binomial count stays one. So a cell keeps what is its own, zeros need not stay zero, and where nothing changes
-the counts are those that were measured.
+the counts are those that were measured. Draws are spread evenly over the cells
+(:mod:`scalloy.baselines.stratified`), so that their mean is close to the one that is wanted.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.optimize import brentq
 
+from scalloy.baselines import stratified
+
 SHAPE = 4.0  # of the gamma distribution
-ROWS, SOME, STEPS, DRAWS = 1024, 1000, 8, 2
+ROWS, SOME, STEPS = 1024, 1000, 8
 FLOOR, LARGEST = 1e-5, 3.0  # share of a cell's counts below which means are not followed, factor of a step
 
 
@@ -41,13 +44,13 @@ def thinned_or_added(
         ``s`` of each cell and gene; ``None`` is 1.
     """
     keep = np.where(before > 0, np.minimum(1, after / np.maximum(before, 1e-12)), 1.0)
-    kept = _thinned(counts, keep[counts.indices], rng)
+    kept = stratified.thinned(counts, keep[counts.indices], rng)
     rises = np.flatnonzero(after > before)
     ell, more = np.asarray(counts.sum(axis=1)), (after - before)[rises]
     parts = []
     for part in _pieces(counts.shape[0]):
         rate = ell[part] * more * (1.0 if pattern is None else pattern[part][:, rises])
-        added = sp.coo_matrix(rng.poisson(rate * rng.gamma(SHAPE, 1 / SHAPE, rate.shape)))
+        added = sp.coo_matrix(stratified.gamma_poisson(rate, SHAPE, rng))
         shape = (rate.shape[0], counts.shape[1])
         parts.append(sp.csr_matrix((added.data, (added.row, rises[added.col])), shape))
     return sp.csr_matrix(kept + sp.vstack(parts, format="csr"), dtype=np.float32)
@@ -56,13 +59,6 @@ def thinned_or_added(
 def _pieces(n: int) -> list[slice]:
     """Rows of which dense values are held at once."""
     return [slice(first, first + ROWS) for first in range(0, n, ROWS)]
-
-
-def _thinned(counts: sp.csr_matrix, keep: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
-    """Each count of each entry is kept with the probability of that entry."""
-    kept = counts.astype(np.float64)
-    kept.data = rng.binomial(np.rint(counts.data).astype(np.int64), keep)
-    return kept
 
 
 def fractions(counts: sp.csr_matrix) -> np.ndarray:
@@ -98,11 +94,16 @@ def with_depth(
     """
     total = np.asarray(counts.sum(axis=1)).ravel()
     keep = np.minimum(1, depth / np.maximum(total, 1e-12))
-    kept = _thinned(counts, np.repeat(keep, np.diff(counts.indptr)), rng)
-    lacks = (depth - total).clip(0) / np.maximum(share.sum(1), 1e-12)
-    rows = _pieces(counts.shape[0])
-    parts = [sp.csr_matrix(rng.poisson(lacks[part, None] * share[part])) for part in rows]
-    return sp.csr_matrix(kept + sp.vstack(parts, format="csr"), dtype=np.float32)
+    kept = stratified.thinned(counts, np.repeat(keep, np.diff(counts.indptr)), rng)
+    lacks, kept = depth - total, sp.csr_matrix(kept, dtype=np.float32)
+    fewer = np.flatnonzero(lacks > 0)
+    parts = [kept]
+    for part in _pieces(len(fewer)):
+        rows = fewer[part]
+        mean = (lacks[rows] / np.maximum(share[rows].sum(1), 1e-12))[:, None] * share[rows]
+        added = sp.coo_matrix(stratified.poisson(mean, rng))
+        parts.append(sp.csr_matrix((added.data, (rows[added.row], added.col)), counts.shape))
+    return sp.csr_matrix(sum(parts), dtype=np.float32)
 
 
 def redrawn(
@@ -153,8 +154,8 @@ def fractions_of(
     goal = np.expm1(wanted) / target_sum
     after = composition(goal)
     for step in range(STEPS):
-        drawn = [log_mean(redrawn(cells, after, depth, rng, own), target_sum) for _ in range(DRAWS)]
-        ratio = (goal + FLOOR) / (np.expm1(np.mean(drawn, axis=0)) / target_sum + FLOOR)
+        drawn = log_mean(redrawn(cells, after, depth, rng, own), target_sum)
+        ratio = (goal + FLOOR) / (np.expm1(drawn) / target_sum + FLOOR)
         after = composition(after * ratio.clip(1 / LARGEST, LARGEST) ** (2 / (2 + step)))
     return after
 

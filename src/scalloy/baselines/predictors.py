@@ -6,12 +6,14 @@
     "pooled shift"          x + mean of all treated - mean of all control cells of the same types
     those of SHIFTS         x + shift of its type, from controls and shifts of the others
     "partial pooling"       the same by a Gaussian process that knows how noisy each of them is
+    "learned pooling"       corrected by what was missed of types left out in turn, learned from all genes
     "multiplicative"        expm1(x) times the geometric mean of the other types' ratios
     "add and thin"          counts: Poisson-gamma ones are added where a gene rises, binomial thinning where
                             it falls, so that zeros need not stay zero
 
 Means are over cells of log1p of counts scaled to 10,000 (or ``target_sum``); types weigh equally unless cells
-are pooled.
+are pooled. No value is below 0: shifted cells are cut off there, which raises the mean a little, as these
+baselines are commonly defined; the two of pooling scale genes that fall.
 """
 
 from __future__ import annotations
@@ -26,14 +28,16 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scalloy.baselines.counts import thinned_or_added
+from scalloy.baselines.learned import learned_pooling
 from scalloy.baselines.pooling import partial_pooling
 from scalloy.baselines.shifts import SHIFTS, closeness, tuned
 from scalloy.data import checks
 from scalloy.data.align import aligned
 from scalloy.models import _options
 
-OTHERS = ("no change", "treated mean", "pooled shift", "multiplicative", "add and thin", "partial pooling")
-METHODS = (*OTHERS, *SHIFTS)
+OTHERS = ("no change", "treated mean", "pooled shift", "multiplicative", "add and thin")
+POOLED = {"partial pooling": partial_pooling, "learned pooling": learned_pooling}
+METHODS = (*OTHERS, *POOLED, *SHIFTS)
 Moments = dict[tuple[str, str], tuple[np.ndarray, np.ndarray, np.ndarray, int]]
 SCALE, EPSILON = 1e4, {"multiplicative": 0.02, "add and thin": 0.05}
 
@@ -58,7 +62,7 @@ class Seen:
 
     @property
     def noise(self) -> dict[str, np.ndarray]:
-        """How much the cells of a type differ, and of how many the means are, for :func:`partial_pooling`."""
+        """How much the cells of a type differ, and of how many the means are."""
         within = np.concatenate([self.variance_control, self.variance_treated]).mean(0)
         return {"within": within, "inverse_size": 1 / self.n_control + 1 / self.n_treated}
 
@@ -158,10 +162,10 @@ class Baseline:
             if drawn is not None:
                 drawn[rows] = added_and_thinned(counts[rows], fraction, seen, x[rows].mean(0), rng)
                 x[rows] = log_scaled(normalised(drawn[rows]), target_sum)
-            elif self.method == "partial pooling":
-                found = partial_pooling(seen.control, seen.shift, x[rows].mean(0), **seen.noise)
+            elif self.method in POOLED:
+                found = POOLED[self.method](seen.control, seen.shift, x[rows].mean(0), **seen.noise)
                 sd[f"{name} from {source}"] = found.sd_of_mean(x[rows])
-                x[rows] = (x[rows] + found.mean).clip(0)
+                x[rows] = with_mean_shift(x[rows], found.mean)
             else:
                 x[rows] = self._predicted(seen, x[rows])
         out = AnnData(x.astype(np.float32), obs=cells.obs.copy(), var=cells.var[[]].copy())
@@ -243,6 +247,20 @@ def added_and_thinned(
     wanted = np.sqrt(added * multiplied)
     drawn = thinned_or_added(sp.csr_matrix(counts), fraction / SCALE, wanted / SCALE, rng)
     return drawn.toarray()
+
+
+def with_mean_shift(x: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Cells with another mean, none below 0: added to where it rises, scaled where it falls.
+
+    Parameters
+    ----------
+    x
+        Cells x genes, not below 0.
+    shift
+        By gene.
+    """
+    keep = 1 + np.minimum(shift, 0) / np.maximum(x.mean(0), 1e-12)
+    return x * keep.clip(0) + np.maximum(shift, 0)
 
 
 def log_scaled(fractions: np.ndarray, target_sum: float) -> np.ndarray:

@@ -10,17 +10,27 @@ only for genes with many counts and a dispersion such as few have.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from scalloy.blocks.distributions import BackgroundMixture, CountDistribution, ZeroInflated
+from scalloy.blocks.distributions import (
+    BackgroundMixture,
+    CountDistribution,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflated,
+)
 
 SUMMED = 16  # counts of which each is a term
 NEGLIGIBLE = 1e-6  # probability of the others with which they are left out
 
 
+@torch.no_grad()
 def mean_log1p(p: CountDistribution, factor: Tensor | float = 1.0) -> Tensor:
-    """Mean of ``log1p(factor * x)`` of every entry, ``(..., G)``.
+    """Mean of ``log1p(factor * x)`` of every entry, ``(..., G)``; it has no gradient.
 
     Parameters
     ----------
@@ -35,14 +45,31 @@ def mean_log1p(p: CountDistribution, factor: Tensor | float = 1.0) -> Tensor:
         parts = mean_log1p(p.background, factor), mean_log1p(p.foreground, factor)
         return torch.lerp(parts[1], parts[0], p.pi)
     factor = torch.as_tensor(factor, dtype=p.mean.dtype, device=p.mean.device)
-    left, first, second = torch.ones_like(p.mean), p.mean, p.variance + p.mean.square()
+    left, first, second = torch.ones_like(p.mean), p.mean.clone(), p.variance + p.mean.square()
     total = torch.zeros_like(p.mean)
-    for k in range(SUMMED + 1):
-        chance = p.log_pmf(torch.full_like(p.mean, float(k))).exp()
-        left, first, second = left - chance, first - k * chance, second - k**2 * chance
-        total = total + chance * torch.log1p(factor * k)
+    for k, chance in enumerate(_chances(p)):
+        left.sub_(chance)
+        first.sub_(chance, alpha=k)
+        second.sub_(chance, alpha=k**2)
+        total.addcmul_(chance, torch.log1p(factor * k))
     left = left.clamp_min(NEGLIGIBLE)
     mean = (first / left).clamp_min(SUMMED + 1)
     shape = (mean + 1 / factor).square() / (second / left - mean.square()).clamp_min(1e-3)
     beyond = torch.log1p(factor * mean) + torch.digamma(shape) - shape.log()
-    return total + torch.where(left > NEGLIGIBLE, left * beyond.clamp_min(0), 0.0)
+    return total.add_(torch.where(left > NEGLIGIBLE, left * beyond.clamp_min(0), 0.0))
+
+
+def _chances(p: CountDistribution) -> Iterator[Tensor]:
+    """Probabilities of the counts from 0 to ``SUMMED``, each made of the one before and in its place."""
+    if not isinstance(p, NegativeBinomial | Poisson):
+        for k in range(SUMMED + 1):
+            yield p.log_pmf(torch.full_like(p.mean, float(k))).exp()
+        return
+    if isinstance(p, Poisson):
+        chance, ratio, theta = (-p.mean).exp(), p.mean, None
+    else:
+        theta, v = p.log_theta.exp(), p.rate.log_mean - p.log_theta
+        chance, ratio = (-theta * F.softplus(v)).exp(), torch.sigmoid(v)
+    for k in range(SUMMED + 1):
+        yield chance
+        chance.mul_(ratio).mul_((1.0 if theta is None else theta + k) / (k + 1))

@@ -94,7 +94,7 @@ allow_non_counts
         to: str | None = None,
         *,
         route: Literal["auto", "decoder", "transport", "style"] = "auto",
-        n_samples: int = 10,
+        n_samples: int = 3,
         library_size: float | None = None,
         seed: int = 0,
         target_sum: float = 1e4,
@@ -113,7 +113,7 @@ allow_non_counts
             the shifts seen in other groups, the others trust the decoder alone; ``"transport"`` and
             ``"style"`` are of :class:`~scalloy.CGMDVAE`.
         n_samples
-            Samples over which expectations are taken.
+            Samples of the code over which expectations are taken.
         library_size
             Of the sampled counts; ``None`` is each cell's own.
         seed
@@ -167,10 +167,10 @@ allow_non_counts
         overwrite
             Whether to replace a file of this name.
         """
-        from scalloy.transfer import group_moments
+        from scalloy.transfer import shown
 
         auto = kwargs.get("route", "auto") == "auto"
-        seen = group_moments(self, kwargs.get("target_sum", 1e4)) if auto else None
+        seen = shown(self, kwargs.get("target_sum", 1e4)) if auto else None
         most = max(1, DECODED_ENTRIES // self._sizes().n_vars)
         pieces = pieces_of(self.adata if cells is None else cells, most)
         made = (self._changed(piece, to, seen=seen, **kwargs) for piece in pieces)

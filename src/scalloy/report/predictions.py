@@ -15,10 +15,10 @@ from scalloy import metrics
 from scalloy.baselines.shifts import kernel_ridge, mean_shift
 from scalloy.models._options import one_of
 from scalloy.report.subject import Subject
-from scalloy.transfer import group_moments
+from scalloy.transfer import shown
 
 EACH = 500  # cells of a group that are decoded
-SAMPLES = 5
+SAMPLES = 3
 TOTAL = 1e4  # counts to which cells are scaled
 SIMPLE = {"mean shift": mean_shift, "kernel ridge": kernel_ridge}
 SHOWN = ("skill", "pearson_delta", "r2_mean")
@@ -85,7 +85,7 @@ def unseen_pairs(subject: Subject) -> pd.DataFrame:
 
 def _means(model: Any) -> dict[tuple[str, str], np.ndarray]:
     """Mean log-normalised expression of each group under each condition."""
-    return {pair: moments.mean for pair, moments in group_moments(model, TOTAL).items()}
+    return {pair: moments.mean for pair, moments in shown(model, TOTAL).moments.items()}
 
 
 def _by_condition(model: Any, control: str, means: dict) -> Iterator[tuple[str, list[str]]]:
@@ -133,7 +133,7 @@ def held_out(subject: Subject, name: str, max_epochs: int | None) -> pd.DataFram
         cls.setup_anndata(train, **setup)
         return cls(train, **init)
 
-    simple = {k: rivals()[k] for k in ("no change", *SIMPLE, "partial pooling")}
+    simple = {k: rivals()[k] for k in ("no change", *SIMPLE, "partial pooling", "learned pooling")}
     again = {cls.__name__: {}, f"{cls.__name__}, decoder alone": {"route": "decoder"}}
     frame = transfer(
         cells,

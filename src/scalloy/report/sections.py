@@ -17,7 +17,7 @@ from scalloy.report.checks import Check
 from scalloy.report.page import Picture, Section, Table, Text, picture
 from scalloy.report.predictions import Seen
 from scalloy.report.subject import Subject
-from scalloy.transfer import AT_LEAST
+from scalloy.shown import AT_LEAST
 
 DRAWN = 6  # scatters of transfers
 NAMED = 5  # genes in each

@@ -1,0 +1,112 @@
+"""Draws of counts for many cells at once, spread evenly over the cells of each gene.
+
+Each count has the distribution that it should have. But the random numbers by which the cells of one gene are
+drawn are a Latin hypercube (McKay, Beckman & Conover, Technometrics 1979): one in each n-th of the unit
+interval. So the mean over cells has little of the noise of independent draws.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+from numba import njit
+
+LARGE = 1000  # counts that are thinned independently: too large for the sums below
+LAST = 1_000_000  # count at which a sum ends that rounding keeps from reaching its random number
+
+
+def of_cells(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Random numbers, cells x genes: those of a gene are one in each n-th of the unit interval."""
+    n, n_genes = shape
+    strata = rng.permuted(np.tile(np.arange(n, dtype=np.float32), (n_genes, 1)), axis=1).T
+    return (strata + rng.random(shape)) / max(n, 1)
+
+
+def of_entries(x: sp.csr_matrix, rng: np.random.Generator) -> np.ndarray:
+    """The same for each entry of a sparse matrix, over the entries of its column."""
+    order = np.lexsort((rng.random(x.nnz), x.indices))
+    size = np.bincount(x.indices, minlength=x.shape[1])
+    begin = np.cumsum(size) - size
+    column = x.indices[order]
+    u = np.empty(x.nnz)
+    u[order] = (np.arange(x.nnz) - begin[column] + rng.random(x.nnz)) / size[column]
+    return u
+
+
+def thinned(x: sp.csr_matrix, keep: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
+    """``Binomial(x, keep)`` of each entry.
+
+    Parameters
+    ----------
+    x
+        Counts, cells x genes.
+    keep
+        Probability of each entry.
+    rng
+        Of the draws.
+    """
+    kept = x.astype(np.float64)
+    n = np.rint(x.data).astype(np.int64)
+    kept.data = _binomial(of_entries(x, rng), n, keep).astype(np.float64)
+    if (many := n > LARGE).any():
+        kept.data[many] = rng.binomial(n[many], keep[many])
+    return kept
+
+
+def gamma_poisson(mean: np.ndarray, shape: float, rng: np.random.Generator) -> np.ndarray:
+    """``Poisson(mean v)`` with ``v ~ Gamma(shape, 1 / shape)``, cells x genes.
+
+    Parameters
+    ----------
+    mean
+        Of each cell and gene.
+    shape
+        Of the gamma distribution.
+    rng
+        Of the draws.
+    """
+    return _negative_binomial(of_cells(mean.shape, rng), np.asarray(mean, dtype=np.float64), shape)
+
+
+def poisson(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """``Poisson(mean)``, cells x genes."""
+    return _negative_binomial(of_cells(mean.shape, rng), np.asarray(mean, dtype=np.float64), np.inf)
+
+
+@njit(cache=True)
+def _binomial(u: np.ndarray, n: np.ndarray, p: np.ndarray) -> np.ndarray:  # pragma: no cover - compiled
+    out = np.zeros(len(u), dtype=np.int64)
+    for i in range(len(u)):
+        if p[i] >= 1 or p[i] <= 0 or n[i] > LARGE:
+            out[i] = n[i] if p[i] > 0 else 0
+            continue
+        flip = p[i] > 0.5
+        odds = (1 - p[i]) / p[i] if flip else p[i] / (1 - p[i])
+        chance = (p[i] if flip else 1 - p[i]) ** n[i]
+        total, k = chance, 0
+        while u[i] > total and k < n[i]:
+            chance *= (n[i] - k) / (k + 1) * odds
+            total += chance
+            k += 1
+        out[i] = n[i] - k if flip else k
+    return out
+
+
+@njit(cache=True)
+def _negative_binomial(u: np.ndarray, mean: np.ndarray, shape: float) -> np.ndarray:  # pragma: no cover
+    out = np.zeros(u.shape)
+    for i in range(u.shape[0]):
+        for g in range(u.shape[1]):
+            m = mean[i, g]
+            if m <= 0:
+                continue
+            finite = shape < np.inf
+            chance = (shape / (shape + m)) ** shape if finite else np.exp(-m)
+            ratio = m / (shape + m) if finite else m
+            total, k = chance, 0
+            while u[i, g] > total and k < LAST:
+                chance *= ((shape + k) / (k + 1) * ratio) if finite else ratio / (k + 1)
+                total += chance
+                k += 1
+            out[i, g] = k
+    return out

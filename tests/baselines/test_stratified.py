@@ -1,0 +1,94 @@
+"""Draws that are spread evenly over cells: each as it should be, and their mean with little noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from scipy import stats
+
+from scalloy.baselines import stratified
+
+N, TIMES = 50, 400
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def strata(u):
+    """In which n-th of the unit interval each number lies, sorted."""
+    return np.sort(np.floor(u * len(u)).astype(int))
+
+
+def test_the_cells_of_each_gene_have_one_number_in_each_stratum():
+    u = stratified.of_cells((N, 3), rng())
+    for column in u.T:
+        np.testing.assert_array_equal(strata(column), np.arange(N))
+    assert not np.array_equal(np.argsort(u[:, 0]), np.argsort(u[:, 1]))  # genes are independent
+
+
+def test_the_entries_of_each_gene_have_one_number_in_each_stratum():
+    x = sp.random(80, 5, 0.4, format="csr", rng=np.random.default_rng(0))
+    u = stratified.of_entries(x, rng())
+    for g in range(5):
+        of = u[x.indices == g]
+        np.testing.assert_array_equal(strata(of), np.arange(len(of)))
+
+
+def agrees(drawn, pmf, shape):
+    """The counts of single cells have these probabilities, within five standard errors."""
+    for k in range(4):
+        expected = pmf(k)
+        se = np.sqrt(expected * (1 - expected) / len(drawn))
+        np.testing.assert_array_less(np.abs((drawn == k).mean(0) - expected), 5 * se + 1e-9)
+    assert drawn.shape[1:] == shape
+
+
+@pytest.mark.parametrize("shape", [0.5, 4.0, np.inf])
+def test_each_count_has_its_distribution_and_the_mean_little_noise(shape):
+    mean = np.linspace(0.05, 3.0, N)[:, None] * np.array([[1.0, 0.3]])
+    draw = stratified.poisson if shape == np.inf else None
+    generator = rng()
+    drawn = np.stack(
+        [
+            draw(mean, generator) if draw else stratified.gamma_poisson(mean, shape, generator)
+            for _ in range(TIMES)
+        ]
+    )
+    if shape == np.inf:
+        agrees(drawn, lambda k: stats.poisson.pmf(k, mean), mean.shape)
+        variance = mean
+    else:
+        agrees(drawn, lambda k: stats.nbinom.pmf(k, shape, shape / (shape + mean)), mean.shape)
+        variance = mean + mean**2 / shape
+    independent = variance.sum(0) / N**2  # of the mean over cells, had they been drawn one by one
+    assert (drawn.mean(1).var(0) < independent / 2).all()
+    np.testing.assert_allclose(drawn.mean((0, 1)), mean.mean(0), rtol=0.02)
+
+
+def test_thinning_keeps_each_count_with_its_probability():
+    n = np.tile([1, 2, 5, 300], 25).astype(np.float32)
+    x = sp.csr_matrix(n[:, None])
+    keep = np.tile([0.3, 0.9, 0.5, 0.02], 25)
+    generator = rng()
+    drawn = np.stack([stratified.thinned(x, keep, generator).toarray()[:, 0] for _ in range(TIMES)])
+    for i in range(4):
+        cells = drawn[:, i::4]
+        for k in range(6):
+            expected = stats.binom.pmf(k, n[i], keep[i])
+            se = np.sqrt(expected * (1 - expected) / cells.size)
+            assert abs((cells == k).mean() - expected) < 5 * se + 1e-9
+    independent = (n * keep * (1 - keep)).sum() / len(n) ** 2
+    assert drawn.mean(1).var() < independent
+
+
+def test_what_is_certain_and_what_is_too_large_for_a_sum():
+    x = sp.csr_matrix(np.array([[3.0, 4.0, 50_000.0]]))
+    kept = stratified.thinned(x, np.array([1.0, 0.0, 0.25]), rng()).toarray()[0]
+    assert list(kept[:2]) == [3, 0]
+    assert abs(kept[2] - 12_500) < 6 * np.sqrt(50_000 * 0.25 * 0.75)
+    assert not stratified.poisson(np.zeros((4, 2)), rng()).any()
+    many = stratified.gamma_poisson(np.full((500, 1), 2000.0), 4.0, rng())
+    assert many.mean() == pytest.approx(2000, rel=0.01)
+    assert many.std() == pytest.approx(np.sqrt(2000 + 2000**2 / 4), rel=0.1)
