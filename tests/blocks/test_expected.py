@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from scalloy.blocks import expected
 from scalloy.blocks.distributions import (
     BackgroundMixture,
     NegativeBinomial,
@@ -75,6 +76,22 @@ def test_categories_and_a_factor_for_each_cell():
     pmf = torch.stack([p.log_pmf(torch.full((2, 2), float(k))).exp() for k in range(2000)])
     terms = torch.log1p(factor * torch.arange(2000.0).view(-1, 1, 1))
     torch.testing.assert_close(mean_log1p(p, factor), (pmf * terms).sum(0), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("theta", [None, 0.1, 1.0, 5.0])
+def test_compiled_and_not(theta):
+    rate = Rate(torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) * 2, None)
+    log_theta = None if theta is None else log([theta] * 40)
+    p = Poisson(rate) if theta is None else NegativeBinomial(rate, log_theta)
+    factor = torch.linspace(0.3, 3.0, 6).unsqueeze(-1)
+    with torch.no_grad():
+        ours, torchs = expected._compiled(p, factor), expected._summed(p, factor)
+    for one, other in zip(ours, torchs, strict=True):  # the recursion ends where next to nothing is left
+        torch.testing.assert_close(one, other, atol=3e-4, rtol=1e-4)
+    by_gene = factor.expand(6, 40).clone()
+    torch.testing.assert_close(mean_log1p(p, factor), mean_log1p(p, by_gene))
+    samples = NegativeBinomial(Rate(rate.logits.expand(2, 6, 40), None), log([1.0] * 40))
+    assert mean_log1p(samples, factor).shape == (2, 6, 40)
 
 
 def test_it_is_below_the_logarithm_of_the_mean():

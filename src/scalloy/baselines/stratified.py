@@ -73,8 +73,8 @@ def poisson(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _negative_binomial(of_cells(mean.shape, rng), np.asarray(mean, dtype=np.float64), np.inf)
 
 
-@njit(cache=True)
-def _binomial(u: np.ndarray, n: np.ndarray, p: np.ndarray) -> np.ndarray:  # pragma: no cover - compiled
+@njit
+def _binomial(u: np.ndarray, n: np.ndarray, p: np.ndarray) -> np.ndarray:
     out = np.zeros(len(u), dtype=np.int64)
     for i in range(len(u)):
         if p[i] >= 1 or p[i] <= 0 or n[i] > LARGE:
@@ -92,8 +92,8 @@ def _binomial(u: np.ndarray, n: np.ndarray, p: np.ndarray) -> np.ndarray:  # pra
     return out
 
 
-@njit(cache=True)
-def _negative_binomial(u: np.ndarray, mean: np.ndarray, shape: float) -> np.ndarray:  # pragma: no cover
+@njit
+def _negative_binomial(u: np.ndarray, mean: np.ndarray, shape: float) -> np.ndarray:
     out = np.zeros(u.shape)
     for i in range(u.shape[0]):
         for g in range(u.shape[1]):

@@ -10,10 +10,11 @@ only for genes with many counts and a dispersion such as few have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numba import njit
 from torch import Tensor
 
 from scalloy.blocks.distributions import (
@@ -44,32 +45,71 @@ def mean_log1p(p: CountDistribution, factor: Tensor | float = 1.0) -> Tensor:
     if isinstance(p, BackgroundMixture):
         parts = mean_log1p(p.background, factor), mean_log1p(p.foreground, factor)
         return torch.lerp(parts[1], parts[0], p.pi)
-    factor = torch.as_tensor(factor, dtype=p.mean.dtype, device=p.mean.device)
+    mean = p.mean
+    factor = torch.as_tensor(factor, dtype=mean.dtype, device=mean.device)
+    compiled = isinstance(p, NegativeBinomial | Poisson) and mean.device.type == "cpu"
+    total, left, first, second = (_compiled if compiled else _summed)(p, factor)
+    some = left > NEGLIGIBLE
+    factor, left, first, second = (v.expand_as(total)[some] for v in (factor, left, first, second))
+    mean = (first / left).clamp_min(SUMMED + 1)
+    shape = (mean + 1 / factor).square() / (second / left - mean.square()).clamp_min(1e-3)
+    beyond = torch.log1p(factor * mean) + torch.digamma(shape) - shape.log()
+    total[some] += left * beyond.clamp_min(0)
+    return total
+
+
+def _summed(p: CountDistribution, factor: Tensor) -> tuple[Tensor, ...]:
+    """The sum over the first counts; the probability of the others, and their part of two moments."""
     left, first, second = torch.ones_like(p.mean), p.mean.clone(), p.variance + p.mean.square()
     total = torch.zeros_like(p.mean)
-    for k, chance in enumerate(_chances(p)):
+    for k in range(SUMMED + 1):
+        chance = p.log_pmf(torch.full_like(p.mean, float(k))).exp()
         left.sub_(chance)
         first.sub_(chance, alpha=k)
         second.sub_(chance, alpha=k**2)
         total.addcmul_(chance, torch.log1p(factor * k))
-    left = left.clamp_min(NEGLIGIBLE)
-    mean = (first / left).clamp_min(SUMMED + 1)
-    shape = (mean + 1 / factor).square() / (second / left - mean.square()).clamp_min(1e-3)
-    beyond = torch.log1p(factor * mean) + torch.digamma(shape) - shape.log()
-    return total.add_(torch.where(left > NEGLIGIBLE, left * beyond.clamp_min(0), 0.0))
+    return total, left, first, second
 
 
-def _chances(p: CountDistribution) -> Iterator[Tensor]:
-    """Probabilities of the counts from 0 to ``SUMMED``, each made of the one before and in its place."""
-    if not isinstance(p, NegativeBinomial | Poisson):
-        for k in range(SUMMED + 1):
-            yield p.log_pmf(torch.full_like(p.mean, float(k))).exp()
-        return
-    if isinstance(p, Poisson):
-        chance, ratio, theta = (-p.mean).exp(), p.mean, None
-    else:
-        theta, v = p.log_theta.exp(), p.rate.log_mean - p.log_theta
-        chance, ratio = (-theta * F.softplus(v)).exp(), torch.sigmoid(v)
-    for k in range(SUMMED + 1):
-        yield chance
-        chance.mul_(ratio).mul_((1.0 if theta is None else theta + k) / (k + 1))
+def _compiled(p: NegativeBinomial | Poisson, factor: Tensor) -> tuple[Tensor, ...]:
+    """The same, each probability from the one before, until there is next to nothing left."""
+    shape = p.mean.shape
+    log_theta = getattr(p, "log_theta", torch.tensor(torch.inf))
+    flat = [v.expand(shape).reshape(-1, shape[-1]).numpy() for v in (p.rate.log_mean, log_theta, factor)]
+    out = np.empty((4, *flat[0].shape), dtype=flat[0].dtype)
+    _recursion(*flat, *out)
+    return tuple(torch.from_numpy(v).view(shape) for v in out)
+
+
+@njit(error_model="numpy")
+def _recursion(
+    log_mean: np.ndarray,
+    log_theta: np.ndarray,
+    factor: np.ndarray,
+    total: np.ndarray,
+    left: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+) -> None:
+    logs, known = np.zeros(SUMMED + 1), math.nan
+    for i in range(log_mean.shape[0]):
+        for g in range(log_mean.shape[1]):
+            if factor[i, g] != known:
+                known = factor[i, g]
+                for k in range(SUMMED + 1):
+                    logs[k] = math.log1p(float(known) * k)
+            mean, theta = math.exp(float(log_mean[i, g])), math.exp(float(log_theta[i, g]))
+            finite = theta < math.inf
+            chance = math.exp(-theta * math.log1p(mean / theta)) if finite else math.exp(-mean)
+            ratio = mean / (mean + theta) if finite else mean
+            more, value = 1 - chance, 0.0
+            sum_1, sum_2 = mean, mean + mean * mean * (1 + 1 / theta)
+            k = 0
+            while k < SUMMED and more > NEGLIGIBLE:
+                chance *= ratio * (theta + k) / (k + 1) if finite else ratio / (k + 1)
+                k += 1
+                more -= chance
+                sum_1 -= k * chance
+                sum_2 -= k * k * chance
+                value += chance * logs[k]
+            total[i, g], left[i, g], first[i, g], second[i, g] = value, more, sum_1, sum_2
