@@ -203,3 +203,27 @@ def test_messages(data, control):
     odd = ad.AnnData(sp.csr_matrix(data.X) * 0.5, obs=data.obs.copy(), var=data.var.copy())
     with pytest.raises(ValueError, match="count"):
         Baseline(odd, condition_key="condition", labels_key="cluster")
+
+
+@pytest.mark.parametrize("method", ["partial pooling", "learned pooling"])
+def test_pooled_cells_have_the_pooled_mean_and_none_is_below_zero(data, control, method):
+    before, after = means(data)
+    c, t = (np.stack([x.mean(0) for x in part]) for part in (before, after))
+    within = np.stack([x.var(0) for part in (before, after) for x in part]).mean(0)
+    inverse_size = sum(np.array([1 / len(x) for x in part]) for part in (before, after))
+    x, settings = log(control), {"within": within, "inverse_size": inverse_size}
+    pool = {"partial pooling": sa.baselines.partial_pooling, "learned pooling": sa.baselines.learned_pooling}
+    change = pool[method](c, t - c, x.mean(0), **settings).mean
+    found = predicted(data, control, method).X
+    np.testing.assert_allclose(found.mean(0), (x.mean(0) + change).clip(0), atol=1e-3)
+    assert found.min() >= 0
+    assert ((found == 0) >= (x == 0))[:, change <= 0].all()  # what is scaled leaves zeros as they are
+
+
+def test_trvae_as_published_is_a_rival(data):
+    from scalloy.benchmark.transfer import chosen
+
+    (rival,) = chosen(["TRVAE, as published"]).values()
+    made = rival.make(data.copy(), "condition", "cluster")
+    assert made.init_params_["non_kwargs"]["n_hidden"] == 800
+    assert made.init_params_["non_kwargs"]["kernel"] == "trvae"

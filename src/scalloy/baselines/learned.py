@@ -27,7 +27,7 @@ from scalloy.baselines.pooling import Pooled, partial_pooling
 from scalloy.baselines.shifts import closeness
 
 LEAST = 4  # groups to learn from
-MOST_GROUPS, MOST_ROWS = 12, 200_000  # that are left out in turn, and of all of them in training
+MOST_GROUPS, MOST_ROWS = 12, 60_000  # that are left out in turn, and of all of them in training
 TREES = 100
 TREE: dict[str, Any] = {
     "learning_rate": 0.05,

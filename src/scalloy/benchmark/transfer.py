@@ -57,10 +57,10 @@ def rivals(**model: Any) -> dict[str, Rival]:
         Arguments of CGMDVAE.
     """
 
-    def ours(cls: Any, **settings: Any) -> Callable[[AnnData, str, str], Any]:
+    def ours(cls: Any, made: Any = None, **settings: Any) -> Callable[[AnnData, str, str], Any]:
         def make(cells: AnnData, condition: str, labels: str) -> Any:
             cls.setup_anndata(cells, condition_key=condition, labels_key=labels)
-            return cls(cells, **settings)
+            return (made or cls)(cells, **settings)
 
         return make
 
@@ -75,6 +75,7 @@ def rivals(**model: Any) -> dict[str, Rival]:
         "CVAE": Rival(ours(TRVAE, mmd_weight=0.0), {"CVAE": decoded}),
         "TRVAE": Rival(ours(TRVAE), {"TRVAE": decoded, "TRVAE, pooled": {}}),
         "TRVAE, first layer only": Rival(ours(TRVAE, inject="first"), {"TRVAE, first layer only": decoded}),
+        "TRVAE, as published": Rival(ours(TRVAE, TRVAE.original), {"TRVAE, as published": decoded}),
         "CGMDVAE": Rival(ours(CGMDVAE, **model), {"CGMDVAE": {}, "CGMDVAE, decoder": decoded}),
     }
 
