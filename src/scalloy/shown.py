@@ -99,7 +99,8 @@ class Shown:
         learned = self.learned(others, source, to)
         found = learned.predict(control)
         own = own * trusted(own, found.mean)
-        mean = found.mean + weight(own, found.mean, learned.missed(found)) * (own - found.mean)
+        share = weight(own, found.mean, float(np.square(found.sd).sum()))
+        mean = found.mean + share * (own - found.mean)
         known = learned.control
         far = squared_distances(control[None], known).min() > typical_distance(known)
         return Shift(mean, found.sd_of_mean(cells), others, bool(far))
@@ -118,8 +119,8 @@ def trusted(own: np.ndarray, others: np.ndarray) -> float:
 def weight(own: np.ndarray, others: np.ndarray, missed: float) -> float:
     """Of the decoder's shift in the mean with the others', with which the least is missed.
 
-    With errors of variance ``e`` (of the others) and covariance ``r`` it is ``(e - r) / |own - others|^2``;
-    taken is that the decoder misses half of what the others miss, ``r = e / 2``. It counts for as much as
-    the others at most.
+    With errors of variance ``e`` (of the others) and covariance ``r``, each summed over genes, it is
+    ``(e - r) / |own - others|^2``. ``missed`` is what ``e`` is expected to be, and taken is that the decoder
+    misses half of what the others miss, ``r = e / 2``. It counts for as much as the others at most.
     """
     return float(np.clip(missed / 2 / max(float(np.square(own - others).sum()), 1e-12), 0.0, 0.5))

@@ -46,10 +46,10 @@ class How:
     n_samples: int
     target_sum: float
 
-    def expression(self, p: Any) -> torch.Tensor:
-        """Of log-normalised counts; of other data their mean."""
+    def expression(self, likelihood: Any, p: Any) -> torch.Tensor:
+        """The mean of log-normalised counts; of other data their mean."""
         if not isinstance(p, CountDistribution):
-            return p.mean
+            return likelihood.rescaled(p.mean, self.target_sum)
         return mean_log1p(p, self.target_sum / p.mean.sum(-1, keepdim=True).clamp_min(1e-12))
 
 
@@ -116,19 +116,20 @@ def transfer(
 def decode(model: Any, cells: AnnData | None, code: int, how: How) -> Decoded:
     """Observed expression, and the mean over samples of that expected before and after the change."""
     parts: list[list[np.ndarray]] = []
-    draws_counts, counts = model.module.likelihood.draws_counts, []
+    likelihood, counts = model.module.likelihood, list[sp.csr_matrix]()
+    draws_counts = likelihood.draws_counts
     for batch in _batches(model, cells):
         q, changed = model.module.encode(batch), replace(batch, c=torch.full_like(batch.b, code))
         before = after = share = torch.zeros(1, device=batch.b.device)
         for _ in range(how.n_samples):
             latents = model.module.draw(q)
             new = moved(model.module, batch, code, q, latents, how.route)
-            before = before + how.expression(model.module.decode(batch, latents)["x"])
+            before = before + how.expression(likelihood, model.module.decode(batch, latents)["x"])
             p = model.module.decode(changed, new)["x"]
-            after = after + how.expression(p)
+            after = after + how.expression(likelihood, p)
             share = share + p.fraction if draws_counts else share
         sums = [before, after, share] if draws_counts else [before, after]
-        seen = model.module.likelihood.observed(batch.x, how.target_sum)
+        seen = likelihood.observed(batch.x, how.target_sum)
         parts.append([t.cpu().numpy() for t in (seen, *(v / how.n_samples for v in sums))])
         if draws_counts:
             counts.append(sp.csr_matrix(dense(batch.x).cpu().numpy()))

@@ -224,6 +224,7 @@ def test_trvae_as_published_is_a_rival(data):
     from scalloy.benchmark.transfer import chosen
 
     (rival,) = chosen(["TRVAE, as published"]).values()
+    assert rival.trained == {"batch_size": 512}
     made = rival.make(data.copy(), "condition", "cluster")
     assert made.init_params_["non_kwargs"]["n_hidden"] == 800
     assert made.init_params_["non_kwargs"]["kernel"] == "trvae"

@@ -154,3 +154,16 @@ def test_files_for_cell_eval(adata, tmp_path):
         sa.benchmark.to_cell_eval(predicted, controls, **keys)
     with pytest.raises(ValueError, match="lacks 10 genes of `predicted`"):
         sa.benchmark.to_cell_eval(predicted, adata[:, 10:].copy(), **keys)
+
+
+def test_decoded_logarithms_are_of_the_total_that_is_asked_for(adata):
+    model = trained(adata, epochs=2, gene_likelihood="mse")
+    controls = adata[adata.obs["condition"] == "control"].copy()
+    ask = {"to": "treated_1", "route": "decoder", "seed": 0}
+    usual, small = (model.transfer(controls, target_sum=t, **ask).X for t in (1e4, 100.0))
+    expected = np.log1p(np.expm1(usual.clip(0)) / 100)  # of the mean over samples of the code, all but equal
+    np.testing.assert_allclose(small, expected, rtol=0.05, atol=0.01)
+    pooled = model.transfer(controls, to="treated_1", target_sum=100.0).X
+    treated = adata[adata.obs["condition"] == "treated_1"].X.toarray()
+    truth = np.log1p(100 * treated / treated.sum(1, keepdims=True))
+    assert np.abs(pooled.mean(0) - truth.mean(0)).mean() < 0.1 * truth.mean()

@@ -47,13 +47,26 @@ def thinned_or_added(
     kept = stratified.thinned(counts, keep[counts.indices], rng)
     rises = np.flatnonzero(after > before)
     ell, more = np.asarray(counts.sum(axis=1)), (after - before)[rises]
-    parts = []
+    added = []
     for part in _pieces(counts.shape[0]):
         rate = ell[part] * more * (1.0 if pattern is None else pattern[part][:, rises])
-        added = sp.coo_matrix(stratified.gamma_poisson(rate, SHAPE, rng))
-        shape = (rate.shape[0], counts.shape[1])
-        parts.append(sp.csr_matrix((added.data, (added.row, rises[added.col])), shape))
-    return sp.csr_matrix(kept + sp.vstack(parts, format="csr"), dtype=np.float32)
+        added.append(sp.csr_matrix(stratified.gamma_poisson(rate, SHAPE, rng)))
+    return _with(kept, added, genes=rises)
+
+
+def _with(
+    kept: sp.csr_matrix,
+    added: list[sp.csr_matrix],
+    rows: np.ndarray | None = None,
+    genes: np.ndarray | None = None,
+) -> sp.csr_matrix:
+    """Counts and what is added to them, piece below piece, in some rows or to some genes."""
+    if not added:
+        return sp.csr_matrix(kept, dtype=np.float32)
+    more = sp.vstack(added, format="coo")
+    row = more.row if rows is None else rows[more.row]
+    col = more.col if genes is None else genes[more.col]
+    return sp.csr_matrix(kept + sp.csr_matrix((more.data, (row, col)), kept.shape), dtype=np.float32)
 
 
 def _pieces(n: int) -> list[slice]:
@@ -95,15 +108,13 @@ def with_depth(
     total = np.asarray(counts.sum(axis=1)).ravel()
     keep = np.minimum(1, depth / np.maximum(total, 1e-12))
     kept = stratified.thinned(counts, np.repeat(keep, np.diff(counts.indptr)), rng)
-    lacks, kept = depth - total, sp.csr_matrix(kept, dtype=np.float32)
-    fewer = np.flatnonzero(lacks > 0)
-    parts = [kept]
+    lacks = depth - total
+    fewer, added = np.flatnonzero(lacks > 0), []
     for part in _pieces(len(fewer)):
         rows = fewer[part]
         mean = (lacks[rows] / np.maximum(share[rows].sum(1), 1e-12))[:, None] * share[rows]
-        added = sp.coo_matrix(stratified.poisson(mean, rng))
-        parts.append(sp.csr_matrix((added.data, (rows[added.row], added.col)), counts.shape))
-    return sp.csr_matrix(sum(parts), dtype=np.float32)
+        added.append(sp.csr_matrix(stratified.poisson(mean, rng)))
+    return _with(kept, added, rows=fewer)
 
 
 def redrawn(

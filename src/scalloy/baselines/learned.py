@@ -9,8 +9,11 @@ boosted trees learn from all genes what was missed,
 of features that every group has: the pooled change ``f``, the mean change of all others and of similar ones
 and how far they differ, the control, how it lies to that of similar groups, the distance to the level that
 these reach, and the change that their ratios would give. So where a gene that is high already rises less, or
-reaches the same level everywhere, this is found and used for the group to predict. The number of trees is
-the one which misses least of groups that the trees have not seen; it may be none.
+reaches the same level everywhere, this is found and used for the group to predict.
+
+The number of trees is the one which misses least of a group that is left out, by trees that have learned
+from groups pooled without it; it may be none. (Pooled with it, they would know it by what it did to the
+others.) What they learn from in the end is each group, pooled from all others and from all others but one.
 
 Boosted trees: Friedman, Annals of Statistics 2001; stacking: Wolpert, Neural Networks 1992.
 """
@@ -18,6 +21,7 @@ Boosted trees: Friedman, Annals of Statistics 2001; stacking: Wolpert, Neural Ne
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -27,16 +31,16 @@ from scalloy.baselines.pooling import Pooled, partial_pooling
 from scalloy.baselines.shifts import closeness
 
 LEAST = 4  # groups to learn from
-MOST_GROUPS, MOST_ROWS = 12, 60_000  # that are left out in turn, and of all of them in training
-TREES = 100
+MOST_GROUPS, MOST_ROWS = 8, 200_000  # that are left out in turn, and of all that is learned from
+TREES, LEAF = 100, 50  # at most, and genes of a leaf at least
 TREE: dict[str, Any] = {
     "learning_rate": 0.05,
     "max_leaf_nodes": 15,
-    "min_samples_leaf": 50,
     "l2_regularization": 1.0,
     "early_stopping": False,
 }
-EPSILON = 0.05  # added to expression before ratios
+EPSILON, LARGEST = 0.05, 50.0  # added to expression before ratios; logarithm above which it is no logarithm
+Rows = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass
@@ -57,8 +61,8 @@ class LearnedPooling:
     Attributes
     ----------
     left_out
-        Mean over groups that were left out of the squared change that was missed, noise taken off: by
-        partial pooling, and after the correction; ``None`` where there are too few groups.
+        Squared change, mean over genes and groups that were left out, which is missed (noise of that change
+        included): by partial pooling, and after the correction; ``None`` where there are too few groups.
     n_trees
         Of the correction.
     """
@@ -89,34 +93,36 @@ class LearnedPooling:
         )
 
     def _learn(self) -> None:
-        every = np.arange(len(self.control))
         chosen = np.argsort(self.inverse_size, kind="stable")[:MOST_GROUPS]
         rng, n = np.random.default_rng(self.seed), self.control.shape[1]
-        some = np.sort(rng.permutation(n)[: max(1, MOST_ROWS // len(chosen))])
-        x, missed, noise = [], [], []
-        for o in chosen:
-            others = every[every != o]
-            pooled = self._pool(others, self.control[o])
-            x.append(self._features(others, self.control[o], pooled)[some])
-            missed.append((self.shift[o] - pooled.mean)[some])
-            noise.append(n * float((self.within * self.inverse_size[o]).mean()))
-        errors = np.mean([_staged(x, missed, i) for i in range(len(chosen))], axis=0)
-        self.n_trees = int(errors.argmin())
-        self.left_out = tuple(n * errors[i] - np.mean(noise) for i in (0, self.n_trees))
+        some = np.sort(rng.permutation(n)[: max(1, MOST_ROWS // len(chosen) ** 2)])
+        alone = {o: self._rows(o, [o], some) for o in chosen}
+        pairs = {(i, o): self._rows(o, [i, o], some) for i, o in permutations(chosen, 2)}
+        errors = [_staged([v for (i, _), v in pairs.items() if i == o], alone[o]) for o in chosen]
+        error = np.mean(errors, axis=0)
+        self.n_trees = int(error.argmin())
+        self.left_out = float(error[0]), float(error[self.n_trees])
         if self.n_trees:
-            made = HistGradientBoostingRegressor(max_iter=self.n_trees, **TREE)
-            self._trees = made.fit(np.concatenate(x), np.concatenate(missed))
+            self._trees = _fitted([*alone.values(), *pairs.values()], self.n_trees, LEAF * len(chosen))
+
+    def _rows(self, o: int, without: list[int], genes: np.ndarray) -> Rows:
+        """Features of a group's genes, pooled without some groups, and what that misses."""
+        others = np.setdiff1d(np.arange(len(self.control)), without)
+        pooled = self._pool(others, self.control[o])
+        features = self._features(others, self.control[o], pooled)
+        return features[genes], (self.shift[o] - pooled.mean)[genes]
 
     def _features(self, groups: np.ndarray, to: np.ndarray, pooled: Pooled) -> np.ndarray:
         """Of each gene, of a group with the control ``to`` and what these others have shown."""
         control, shift = self.control[groups], self.shift[groups]
         near = closeness(control, to)
         level, before = near @ (control + shift), near @ control
-        log = [np.log(np.expm1(v.clip(0)) + EPSILON) for v in (to, control, control + shift)]
-        by_ratio = np.log1p((np.exp(log[0] + near @ (log[2] - log[1])) - EPSILON).clip(0)) - to
-        spread = shift.std(0)
+        log = [np.log(np.expm1(v.clip(0, LARGEST)) + EPSILON) for v in (to, control, control + shift)]
+        reached = (log[0] + near @ (log[2] - log[1])).clip(None, LARGEST)
+        by_ratio = np.log1p((np.exp(reached) - EPSILON).clip(0)) - to
         return np.stack(
-            [pooled.mean, shift.mean(0), near @ shift, spread, to, to - before, level - to, by_ratio], axis=1
+            [pooled.mean, shift.mean(0), near @ shift, shift.std(0), to, to - before, level - to, by_ratio],
+            axis=1,
         )
 
     def predict(self, to: np.ndarray) -> Pooled:
@@ -131,15 +137,8 @@ class LearnedPooling:
             return pooled
         assert self.left_out is not None
         mean = pooled.mean + self._trees.predict(self._features(every, to, pooled))
-        before, after = (max(v, 0.0) for v in self.left_out)
-        factor = np.sqrt(after / before) if 0 < after < before else 1.0
-        return Pooled(mean, pooled.sd * factor, pooled.shared, pooled.width)
-
-    def missed(self, found: Pooled) -> float:
-        """Squared change, summed over genes, that such a prediction is expected to miss."""
-        if self.left_out is None or self.left_out[1] <= 0:
-            return float(np.square(found.sd).sum())
-        return float(self.left_out[1])
+        before, after = self.left_out
+        return Pooled(mean, pooled.sd * np.sqrt(after / before), pooled.shared, pooled.width)
 
 
 def learned_pooling(
@@ -157,10 +156,13 @@ def learned_pooling(
     return LearnedPooling(control, shift, within, inverse_size).predict(to)
 
 
-def _staged(x: list[np.ndarray], missed: list[np.ndarray], i: int) -> np.ndarray:
-    """Mean square that is missed of a group by each number of trees, from 0, that have seen the others."""
-    seen = [j for j in range(len(x)) if j != i]
-    made = HistGradientBoostingRegressor(max_iter=TREES, **TREE)
-    made.fit(*(np.concatenate([of[j] for j in seen]) for of in (x, missed)))
-    stages = [0.0 * missed[i], *made.staged_predict(x[i])]
-    return np.array([np.square(missed[i] - s).mean() for s in stages])
+def _fitted(rows: list[Rows], n_trees: int, leaf: int) -> HistGradientBoostingRegressor:
+    made = HistGradientBoostingRegressor(max_iter=n_trees, min_samples_leaf=leaf, **TREE)
+    return made.fit(*(np.concatenate(part) for part in zip(*rows, strict=True)))
+
+
+def _staged(rows: list[Rows], left_out: Rows) -> np.ndarray:
+    """Mean square missed of a group by each number of trees, from 0, that have learned from others."""
+    x, missed = left_out
+    stages = [0.0 * missed, *_fitted(rows, TREES, LEAF).staged_predict(x)]
+    return np.array([np.square(missed - s).mean() for s in stages])

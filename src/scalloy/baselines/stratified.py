@@ -11,8 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit
 
-LARGE = 1000  # counts that are thinned independently: too large for the sums below
-LAST = 1_000_000  # count at which a sum ends that rounding keeps from reaching its random number
+LARGE = 500  # counts, or means of them, that are drawn independently: too large for the sums below
+NONE_LEFT = 1e-16  # chance of a count above the mean with which a sum ends
 
 
 def of_cells(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -65,12 +65,21 @@ def gamma_poisson(mean: np.ndarray, shape: float, rng: np.random.Generator) -> n
     rng
         Of the draws.
     """
-    return _negative_binomial(of_cells(mean.shape, rng), np.asarray(mean, dtype=np.float64), shape)
+    return _drawn(mean, shape, rng)
 
 
 def poisson(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """``Poisson(mean)``, cells x genes."""
-    return _negative_binomial(of_cells(mean.shape, rng), np.asarray(mean, dtype=np.float64), np.inf)
+    return _drawn(mean, np.inf, rng)
+
+
+def _drawn(mean: np.ndarray, shape: float, rng: np.random.Generator) -> np.ndarray:
+    mean = np.asarray(mean, dtype=np.float64)
+    drawn = _negative_binomial(of_cells(mean.shape, rng), mean, shape)
+    if (large := mean > LARGE).any():
+        spread = 1.0 if shape == np.inf else rng.gamma(shape, 1 / shape, int(large.sum()))
+        drawn[large] = rng.poisson(mean[large] * spread)
+    return drawn
 
 
 @njit
@@ -98,13 +107,13 @@ def _negative_binomial(u: np.ndarray, mean: np.ndarray, shape: float) -> np.ndar
     for i in range(u.shape[0]):
         for g in range(u.shape[1]):
             m = mean[i, g]
-            if m <= 0:
+            if m <= 0 or m > LARGE:
                 continue
             finite = shape < np.inf
             chance = (shape / (shape + m)) ** shape if finite else np.exp(-m)
             ratio = m / (shape + m) if finite else m
             total, k = chance, 0
-            while u[i, g] > total and k < LAST:
+            while u[i, g] > total and (k < m or chance > NONE_LEFT):
                 chance *= ((shape + k) / (k + 1) * ratio) if finite else ratio / (k + 1)
                 total += chance
                 k += 1

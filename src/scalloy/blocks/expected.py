@@ -38,7 +38,7 @@ def mean_log1p(p: CountDistribution, factor: Tensor | float = 1.0) -> Tensor:
     p
         Of the counts.
     factor
-        By which they are multiplied.
+        By which they are multiplied, of each cell or each entry.
     """
     if isinstance(p, ZeroInflated):
         return torch.sigmoid(-p.gate) * mean_log1p(p.base, factor)

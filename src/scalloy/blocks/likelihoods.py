@@ -69,6 +69,10 @@ class Likelihood(nn.Module):
         """Expression of cells, dense, on the scale on which predictions are compared with it."""
         return dense(log_normalise(x, target_sum) if self.draws_counts else self.features(x))
 
+    def rescaled(self, value: Tensor, target_sum: float) -> Tensor:
+        """Decoded values that are no counts, on that scale."""
+        return value
+
     def predicted(self, p_x: Distribution) -> Tensor:
         """What is expected, on the scale of :meth:`observed`: of counts the logarithm of their mean.
 
@@ -259,6 +263,14 @@ class Gaussian(Likelihood):
 
     def features(self, x: Tensor) -> Tensor:
         return log_normalise(x) if self.on == "log1p" else x
+
+    def observed(self, x: Tensor, target_sum: float = 1e4) -> Tensor:
+        return dense(log_normalise(x, target_sum) if self.on == "log1p" else x)
+
+    def rescaled(self, value: Tensor, target_sum: float) -> Tensor:
+        if self.on != "log1p" or target_sum == 1e4:
+            return value
+        return torch.log1p(torch.expm1(value.clamp(0, 80)) * (target_sum / 1e4))
 
     def log_prob(self, p_x: Distribution, x: Tensor) -> Tensor:
         return p_x.log_prob(dense(self.features(x)))
