@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from scalloy.blocks import readers
 from scalloy.blocks.readers import LabelReader, Some
@@ -25,8 +26,36 @@ def test_probabilities_are_those_of_scikit_learn(n_in, n_labels):
     reader.fit(x, y, torch.bincount(y))
     values = x.double().numpy()
     values = PCA(30, random_state=0).fit_transform(values) if n_in > 30 else values / values.std(0)
-    expected = LogisticRegression(max_iter=3000).fit(values, y).predict_proba(values)
+    c = readers.chosen_strength(values, y.numpy(), np.ones(len(y))) if n_in <= 30 else 1.0
+    expected = LogisticRegression(C=c, max_iter=3000).fit(values, y).predict_proba(values)
     np.testing.assert_allclose(reader(x), expected, atol=0.01)
+
+
+def test_penalty_of_few_labels():
+    noise, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
+    x = 0.3 * noise + 2 * np.eye(4)[y]  # told without fail, so that a weak penalty is right
+    assert readers.chosen_strength(x, y, np.ones(60)) == max(readers.STRENGTHS)
+    assert readers.chosen_strength(noise, y, np.ones(60)) == min(readers.STRENGTHS)
+    middle = 1.5 * noise + 2 * np.eye(4)[y]  # against the losses of folds by hand
+    folds, loss = StratifiedKFold(5, shuffle=True, random_state=0), {}
+    for c in readers.STRENGTHS:
+        p = cross_val_predict(LogisticRegression(C=c), middle, y, cv=folds, method="predict_proba")
+        loss[c] = -np.log(p[np.arange(60), y]).mean()
+    assert readers.chosen_strength(middle, y, np.ones(60)) == min(loss, key=loss.get)
+    assert readers.chosen_strength(x[:3], np.arange(3), np.ones(3)) == 1  # each label once
+    twice = np.array([0, 0, 1, 1, 2])
+    assert readers.chosen_strength(x[:5], twice, np.ones(5)) in readers.STRENGTHS
+
+
+def test_code_and_expression_have_one_say_each():
+    both = readers.Readers(2, 3, 2)
+    p, z, x = torch.tensor([[0.9, 0.1]]), torch.zeros(1, 2), torch.zeros(1, 3)
+    torch.testing.assert_close(both.vote(p, z, x), p)  # nothing is fitted
+    both.of_z.fitted.fill_(True)  # it says a half
+    torch.testing.assert_close(both.vote(p, z, x), torch.tensor([[0.7, 0.3]]))
+    both.of_x.fitted.fill_(True)
+    torch.testing.assert_close(both.vote(p, z, x), torch.tensor([[0.6, 0.4]]))
+    torch.testing.assert_close(both.vote(p, z, None), torch.tensor([[0.7, 0.3]]))
 
 
 def test_cells_without_label_and_labels_without_cells():

@@ -1,7 +1,11 @@
 """Labels read from a vector by multinomial logistic regression, fitted when all else is trained.
 
 A mixture tells labels well where its components are what the labels name; a regression draws the boundary
-where the labelled cells have it. They err differently, so what is reported is their mean.
+where the labelled cells have it, in the code or in the expression. They err differently, so what is reported
+is their mean, in which code and expression have one say each.
+
+With few labelled cells the default penalty of a regression on a handful of latents is far too strong, and its
+probabilities too modest: there it is chosen by cross-validation.
 """
 
 from __future__ import annotations
@@ -12,12 +16,15 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from torch import Tensor, nn
 
 from scalloy.blocks.priors import NEVER
 
 N_PCS = 30
 MOST = 500  # cells of each label that are read
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)  # inverse penalties
+FEW, FOLDS = 1000, 5  # labelled cells up to which one is chosen, and how
 UNLABELLED, ENTRIES = 3000, 6_000_000  # cells without label, and at most so many values of these
 
 
@@ -66,9 +73,10 @@ class LabelReader(nn.Module):
         weight, bias = np.zeros((len(axes), len(classes))), np.zeros(len(classes))
         if len(classes) > 1:
             stands_for = sizes.cpu().numpy()[codes[known]] / np.bincount(codes[known])[codes[known]]
-            fitted = LogisticRegression(max_iter=3000).fit(
-                (values[known] - middle) @ axes.T, codes[known], stands_for / stands_for.mean()
-            )
+            read, weights = (values[known] - middle) @ axes.T, stands_for / stands_for.mean()
+            few = known.sum() <= FEW and values.shape[1] <= N_PCS
+            strength = chosen_strength(read, codes[known], weights) if few else 1.0
+            fitted = LogisticRegression(C=strength, max_iter=3000).fit(read, codes[known], weights)
             weight, bias = fitted.coef_.T, fitted.intercept_
             if len(classes) == 2:  # scikit-learn has one column for two
                 weight, bias = np.c_[-weight / 2, weight / 2], np.r_[-bias / 2, bias / 2]
@@ -85,6 +93,30 @@ class LabelReader(nn.Module):
             pca = PCA(N_PCS, random_state=0).fit(values)
             return pca.mean_, pca.components_
         return values.mean(0), np.diag(1 / np.maximum(values.std(0), 1e-6))
+
+
+def chosen_strength(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
+    """Inverse penalty with the lowest cross-validated log loss, on labels that two cells have; 1 if none do.
+
+    Parameters
+    ----------
+    x
+        Cells x dimensions.
+    y
+        Codes of their labels.
+    weights
+        Of the cells.
+    """
+    of = np.bincount(y)[y] >= 2
+    x, y, weights = x[of], y[of], weights[of]
+    if len(classes := np.unique(y)) < 2:
+        return 1.0
+    folds = StratifiedKFold(int(min(FOLDS, np.bincount(y)[classes].min())), shuffle=True, random_state=0)
+    tried = {"C": STRENGTHS}
+    search = GridSearchCV(
+        LogisticRegression(max_iter=3000), tried, scoring="neg_log_loss", cv=folds, refit=False
+    )
+    return float(search.fit(x, y, sample_weight=weights).best_params_["C"])
 
 
 class Some:
@@ -126,10 +158,10 @@ class Readers(nn.Module):
         self.n_labels = n_labels
         self.of_z, self.of_x = LabelReader(n_latent, n_labels), LabelReader(n_vars, n_labels)
 
-    def votes(self, z: Tensor, x: Tensor | None) -> list[Tensor]:
-        """Probabilities of the labels by each reader that was fitted."""
-        given = ((self.of_z, z), (self.of_x, x))
-        return [reader(values) for reader, values in given if values is not None and reader.fitted]
+    def vote(self, p: Tensor, z: Tensor, x: Tensor | None) -> Tensor:
+        """Probabilities of the labels: those of the mixture, ``p``, and of the readers that were fitted."""
+        p = (p + self.of_z(z)) / 2 if self.of_z.fitted else p
+        return (p + self.of_x(x)) / 2 if x is not None and self.of_x.fitted else p
 
     def fit(self, cells: Iterable[tuple[Tensor, Tensor | None, Tensor]]) -> None:
         """Learn from codes, expression (or none) and labels of cells, which come in pieces."""

@@ -187,9 +187,9 @@ class CGMDVAE(VAEModule):
         """Probability of each label among the labels, the mean of several votes; and of being of any."""
         p, q, c = self.prior.of_labels(self.assignment(batch, n_samples)), self.encode(batch), batch.condition
         known = p.sum(-1, keepdim=True)
-        votes = [p / known.clamp_min(1e-12), *self.readers.votes(q["z"].mean, self.expression(batch))]
+        p = self.readers.vote(p / known.clamp_min(1e-12), q["z"].mean, self.expression(batch))
         typical = self.prior.typical(self.prior(c, q["w"].mean if "w" in q else None), q["z"].mean)
-        return torch.stack(votes).mean(0), known[:, 0] * typical
+        return p, known[:, 0] * typical
 
     def expression(self, batch: Batch) -> Tensor | None:
         """What was observed; none if something is to be removed from it."""
