@@ -129,3 +129,27 @@ def test_distances_of_pertpy_agree_with_ours_on_predicted_cells(annotated):
     theirs = pertpy.tl.Distance("edistance")(np.asarray(made.X), truth)
     ours = [sa.metrics.energy_distance(made.X, truth, squared=k, unbiased=False) for k in (False, True)]
     assert theirs in [pytest.approx(v, rel=1e-3) for v in ours]  # squared or not, by pertpy's version
+
+
+def test_metrics_of_cell_eval_agree_with_ours_on_predicted_cells(annotated):
+    cell_eval = pytest.importorskip("cell_eval", reason="cell-eval is not installed")
+    from cell_eval import metrics as theirs
+
+    model, cells = annotated
+    cells = cells.copy()
+    controls = cells[cells.obs["condition"] == "control"].copy()
+    made = model.transfer(controls, to="treated_1")
+    seen = cells[cells.obs["condition"].isin(["control", "treated_1"]).to_numpy()].copy()
+    keys = {"condition_key": "condition", "control": "control"}
+    predicted, real = sa.benchmark.to_cell_eval(made, seen, **keys)
+    pair = cell_eval.PerturbationAnndataPair(real, predicted, "condition", "control")
+
+    def mean(data, condition):
+        return np.asarray(data[(data.obs["condition"] == condition).to_numpy()].X).mean(0)
+
+    prediction, truth, control = mean(predicted, "treated_1"), mean(real, "treated_1"), mean(real, "control")
+    ours = sa.metrics.pearson_delta(prediction, truth, control)
+    assert theirs.pearson_delta(pair)["treated_1"] == pytest.approx(ours, rel=1e-4)
+    no_change = np.square(control - truth).mean()
+    skill = 1 - theirs.mse(pair)["treated_1"] / no_change
+    assert skill == pytest.approx(sa.metrics.skill(prediction, truth, control), rel=1e-4)
