@@ -76,6 +76,16 @@ def test_another_depth(depth):
     np.testing.assert_allclose(fractions(out)[many], fractions(x)[many], rtol=0.25)
 
 
+def test_only_cells_that_lack_counts_are_added_to():
+    x, mean = cells(1500)
+    total = np.asarray(x.sum(1)).ravel()
+    depth = np.where(np.arange(1500) % 3 == 0, 2 * total, total)
+    out = with_depth(x, depth, np.tile(mean / mean.sum(), (1500, 1)), np.random.default_rng(0))
+    found, lacked = np.asarray(out.sum(1)).ravel(), depth > total
+    assert (np.abs(found - depth)[lacked] < 6 * np.sqrt(total[lacked])).all()
+    assert (out[np.flatnonzero(~lacked)] != x[np.flatnonzero(~lacked)]).nnz == 0
+
+
 def test_wanted_means_are_met():
     x, _ = cells(600)
     other, _ = cells(600, seed=3)  # means that a set of cells really has
