@@ -62,7 +62,7 @@ def held_out(name: str, seed: int, max_epochs: int | None) -> Any:
 
     from scalloy.benchmark import transfer
 
-    shown = ["no change", "mean shift", "kernel ridge", "CGMDVAE"]
+    shown = ["no change", "mean shift", "kernel ridge", "learned pooling", "CGMDVAE"]
     frame = transfer("kang_subset", shown, hold_out=[name], seeds=[seed], max_epochs=max_epochs)
     frame = frame[frame["method"].isin(shown)]
     out = Table(title=f"{name}, never seen stimulated, predicted from their controls")
