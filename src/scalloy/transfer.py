@@ -30,8 +30,6 @@ from anndata import AnnData
 
 from scalloy._seeds import seeded
 from scalloy.baselines.counts import fractions_of, redrawn
-from scalloy.blocks.distributions import CountDistribution
-from scalloy.blocks.expected import mean_log1p
 from scalloy.blocks.sparse import dense
 from scalloy.models import _options
 from scalloy.shown import Shift, Shown
@@ -45,12 +43,6 @@ class How:
     route: str
     n_samples: int
     target_sum: float
-
-    def expression(self, likelihood: Any, p: Any) -> torch.Tensor:
-        """The mean of log-normalised counts; of other data their mean."""
-        if not isinstance(p, CountDistribution):
-            return likelihood.rescaled(p.mean, self.target_sum)
-        return mean_log1p(p, self.target_sum / p.mean.sum(-1, keepdim=True).clamp_min(1e-12))
 
 
 @dataclass
@@ -124,9 +116,10 @@ def decode(model: Any, cells: AnnData | None, code: int, how: How) -> Decoded:
         for _ in range(how.n_samples):
             latents = model.module.draw(q)
             new = moved(model.module, batch, code, q, latents, how.route)
-            before = before + how.expression(likelihood, model.module.decode(batch, latents)["x"])
+            p = model.module.decode(batch, latents)["x"]
+            before = before + likelihood.mean_observed(p, how.target_sum)
             p = model.module.decode(changed, new)["x"]
-            after = after + how.expression(likelihood, p)
+            after = after + likelihood.mean_observed(p, how.target_sum)
             share = share + p.fraction if draws_counts else share
         sums = [before, after, share] if draws_counts else [before, after]
         seen = likelihood.observed(batch.x, how.target_sum)

@@ -25,6 +25,7 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
 
 from scalloy.blocks import distributions as dist
+from scalloy.blocks.expected import mean_log1p
 from scalloy.blocks.networks import Head
 from scalloy.blocks.sparse import dense, log_normalise, map_values
 
@@ -69,14 +70,16 @@ class Likelihood(nn.Module):
         """Expression of cells, dense, on the scale on which predictions are compared with it."""
         return dense(log_normalise(x, target_sum) if self.draws_counts else self.features(x))
 
-    def rescaled(self, value: Tensor, target_sum: float) -> Tensor:
-        """Decoded values that are no counts, on that scale."""
-        return value
+    def mean_observed(self, p_x: Distribution, target_sum: float = 1e4) -> Tensor:
+        """Mean of :meth:`observed` under ``p_x``."""
+        if not self.draws_counts:
+            return p_x.mean
+        return mean_log1p(p_x, target_sum / p_x.mean.sum(-1, keepdim=True).clamp_min(1e-12))
 
     def predicted(self, p_x: Distribution) -> Tensor:
         """What is expected, on the scale of :meth:`observed`: of counts the logarithm of their mean.
 
-        The mean of their logarithm is :func:`scalloy.blocks.expected.mean_log1p`.
+        The mean of their logarithm is :meth:`mean_observed`.
         """
         return torch.log1p(1e4 * self.fraction(p_x)) if self.draws_counts else p_x.mean
 
@@ -267,10 +270,10 @@ class Gaussian(Likelihood):
     def observed(self, x: Tensor, target_sum: float = 1e4) -> Tensor:
         return dense(log_normalise(x, target_sum) if self.on == "log1p" else x)
 
-    def rescaled(self, value: Tensor, target_sum: float) -> Tensor:
+    def mean_observed(self, p_x: Distribution, target_sum: float = 1e4) -> Tensor:
         if self.on != "log1p" or target_sum == 1e4:
-            return value
-        return torch.log1p(torch.expm1(value.clamp(0, 80)) * (target_sum / 1e4))
+            return p_x.mean
+        return torch.log1p(torch.expm1(p_x.mean.clamp(0, 80)) * (target_sum / 1e4))
 
     def log_prob(self, p_x: Distribution, x: Tensor) -> Tensor:
         return p_x.log_prob(dense(self.features(x)))

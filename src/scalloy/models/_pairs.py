@@ -204,10 +204,10 @@ class PairGetters:
                 drawn.append(logged(x) if scale == "log1p" else x)
             if scale == "counts":
                 total = total + p.mean
-            elif likelihood.draws_counts:
-                total = total + mean_log1p(p, 1e4 / p.mean.sum(-1, keepdim=True) if side == 0 else 1.0)
+            elif side == 0:
+                total = total + likelihood.mean_observed(p)
             else:
-                total = total + (likelihood.predicted(p) if side == 0 else torch.log1p(p.sample()))
+                total = total + (mean_log1p(p) if likelihood.draws_counts else torch.log1p(p.sample()))
         mean = total / n_samples
         if interval is None:
             return (mean,)
