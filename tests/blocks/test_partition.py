@@ -27,16 +27,37 @@ def entropy(r):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_first_merge_is_the_best_of_all_pairs(seed):
-    r = np.random.default_rng(seed).dirichlet(np.array([2, 1, 1, 0.3, 0.1, 0.05]), 200)
+@pytest.mark.parametrize("sure", [False, True])
+def test_the_first_merge_is_the_best_of_all_pairs(seed, sure):
+    rng = np.random.default_rng(seed)
+    r = rng.dirichlet(np.array([2, 1, 1, 0.3, 0.1, 0.05]), 200)
+    if sure:
+        r = 0.95 * np.eye(6)[rng.integers(0, 6, 200)] + 0.05 * r
+    given = r.copy()
     together = np.flatnonzero(np.bincount(merge(r, 5)) == 2)[0]
     found = set(np.flatnonzero(merge(r, 5) == together))
+    assert (r == given).all()
 
     def gain(i, j):
         joined = np.column_stack([np.delete(r, [i, j], 1), r[:, i] + r[:, j]])
-        return (entropy(r) - entropy(joined)) / min(r[:, i].sum(), r[:, j].sum())
+        return entropy(r) - entropy(joined)
 
-    assert found == set(max(combinations(range(6), 2), key=lambda pair: gain(*pair)))
+    def overlap(i, j):
+        return gain(i, j) / min(r[:, i].sum(), r[:, j].sum())
+
+    pairs = list(combinations(range(6), 2))
+    clear = [pair for pair in pairs if overlap(*pair) >= 0.4]
+    assert bool(clear) != sure  # both ways are looked at
+    assert found == set(max(clear or pairs, key=lambda pair: gain(*pair) if clear else overlap(*pair)))
+
+
+def test_more_clusters_than_lie_apart_split_a_small_piece_off_and_not_a_large_one():
+    """A large group in two halves and a small one in two, whose cells are as undecided, and one alone."""
+    halves, others = [0.5, 0.5, 0, 0, 0], [0, 0, 0.5, 0.5, 0]
+    r = np.repeat([others, halves, [0, 0, 0, 0, 1.0]], [40, 400, 60], axis=0)
+    cluster_of = merge(r, 4)
+    assert cluster_of[0] == cluster_of[1]
+    assert len(set(cluster_of)) == 4
 
 
 def test_merging_joins_pieces_of_a_group_and_numbers_the_largest_first():

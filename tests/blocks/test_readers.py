@@ -5,10 +5,11 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from scalloy.blocks import readers
-from scalloy.blocks.readers import LabelReader, Some
+from scalloy.blocks.readers import Labelled, LabelReader, Some
 
 
 def cells(n_in, n_labels, n=300, seed=0):
@@ -20,31 +21,81 @@ def cells(n_in, n_labels, n=300, seed=0):
 
 @pytest.mark.parametrize("n_labels", [2, 3])
 @pytest.mark.parametrize("n_in", [4, 50])
-def test_probabilities_are_those_of_scikit_learn(n_in, n_labels):
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_probabilities_are_those_of_scikit_learn(n_in, n_labels, share, monkeypatch):
     x, y = cells(n_in, n_labels)
+    monkeypatch.setattr(readers, "SHARES", (share,))
+    monkeypatch.setattr(readers, "STRAIGHT", (3.0,))
+    monkeypatch.setattr(readers, "BENT", (30.0,))
+    monkeypatch.setattr(readers, "ENOUGH", 1e-6)
     reader = LabelReader(n_in, n_labels)
     reader.fit(x, y, torch.bincount(y))
     values = x.double().numpy()
     values = PCA(30, random_state=0).fit_transform(values) if n_in > 30 else values / values.std(0)
-    c = readers.chosen_strength(values, y.numpy(), np.ones(len(y))) if n_in <= 30 else 1.0
-    expected = LogisticRegression(C=c, max_iter=3000).fit(values, y).predict_proba(values)
-    np.testing.assert_allclose(reader(x), expected, atol=0.01)
+    straight = LogisticRegression(C=3.0 if n_in <= 30 else 1.0).fit(values, y).predict_proba(values)
+    kernel = rbf_kernel(values, gamma=0.5 / values.var(0).sum())
+    # all 300 cells are compared: the regression is that on the kernel, with a ridge in its own geometry
+    bent = LogisticRegression(C=30.0, max_iter=3000).fit(root(kernel), y).predict_proba(root(kernel))
+    np.testing.assert_allclose(reader(x), (1 - share) * straight + share * bent, atol=0.01)
+    assert float(reader.share) == share
+
+
+def root(kernel):
+    values, vectors = np.linalg.eigh(kernel)
+    return vectors * np.sqrt(np.maximum(values, 0))
 
 
 def test_penalty_of_few_labels():
     noise, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
+    sizes = np.full(3, 20)
+
+    def strength(x, y, sizes=sizes):
+        return Labelled(x, y, sizes).strength(readers.regression(), readers.STRAIGHT)
+
     x = 0.3 * noise + 2 * np.eye(4)[y]  # told without fail, so that a weak penalty is right
-    assert readers.chosen_strength(x, y, np.ones(60)) == max(readers.STRENGTHS)
-    assert readers.chosen_strength(noise, y, np.ones(60)) == min(readers.STRENGTHS)
+    assert strength(x, y) == max(readers.STRAIGHT)
+    assert strength(noise, y) == min(readers.STRAIGHT)
     middle = 1.5 * noise + 2 * np.eye(4)[y]  # against the losses of folds by hand
     folds, loss = StratifiedKFold(5, shuffle=True, random_state=0), {}
-    for c in readers.STRENGTHS:
+    for c in readers.STRAIGHT:
         p = cross_val_predict(LogisticRegression(C=c), middle, y, cv=folds, method="predict_proba")
         loss[c] = -np.log(p[np.arange(60), y]).mean()
-    assert readers.chosen_strength(middle, y, np.ones(60)) == min(loss, key=loss.get)
-    assert readers.chosen_strength(x[:3], np.arange(3), np.ones(3)) == 1  # each label once
-    twice = np.array([0, 0, 1, 1, 2])
-    assert readers.chosen_strength(x[:5], twice, np.ones(5)) in readers.STRENGTHS
+    assert strength(middle, y) == min(loss, key=loss.get)
+    assert strength(x[:3], np.arange(3)) == 1  # each label once
+    assert strength(x[:5], np.array([0, 0, 1, 1, 2])) in readers.STRAIGHT
+
+
+def test_bent_boundaries_are_believed_where_labels_lie_around_one_another():
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
+    ring = rng.normal(size=(400, 2))
+    ring *= ((1 + 2 * y) / np.linalg.norm(ring, axis=1))[:, None]
+    x = torch.tensor(ring + 0.3 * rng.normal(size=(400, 2)), dtype=torch.float32)
+    reader = LabelReader(2, 2)
+    reader.fit(x[:200], torch.tensor(y[:200]), torch.tensor([100, 100]))
+    assert reader.share > 0
+    assert (reader(x[200:]).argmax(1).numpy() == y[200:]).mean() > 0.95
+    apart = torch.tensor(ring + 6 * y[:, None], dtype=torch.float32)[:40]  # a plane tells these for sure
+    assert Labelled(apart.numpy(), y[:40], np.array([20, 20])).share(
+        readers.regression(1000.0), readers.regression(1e-3, 1.0)
+    ) == pytest.approx(0.0)
+
+
+def test_some_of_the_cells_are_of_all_labels_and_stand_for_as_many():
+    y = np.repeat([0, 1, 2], [50, 30, 2])
+    some = Labelled(np.arange(82.0)[:, None], y, np.array([500, 300, 200])).some(12)
+    assert np.bincount(some.y).tolist() == [5, 5, 2]
+    assert (y[some.x[:, 0].astype(int)] == some.y).all()
+    weights = some.weights["read__sample_weight"]
+    np.testing.assert_allclose(np.bincount(some.y, weights), np.array([500, 300, 200]) * 12 / 1000)
+    assert weights.mean() == pytest.approx(1)
+
+
+def test_fewer_cells_than_components():
+    x, y = cells(50, 2, n=10)
+    reader = LabelReader(50, 2)
+    reader.fit(x, y, torch.bincount(y, minlength=3))
+    assert (reader(x).argmax(1) == y).all()
 
 
 def test_code_and_expression_have_one_say_each():

@@ -10,7 +10,8 @@ accumulation", IEEE TPAMI 2005). Then the components are placed again, within th
 
 Where they are not stable, clusters differ too much in size and shape: components are only merged where they
 overlap, as measured by the entropy of the assignment (Baudry et al., "Combining mixture components for
-clustering", J. Comput. Graph. Stat. 2010).
+clustering", J. Comput. Graph. Stat. 2010). Of pairs that clearly overlap, the one with the most undecided
+cells goes first: if more clusters are wanted than lie apart, a small piece is split off and not a large one.
 
 With one component for each cluster these begin as the methods agree, if that is stable. With labels k-means
 respects them.
@@ -32,12 +33,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 STARTS, STEPS = 20, 50
-STABLE, SUBSETS, SHARE = 0.9, 5, 0.8
+STABLE, SUBSETS, SHARE = 0.85, 10, 0.8
 MOST, N_PCS, NEIGHBOURS = 3000, 30, 15
 MANY = 30_000  # cells, of any number in random order, that show where groups of them are
 SPOTS, CROWD = 50, 20  # small groups of cells, and how many such a group has at least on average
 SURE, FEW = 4.0, 0.5  # standard deviations, and share of the labels that are expected
-OVERLAP = 0.2  # nats
+OVERLAP, CLEAR = 0.2, 0.4  # nats per cell of the smaller one: enough to be merged, and to go first
 
 
 def stability(points: np.ndarray, k: int, seed: int = 0) -> float:
@@ -100,35 +101,43 @@ def _several(view: np.ndarray, k: int, seed: int) -> Iterator[np.ndarray]:
 def merge(r: np.ndarray, n_clusters: int | None = None) -> np.ndarray:
     """Cluster of each component, by merging those that share cells.
 
-    Merging i and j lowers the entropy of the assignment by what cells are undecided between the two; the pair
-    for which this is largest beside the size of the smaller goes first.
+    Merging i and j lowers the entropy of the assignment by what cells are undecided between the two. Of pairs
+    with more than ``CLEAR`` of this for each cell of the smaller one, that with the most goes first; when
+    there are none, that with the most for each cell of the smaller one.
 
     Parameters
     ----------
     r
         Probability of each component, cells x components.
     n_clusters
-        How many to leave; ``None`` merges as long as this gain is above ``OVERLAP`` nats.
+        How many to leave; ``None`` merges as long as there are ``OVERLAP`` for each cell of the smaller one.
     """
-    r, groups = np.asarray(r, dtype=float), [[k] for k in range(r.shape[1])]
+    r, groups = np.array(r, dtype=float), [[k] for k in range(r.shape[1])]
+    gain = np.array([_undecided(r, i) for i in range(len(groups))])
     while len(groups) > (n_clusters or 1):
-        own, sizes = _plogp(r).sum(0), r.sum(0) + 1e-9
-        best = (-1.0, 0, 1)
-        for i in range(len(groups) - 1):
-            gain = _plogp(r[:, i : i + 1] + r[:, i + 1 :]).sum(0) - own[i] - own[i + 1 :]
-            gain /= np.minimum(sizes[i], sizes[i + 1 :])
-            best = max(best, (float(gain.max()), i, i + 1 + int(gain.argmax())))
-        gained, i, j = best
-        if n_clusters is None and gained < OVERLAP:
+        sizes = r.sum(0) + 1e-9
+        overlap = gain / np.minimum(sizes[:, None], sizes)
+        if n_clusters is None and overlap.max() < OVERLAP:
             break
+        first = np.where(overlap >= CLEAR, gain, -np.inf) if overlap.max() >= CLEAR else overlap
+        i, j = sorted(np.unravel_index(first.argmax(), first.shape))
         r[:, i] += r[:, j]
-        r = np.delete(r, j, axis=1)
         groups[i] += groups.pop(j)
+        r, gain = np.delete(r, j, axis=1), np.delete(np.delete(gain, j, axis=0), j, axis=1)
+        gain[i] = gain[:, i] = _undecided(r, i)
     order = np.argsort([-column.sum() for column in r.T], kind="stable")  # the largest cluster first
     cluster_of = np.empty(sum(map(len, groups)), dtype=np.int64)
     for cluster, at in enumerate(order):
         cluster_of[groups[at]] = cluster
     return cluster_of
+
+
+def _undecided(r: np.ndarray, i: int) -> np.ndarray:
+    """By how much the entropy would be lower with each other component merged into ``i``."""
+    own = _plogp(r).sum(0)
+    gain = _plogp(r[:, i : i + 1] + r).sum(0) - own[i] - own
+    gain[i] = -np.inf
+    return gain
 
 
 def agreed(

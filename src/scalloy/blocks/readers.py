@@ -4,27 +4,36 @@ A mixture tells labels well where its components are what the labels name; a reg
 where the labelled cells have it, in the code or in the expression. They err differently, so what is reported
 is their mean, in which code and expression have one say each.
 
-With few labelled cells the default penalty of a regression on a handful of latents is far too strong, and its
-probabilities too modest: there it is chosen by cross-validation.
+Boundaries may be bent, so there are two regressions: on the vector, and on its similarity to some of the
+labelled cells (Williams and Seeger, "Using the Nystroem method to speed up kernel machines", NIPS 2000).
+Cross-validation decides whether one of them is believed or both; and, where labelled cells are few, how
+strong the penalties are, since the default one is far too strong for a handful of latents.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
+from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
+from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from scalloy.blocks.priors import NEVER
 
 N_PCS = 30
 MOST = 500  # cells of each label that are read
-STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)  # inverse penalties
-FEW, FOLDS = 1000, 5  # labelled cells up to which one is chosen, and how
+STRAIGHT, BENT = (0.1, 1.0, 10.0, 100.0, 1000.0), (100.0, 10.0)  # inverse penalties
+SHARES = (0.5, 0.0, 1.0)  # of bent boundaries in what is said
+FEW, SOME, FOLDS = 1000, 500, 5  # labelled cells up to which penalties are chosen; by which; and how
+SPOTS, SIMILAR = 300, 2000  # labelled cells to which others are compared, and that are compared to learn
+ENOUGH = 1e-3  # largest slope at which the regression on similarities, which is slow, is taken as done
 UNLABELLED, ENTRIES = 3000, 6_000_000  # cells without label, and at most so many values of these
 
 
@@ -38,18 +47,37 @@ class LabelReader(nn.Module):
         its standard deviation.
     """
 
+    middle: Tensor
+    axes: Tensor
     weight: Tensor
     bias: Tensor
+    spots: Tensor
+    gamma: Tensor
+    bent_weight: Tensor
+    bent_bias: Tensor
+    share: Tensor
     fitted: Tensor
 
     def __init__(self, n_in: int, n_labels: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(n_in, n_labels))
+        d = min(n_in, N_PCS)
+        self.register_buffer("middle", torch.zeros(n_in))
+        self.register_buffer("axes", torch.zeros(n_in, d))
+        self.register_buffer("weight", torch.zeros(d, n_labels))
         self.register_buffer("bias", torch.zeros(n_labels))
+        self.register_buffer("spots", torch.zeros(SPOTS, d))
+        self.register_buffer("gamma", torch.tensor(0.0))
+        self.register_buffer("bent_weight", torch.zeros(SPOTS, n_labels))
+        self.register_buffer("bent_bias", torch.zeros(n_labels))
+        self.register_buffer("share", torch.tensor(0.0))
         self.register_buffer("fitted", torch.tensor(False))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(x @ self.weight + self.bias, -1)
+        read = (x - self.middle) @ self.axes
+        straight = torch.softmax(read @ self.weight + self.bias, -1)
+        similar = torch.exp(-self.gamma * torch.cdist(read, self.spots).square())
+        bent = torch.softmax(similar @ self.bent_weight + self.bent_bias, -1)
+        return torch.lerp(straight, bent, self.share)
 
     @torch.no_grad()
     def fit(self, x: Tensor, y: Tensor, sizes: Tensor) -> None:
@@ -66,57 +94,127 @@ class LabelReader(nn.Module):
         """
         values, codes = x.cpu().numpy(), y.cpu().numpy()
         known = codes < len(self.bias)
-        classes = np.unique(codes[known])
+        classes, codes = np.unique(codes[known], return_inverse=True)
         if len(classes) == 0:
             return
-        middle, axes = self._axes(values)
-        weight, bias = np.zeros((len(axes), len(classes))), np.zeros(len(classes))
-        if len(classes) > 1:
-            stands_for = sizes.cpu().numpy()[codes[known]] / np.bincount(codes[known])[codes[known]]
-            read, weights = (values[known] - middle) @ axes.T, stands_for / stands_for.mean()
-            few = known.sum() <= FEW and values.shape[1] <= N_PCS
-            strength = chosen_strength(read, codes[known], weights) if few else 1.0
-            fitted = LogisticRegression(C=strength, max_iter=3000).fit(read, codes[known], weights)
-            weight, bias = fitted.coef_.T, fitted.intercept_
-            if len(classes) == 2:  # scikit-learn has one column for two
-                weight, bias = np.c_[-weight / 2, weight / 2], np.r_[-bias / 2, bias / 2]
-        weight = axes.T @ weight
-        self.weight.zero_()
-        self.bias.fill_(NEVER)
-        self.weight[:, classes] = torch.from_numpy(weight).to(self.weight)
-        self.bias[classes] = torch.from_numpy(bias - middle @ weight).to(self.bias)
+        self._clear(classes)
+        middle, axes = self._see(values)
         self.fitted.fill_(True)
+        if len(classes) == 1:
+            return
+        cells = Labelled((values[known] - middle) @ axes, codes, sizes.cpu().numpy()[classes])
+        few, gamma = len(codes) <= FEW, 0.5 / max(float(cells.x.var(0).sum()), 1e-12)
+        some, choose = cells.some(SOME), few and values.shape[1] <= N_PCS
+        straight = regression(some.strength(regression(), STRAIGHT) if choose else 1.0)
+        bent = regression(some.strength(regression(gamma=gamma), BENT) if few else BENT[0], gamma)
+        self.share.fill_(some.share(straight, bent))
+        self.gamma.fill_(gamma)
+        for kind, (weight, bias) in {
+            "": cells.boundary(straight),
+            "bent_": cells.some(SIMILAR).boundary(bent),
+        }.items():
+            getattr(self, kind + "weight")[: len(weight), classes] = weight.to(self.weight)
+            getattr(self, kind + "bias")[classes] = bias.to(self.bias)
+        spots = torch.from_numpy(bent["see"].components_)
+        self.spots[: len(spots), : spots.shape[1]] = spots.to(self.spots)
 
-    def _axes(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Middle of the cells, and the directions that are read, directions x dimensions."""
-        if min(values.shape) > N_PCS:
-            pca = PCA(N_PCS, random_state=0).fit(values)
-            return pca.mean_, pca.components_
-        return values.mean(0), np.diag(1 / np.maximum(values.std(0), 1e-6))
+    def _clear(self, classes: np.ndarray) -> None:
+        """All labels but these ``classes`` are out of the question."""
+        for weight, bias in ((self.weight, self.bias), (self.bent_weight, self.bent_bias)):
+            weight.zero_()
+            bias.fill_(NEVER)
+            bias[classes] = 0
+
+    def _see(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Middle of the cells and the directions that are read, dimensions x directions."""
+        if values.shape[1] > N_PCS:
+            pca = PCA(min(N_PCS, len(values)), random_state=0).fit(values)
+            middle, axes = pca.mean_, pca.components_.T
+        else:
+            middle, axes = values.mean(0), np.diag(1 / np.maximum(values.std(0), 1e-6))
+        self.middle.copy_(torch.from_numpy(middle))
+        self.axes[:, : axes.shape[1]] = torch.from_numpy(axes)
+        return middle, axes
 
 
-def chosen_strength(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
-    """Inverse penalty with the lowest cross-validated log loss, on labels that two cells have; 1 if none do.
+def regression(strength: float = 1.0, gamma: float = 0.0) -> Pipeline:
+    """Of labels on a vector, or with ``gamma`` on ``exp(-gamma * squared distance)`` to some of the cells."""
+    see = Nystroem(gamma=gamma, n_components=SPOTS, random_state=0) if gamma else "passthrough"
+    read = LogisticRegression(C=strength, max_iter=3000, tol=ENOUGH if gamma else 1e-4)
+    return Pipeline([("see", see), ("read", read)])
 
-    Parameters
-    ----------
-    x
-        Cells x dimensions.
-    y
-        Codes of their labels.
-    weights
-        Of the cells.
-    """
-    of = np.bincount(y)[y] >= 2
-    x, y, weights = x[of], y[of], weights[of]
-    if len(classes := np.unique(y)) < 2:
-        return 1.0
-    folds = StratifiedKFold(int(min(FOLDS, np.bincount(y)[classes].min())), shuffle=True, random_state=0)
-    tried = {"C": STRENGTHS}
-    search = GridSearchCV(
-        LogisticRegression(max_iter=3000), tried, scoring="neg_log_loss", cv=folds, refit=False
-    )
-    return float(search.fit(x, y, sample_weight=weights).best_params_["C"])
+
+@dataclass
+class Labelled:
+    """Cells ``x`` with codes ``y`` of their labels, and how many each label stands for."""
+
+    x: np.ndarray
+    y: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Of the cells in a regression."""
+        each = (self.sizes / np.maximum(np.bincount(self.y, minlength=len(self.sizes)), 1))[self.y]
+        return {"read__sample_weight": each / each.mean()}
+
+    def some(self, n: int) -> Labelled:
+        """At most ``n`` of them, of all labels, as many of each as there are."""
+        order = np.random.default_rng(0).permutation(len(self.y))
+        rank = np.empty(len(order), dtype=np.int64)
+        for label in range(len(self.sizes)):
+            own = order[self.y[order] == label]
+            rank[own] = np.arange(len(own))
+        chosen = np.sort(order[np.argsort(rank[order], kind="stable")[:n]])
+        return Labelled(self.x[chosen], self.y[chosen], self.sizes)
+
+    def _in_folds(self) -> tuple[Labelled, StratifiedKFold] | None:
+        """Cells of labels that two have, and how to divide them; ``None`` if there are no two such labels."""
+        of = np.bincount(self.y)[self.y] >= 2
+        classes, y = np.unique(self.y[of], return_inverse=True)
+        if len(classes) < 2:
+            return None
+        folds = StratifiedKFold(int(min(FOLDS, np.bincount(y).min())), shuffle=True, random_state=0)
+        return Labelled(self.x[of], y, self.sizes[classes]), folds
+
+    def strength(self, model: Pipeline, strengths: tuple[float, ...]) -> float:
+        """Inverse penalty with the lowest cross-validated log loss; 1 if that cannot be found out."""
+        if (divided := self._in_folds()) is None:
+            return 1.0
+        cells, folds = divided
+        tried = {"read__C": strengths}
+        search = GridSearchCV(model, tried, scoring="neg_log_loss", cv=folds, refit=False)
+        with warnings.catch_warnings():  # fewer cells than could be compared to
+            warnings.simplefilter("ignore")
+            return float(search.fit(cells.x, cells.y, **cells.weights).best_params_["read__C"])
+
+    def share(self, straight: Pipeline, bent: Pipeline) -> float:
+        """What the second should have of the say, by the cross-validated log loss of both together."""
+        if (divided := self._in_folds()) is None:
+            return SHARES[0]
+        cells, folds = divided
+        settings = {"cv": folds, "method": "predict_proba", "params": cells.weights}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            a, b = (
+                cross_val_predict(model, cells.x, cells.y, **settings)[np.arange(len(cells.y)), cells.y]
+                for model in (straight, bent)
+            )
+        weights = cells.weights["read__sample_weight"]
+        loss = [-np.average(np.log(a + share * (b - a) + 1e-12), weights=weights) for share in SHARES]
+        return SHARES[int(np.argmin(loss))]
+
+    def boundary(self, model: Pipeline) -> tuple[Tensor, Tensor]:
+        """Weights and intercepts for each label, of the vector or of the similarities."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(self.x, self.y, **self.weights)
+        weight, bias, see = model["read"].coef_.T, model["read"].intercept_, model["see"]
+        if weight.shape[1] == 1:  # scikit-learn has one column for two labels
+            weight, bias = np.c_[-weight / 2, weight / 2], np.r_[-bias / 2, bias / 2]
+        if see != "passthrough":
+            weight = see.normalization_.T @ weight
+        return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
 
 
 class Some:
@@ -165,7 +263,7 @@ class Readers(nn.Module):
 
     def fit(self, cells: Iterable[tuple[Tensor, Tensor | None, Tensor]]) -> None:
         """Learn from codes, expression (or none) and labels of cells, which come in pieces."""
-        some, read = Some(self.n_labels, len(self.of_x.weight)), []
+        some, read = Some(self.n_labels, len(self.of_x.middle)), []
         for z, x, y in cells:
             chosen = some.of(y)
             read.append((z[chosen], None if x is None else x[chosen], y[chosen]))
