@@ -12,15 +12,15 @@ strong the penalties are, since the default one is far too strong for a handful 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
-from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
@@ -30,10 +30,10 @@ from scalloy.blocks.priors import NEVER
 N_PCS = 30
 MOST = 500  # cells of each label that are read
 STRAIGHT, BENT = (0.1, 1.0, 10.0, 100.0, 1000.0), (100.0, 10.0)  # inverse penalties
-SHARES = (0.5, 0.0, 1.0)  # of bent boundaries in what is said
-FEW, SOME, FOLDS = 1000, 500, 5  # labelled cells up to which penalties are chosen; by which; and how
+SHARES, TELL = (0.5, 0.0, 1.0), 200  # of bent boundaries in what is said; labelled cells that tell which
+FEW, FOLDS = 1000, 5  # labelled cells by which these are chosen, and how; penalties only if there are no more
 SPOTS, SIMILAR = 300, 2000  # labelled cells to which others are compared, and that are compared to learn
-ENOUGH = 1e-3  # largest slope at which the regression on similarities, which is slow, is taken as done
+DIFFER = 1e-4  # share of the largest eigenvalue of similarities that a direction must have
 UNLABELLED, ENTRIES = 3000, 6_000_000  # cells without label, and at most so many values of these
 
 
@@ -104,7 +104,7 @@ class LabelReader(nn.Module):
             return
         cells = Labelled((values[known] - middle) @ axes, codes, sizes.cpu().numpy()[classes])
         few, gamma = len(codes) <= FEW, 0.5 / max(float(cells.x.var(0).sum()), 1e-12)
-        some, choose = cells.some(SOME), few and values.shape[1] <= N_PCS
+        some, choose = cells.some(FEW), few and values.shape[1] <= N_PCS
         straight = regression(some.strength(regression(), STRAIGHT) if choose else 1.0)
         bent = regression(some.strength(regression(gamma=gamma), BENT) if few else BENT[0], gamma)
         self.share.fill_(some.share(straight, bent))
@@ -115,7 +115,7 @@ class LabelReader(nn.Module):
         }.items():
             getattr(self, kind + "weight")[: len(weight), classes] = weight.to(self.weight)
             getattr(self, kind + "bias")[classes] = bias.to(self.bias)
-        spots = torch.from_numpy(bent["see"].components_)
+        spots = torch.from_numpy(bent["see"].spots_)
         self.spots[: len(spots), : spots.shape[1]] = spots.to(self.spots)
 
     def _clear(self, classes: np.ndarray) -> None:
@@ -139,9 +139,29 @@ class LabelReader(nn.Module):
 
 def regression(strength: float = 1.0, gamma: float = 0.0) -> Pipeline:
     """Of labels on a vector, or with ``gamma`` on ``exp(-gamma * squared distance)`` to some of the cells."""
-    see = Nystroem(gamma=gamma, n_components=SPOTS, random_state=0) if gamma else "passthrough"
-    read = LogisticRegression(C=strength, max_iter=3000, tol=ENOUGH if gamma else 1e-4)
-    return Pipeline([("see", see), ("read", read)])
+    see = Similarity(gamma) if gamma else "passthrough"
+    return Pipeline([("see", see), ("read", LogisticRegression(C=strength, max_iter=3000))])
+
+
+class Similarity(TransformerMixin, BaseEstimator):
+    """Places of cells in the space of ``exp(-gamma * squared distance)`` that some of them span.
+
+    As :class:`sklearn.kernel_approximation.Nystroem`, without directions in which these hardly differ: there
+    weights of single precision would be of no use.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+
+    def fit(self, x: np.ndarray, y: np.ndarray | None = None) -> Similarity:
+        self.spots_ = x[np.random.default_rng(0).permutation(len(x))[:SPOTS]]
+        values, vectors = np.linalg.eigh(rbf_kernel(self.spots_, gamma=self.gamma).astype(np.float64))
+        kept = values > DIFFER * values[-1]
+        self.root_ = vectors[:, kept] / np.sqrt(values[kept])
+        return self
+
+    def transform(self, x: np.ndarray) -> np.ndarray:
+        return rbf_kernel(x, self.spots_, gamma=self.gamma) @ self.root_
 
 
 @dataclass
@@ -184,36 +204,30 @@ class Labelled:
         cells, folds = divided
         tried = {"read__C": strengths}
         search = GridSearchCV(model, tried, scoring="neg_log_loss", cv=folds, refit=False)
-        with warnings.catch_warnings():  # fewer cells than could be compared to
-            warnings.simplefilter("ignore")
-            return float(search.fit(cells.x, cells.y, **cells.weights).best_params_["read__C"])
+        return float(search.fit(cells.x, cells.y, **cells.weights).best_params_["read__C"])
 
     def share(self, straight: Pipeline, bent: Pipeline) -> float:
         """What the second should have of the say, by the cross-validated log loss of both together."""
-        if (divided := self._in_folds()) is None:
+        if len(self.y) < TELL or (divided := self._in_folds()) is None:
             return SHARES[0]
         cells, folds = divided
         settings = {"cv": folds, "method": "predict_proba", "params": cells.weights}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            a, b = (
-                cross_val_predict(model, cells.x, cells.y, **settings)[np.arange(len(cells.y)), cells.y]
-                for model in (straight, bent)
-            )
+        a, b = (
+            cross_val_predict(model, cells.x, cells.y, **settings)[np.arange(len(cells.y)), cells.y]
+            for model in (straight, bent)
+        )
         weights = cells.weights["read__sample_weight"]
         loss = [-np.average(np.log(a + share * (b - a) + 1e-12), weights=weights) for share in SHARES]
         return SHARES[int(np.argmin(loss))]
 
     def boundary(self, model: Pipeline) -> tuple[Tensor, Tensor]:
         """Weights and intercepts for each label, of the vector or of the similarities."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.fit(self.x, self.y, **self.weights)
+        model.fit(self.x, self.y, **self.weights)
         weight, bias, see = model["read"].coef_.T, model["read"].intercept_, model["see"]
         if weight.shape[1] == 1:  # scikit-learn has one column for two labels
             weight, bias = np.c_[-weight / 2, weight / 2], np.r_[-bias / 2, bias / 2]
         if see != "passthrough":
-            weight = see.normalization_.T @ weight
+            weight = see.root_ @ weight
         return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
 
 
