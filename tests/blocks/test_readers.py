@@ -64,6 +64,35 @@ def test_penalty_of_few_labels():
     assert strength(x[:5], np.array([0, 0, 1, 1, 2])) in readers.STRAIGHT
 
 
+def test_penalties_are_chosen_where_labelled_cells_are_few_and_vectors_short(monkeypatch):
+    asked = []
+
+    def strength(_, model, strengths):
+        asked.append(strengths)
+        return 7.0
+
+    monkeypatch.setattr(Labelled, "strength", strength)
+    for n_in, few, expected in (
+        (4, 300, [readers.STRAIGHT, readers.BENT]),
+        (50, 300, [readers.BENT]),
+        (4, 299, []),
+    ):
+        monkeypatch.setattr(readers, "FEW", few)
+        x, y = cells(n_in, 2)
+        LabelReader(n_in, 2).fit(x, y, torch.bincount(y))
+        assert asked == expected
+        asked.clear()
+
+
+def test_labels_of_a_single_cell_are_left_out_of_the_folds_and_the_others_stand_for_as_many():
+    given = Labelled(np.arange(6.0)[:, None], np.array([0, 0, 1, 2, 2, 2]), np.array([10, 20, 30]))
+    cells, folds = given._in_folds()
+    assert cells.x[:, 0].tolist() == [0, 1, 3, 4, 5]
+    assert cells.y.tolist() == [0, 0, 1, 1, 1]
+    assert folds.n_splits == 2
+    np.testing.assert_allclose(cells.weights["read__sample_weight"], np.repeat([5, 10], [2, 3]) / 8)
+
+
 def test_bent_boundaries_are_believed_where_labels_lie_around_one_another():
     rng = np.random.default_rng(0)
     y = np.arange(400) % 2
