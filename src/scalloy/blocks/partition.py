@@ -10,8 +10,7 @@ accumulation", IEEE TPAMI 2005). Then the components are placed again, within th
 
 Where they are not stable, clusters differ too much in size and shape: components are only merged where they
 overlap, as measured by the entropy of the assignment (Baudry et al., "Combining mixture components for
-clustering", J. Comput. Graph. Stat. 2010). Of pairs that clearly overlap, the one with the most undecided
-cells goes first: if more clusters are wanted than lie apart, a small piece is split off and not a large one.
+clustering", J. Comput. Graph. Stat. 2010).
 
 With one component for each cluster these begin as the methods agree, if that is stable. With labels k-means
 respects them.
@@ -38,7 +37,7 @@ MOST, N_PCS, NEIGHBOURS = 3000, 30, 15
 MANY = 30_000  # cells, of any number in random order, that show where groups of them are
 SPOTS, CROWD = 50, 20  # small groups of cells, and how many such a group has at least on average
 SURE, FEW = 4.0, 0.5  # standard deviations, and share of the labels that are expected
-OVERLAP, CLEAR = 0.2, 0.4  # nats per cell of the smaller one: enough to be merged, and to go first
+OVERLAP = 0.2  # nats
 
 
 def stability(points: np.ndarray, k: int, seed: int = 0) -> float:
@@ -101,16 +100,15 @@ def _several(view: np.ndarray, k: int, seed: int) -> Iterator[np.ndarray]:
 def merge(r: np.ndarray, n_clusters: int | None = None) -> np.ndarray:
     """Cluster of each component, by merging those that share cells.
 
-    Merging i and j lowers the entropy of the assignment by what cells are undecided between the two. Of pairs
-    with more than ``CLEAR`` of this for each cell of the smaller one, that with the most goes first; when
-    there are none, that with the most for each cell of the smaller one.
+    Merging i and j lowers the entropy of the assignment by what cells are undecided between the two; the pair
+    for which this is largest beside the size of the smaller goes first.
 
     Parameters
     ----------
     r
         Probability of each component, cells x components.
     n_clusters
-        How many to leave; ``None`` merges as long as there are ``OVERLAP`` for each cell of the smaller one.
+        How many to leave; ``None`` merges as long as this gain is above ``OVERLAP`` nats.
     """
     r, groups = np.array(r, dtype=float), [[k] for k in range(r.shape[1])]
     gain = np.array([_undecided(r, i) for i in range(len(groups))])
@@ -119,8 +117,7 @@ def merge(r: np.ndarray, n_clusters: int | None = None) -> np.ndarray:
         overlap = gain / np.minimum(sizes[:, None], sizes)
         if n_clusters is None and overlap.max() < OVERLAP:
             break
-        first = np.where(overlap >= CLEAR, gain, -np.inf) if overlap.max() >= CLEAR else overlap
-        i, j = sorted(np.unravel_index(first.argmax(), first.shape))
+        i, j = sorted(np.unravel_index(overlap.argmax(), overlap.shape))
         r[:, i] += r[:, j]
         groups[i] += groups.pop(j)
         r, gain = np.delete(r, j, axis=1), np.delete(np.delete(gain, j, axis=0), j, axis=1)
