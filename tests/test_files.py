@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import scalloy as sa
 from scalloy.data import plain
+from scalloy.data.reading import DamagedFileError
 from scalloy.models import _files
 
 STORED = Path(__file__).parent / "files"
@@ -54,6 +55,29 @@ def test_every_format_of_every_stack(stored, kind, tmp_path):
     again = sa.load(tmp_path / "again")
     np.testing.assert_allclose(again.get_latent_representation(), expected, atol=1e-5)
     again.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
+
+
+@pytest.mark.parametrize("stored", [p.name for p in STORED.iterdir() if p.name < "format-3"])
+def test_labels_of_models_that_knew_straight_boundaries_only(stored):
+    weights = load_file(next((STORED / stored / "cgmdvae").glob("*.safetensors")))
+    weight, bias = (
+        next(v for k, v in weights.items() if k.endswith(f"readers.of_z.{of}")) for of in ("weight", "bias")
+    )
+    model = sa.load(STORED / stored / "cgmdvae")
+    z = torch.tensor(model.get_latent_representation())
+    torch.testing.assert_close(model.module.readers.of_z(z), torch.softmax(z @ weight + bias, -1))
+
+
+def test_a_file_cannot_say_that_it_is_older_than_it_is(saved, tmp_path):
+    folder = Path(shutil.copytree(saved, tmp_path / "m"))
+    about = json.loads((folder / "model.json").read_text())
+    weights = load_file(folder / about["files"]["weights"])
+    assert about["format"] == 2
+    assert not any("bent" in k for k in weights)
+    for without in (True, "readers.*", ["readers"]):
+        (folder / "model.json").write_text(json.dumps({**about, "format": 3, "without": without}))
+        with pytest.raises(DamagedFileError, match="weights readers"):
+            sa.load(folder)
 
 
 @pytest.mark.parametrize("stored", sorted(p.name for p in STORED.iterdir()))

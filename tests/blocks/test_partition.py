@@ -55,6 +55,17 @@ def test_merging_joins_pieces_of_a_group_and_numbers_the_largest_first():
     assert merge(r).tolist() == [1, 0, 0, 2]  # none of the rest share cells
 
 
+@pytest.mark.parametrize("little", [0, 1e-6])
+def test_components_without_a_cell_keep_no_cluster(little):
+    t = np.random.default_rng(0).beta(0.7, 0.7, 400)
+    r = np.zeros((800, 5))
+    r[:400, 0], r[:400, 1], r[400:600, 2], r[600:, 3] = t, 1 - t, 1, 1
+    r = r * (1 - little)
+    r[:, 4] += little
+    for n_clusters, expected in ((4, 4), (3, 3), (None, 3)):
+        assert len(np.unique(merge(r, n_clusters)[r.argmax(1)])) == expected
+
+
 def test_kmeans_is_stable_on_groups_and_not_on_a_single_cloud():
     points, _ = groups([80, 80, 80])
     assert stability(points, 3) > 0.99

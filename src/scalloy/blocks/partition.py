@@ -101,7 +101,8 @@ def merge(r: np.ndarray, n_clusters: int | None = None) -> np.ndarray:
     """Cluster of each component, by merging those that share cells.
 
     Merging i and j lowers the entropy of the assignment by what cells are undecided between the two; the pair
-    for which this is largest beside the size of the smaller goes first.
+    for which this is largest beside the size of the smaller goes first; before all, those that no cell has as
+    its most probable one.
 
     Parameters
     ----------
@@ -115,7 +116,10 @@ def merge(r: np.ndarray, n_clusters: int | None = None) -> np.ndarray:
     while len(groups) > (n_clusters or 1):
         sizes = r.sum(0) + 1e-9
         overlap = gain / np.minimum(sizes[:, None], sizes)
-        if n_clusters is None and overlap.max() < OVERLAP:
+        empty = np.bincount(r.argmax(1), minlength=len(groups)) == 0
+        if empty.any():
+            overlap[~empty] = -np.inf
+        elif n_clusters is None and overlap.max() < OVERLAP:
             break
         i, j = sorted(np.unravel_index(overlap.argmax(), overlap.shape))
         r[:, i] += r[:, j]

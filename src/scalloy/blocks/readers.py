@@ -7,11 +7,13 @@ is their mean, in which code and expression have one say each.
 Boundaries may be bent, so there are two regressions: on the vector, and on its similarity to some of the
 labelled cells (Williams and Seeger, "Using the Nystroem method to speed up kernel machines", NIPS 2000).
 Cross-validation decides whether one of them is believed or both; and, where labelled cells are few, how
-strong the penalties are, since the default one is far too strong for a handful of latents.
+strong the penalties are (not for straight boundaries between principal components): the default one is far
+too strong for a handful of latents.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -30,7 +32,7 @@ from scalloy.blocks.priors import NEVER
 N_PCS = 30
 MOST = 500  # cells of each label that are read
 STRAIGHT, BENT = (0.1, 1.0, 10.0, 100.0, 1000.0), (100.0, 10.0)  # inverse penalties
-SHARES, TELL = (0.5, 0.0, 1.0), 200  # of bent boundaries in what is said; labelled cells that tell which
+SHARES, TELL = (0.0, 0.5, 1.0), 200  # of bent boundaries in what is said; labelled cells that tell which
 FEW, FOLDS = 1000, 5  # labelled cells by which these are chosen, and how; penalties only if there are no more
 SPOTS, SIMILAR = 300, 2000  # labelled cells to which others are compared, and that are compared to learn
 DIFFER = 1e-4  # share of the largest eigenvalue of similarities that a direction must have
@@ -47,10 +49,10 @@ class LabelReader(nn.Module):
         its standard deviation.
     """
 
-    middle: Tensor
-    axes: Tensor
     weight: Tensor
     bias: Tensor
+    middle: Tensor
+    axes: Tensor
     spots: Tensor
     gamma: Tensor
     bent_weight: Tensor
@@ -61,10 +63,10 @@ class LabelReader(nn.Module):
     def __init__(self, n_in: int, n_labels: int) -> None:
         super().__init__()
         d = min(n_in, N_PCS)
+        self.register_buffer("weight", torch.zeros(n_in, n_labels))
+        self.register_buffer("bias", torch.zeros(n_labels))
         self.register_buffer("middle", torch.zeros(n_in))
         self.register_buffer("axes", torch.zeros(n_in, d))
-        self.register_buffer("weight", torch.zeros(d, n_labels))
-        self.register_buffer("bias", torch.zeros(n_labels))
         self.register_buffer("spots", torch.zeros(SPOTS, d))
         self.register_buffer("gamma", torch.tensor(0.0))
         self.register_buffer("bent_weight", torch.zeros(SPOTS, n_labels))
@@ -73,9 +75,9 @@ class LabelReader(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
 
     def forward(self, x: Tensor) -> Tensor:
-        read = (x - self.middle) @ self.axes
-        straight = torch.softmax(read @ self.weight + self.bias, -1)
-        similar = torch.exp(-self.gamma * torch.cdist(read, self.spots).square())
+        straight = torch.softmax(x @ self.weight + self.bias, -1)
+        apart = torch.cdist((x - self.middle) @ self.axes, self.spots)
+        similar = torch.exp(-self.gamma * apart.square())
         bent = torch.softmax(similar @ self.bent_weight + self.bent_bias, -1)
         return torch.lerp(straight, bent, self.share)
 
@@ -92,49 +94,55 @@ class LabelReader(nn.Module):
         sizes
             Numbers of cells of each label that these stand for.
         """
-        values, codes = x.cpu().numpy(), y.cpu().numpy()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The number of unique classes")  # a cell or two of each label
+            self._fit(x.cpu().numpy(), y.cpu().numpy(), sizes.cpu().numpy())
+
+    def _fit(self, values: np.ndarray, codes: np.ndarray, sizes: np.ndarray) -> None:
         known = codes < len(self.bias)
         classes, codes = np.unique(codes[known], return_inverse=True)
         if len(classes) == 0:
             return
         self._clear(classes)
-        middle, axes = self._see(values)
-        self.fitted.fill_(True)
         if len(classes) == 1:
             return
-        cells = Labelled((values[known] - middle) @ axes, codes, sizes.cpu().numpy()[classes])
+        middle, axes = directions(values)
+        cells = Labelled((values[known] - middle) @ axes, codes, sizes[classes])
         few, gamma = len(codes) <= FEW, 0.5 / max(float(cells.x.var(0).sum()), 1e-12)
         some, choose = cells.some(FEW), few and values.shape[1] <= N_PCS
         straight = regression(some.strength(regression(), STRAIGHT) if choose else 1.0)
+        weight, bias = cells.boundary(straight)
+        self.weight[:, classes] = torch.from_numpy(axes @ weight).to(self.weight)
+        self.bias[classes] = torch.from_numpy(bias - middle @ axes @ weight).to(self.bias)
+        if len(codes) < TELL:
+            return
         bent = regression(some.strength(regression(gamma=gamma), BENT) if few else BENT[0], gamma)
         self.share.fill_(some.share(straight, bent))
+        weight, bias = cells.some(max(SIMILAR, len(classes))).boundary(bent)
+        spots = bent["see"].spots_
         self.gamma.fill_(gamma)
-        for kind, (weight, bias) in {
-            "": cells.boundary(straight),
-            "bent_": cells.some(SIMILAR).boundary(bent),
-        }.items():
-            getattr(self, kind + "weight")[: len(weight), classes] = weight.to(self.weight)
-            getattr(self, kind + "bias")[classes] = bias.to(self.bias)
-        spots = torch.from_numpy(bent["see"].spots_)
-        self.spots[: len(spots), : spots.shape[1]] = spots.to(self.spots)
+        self.middle.copy_(torch.from_numpy(middle))
+        self.axes[:, : axes.shape[1]] = torch.from_numpy(axes).to(self.axes)
+        self.spots[: len(spots), : spots.shape[1]] = torch.from_numpy(spots).to(self.spots)
+        self.bent_weight[: len(spots), classes] = torch.from_numpy(weight).to(self.weight)
+        self.bent_bias[classes] = torch.from_numpy(bias).to(self.bias)
 
     def _clear(self, classes: np.ndarray) -> None:
-        """All labels but these ``classes`` are out of the question."""
-        for weight, bias in ((self.weight, self.bias), (self.bent_weight, self.bent_bias)):
-            weight.zero_()
+        """Forget all; labels other than ``classes`` are out of the question."""
+        for buffer in self.buffers():
+            buffer.zero_()
+        for bias in (self.bias, self.bent_bias):
             bias.fill_(NEVER)
             bias[classes] = 0
+        self.fitted.fill_(True)
 
-    def _see(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Middle of the cells and the directions that are read, dimensions x directions."""
-        if values.shape[1] > N_PCS:
-            pca = PCA(min(N_PCS, len(values)), random_state=0).fit(values)
-            middle, axes = pca.mean_, pca.components_.T
-        else:
-            middle, axes = values.mean(0), np.diag(1 / np.maximum(values.std(0), 1e-6))
-        self.middle.copy_(torch.from_numpy(middle))
-        self.axes[:, : axes.shape[1]] = torch.from_numpy(axes)
-        return middle, axes
+
+def directions(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Middle of the cells and the directions that are read, dimensions x directions."""
+    if values.shape[1] > N_PCS:
+        pca = PCA(min(N_PCS, len(values)), random_state=0).fit(values)
+        return pca.mean_, pca.components_.T
+    return values.mean(0), np.diag(1 / np.maximum(values.std(0), 1e-6))
 
 
 def regression(strength: float = 1.0, gamma: float = 0.0) -> Pipeline:
@@ -207,8 +215,8 @@ class Labelled:
         return float(search.fit(cells.x, cells.y, **cells.weights).best_params_["read__C"])
 
     def share(self, straight: Pipeline, bent: Pipeline) -> float:
-        """What the second should have of the say, by the cross-validated log loss of both together."""
-        if len(self.y) < TELL or (divided := self._in_folds()) is None:
+        """Of the second in what both say, by cross-validated log loss; none if that cannot be found out."""
+        if (divided := self._in_folds()) is None:
             return SHARES[0]
         cells, folds = divided
         settings = {"cv": folds, "method": "predict_proba", "params": cells.weights}
@@ -220,7 +228,7 @@ class Labelled:
         loss = [-np.average(np.log(a + share * (b - a) + 1e-12), weights=weights) for share in SHARES]
         return SHARES[int(np.argmin(loss))]
 
-    def boundary(self, model: Pipeline) -> tuple[Tensor, Tensor]:
+    def boundary(self, model: Pipeline) -> tuple[np.ndarray, np.ndarray]:
         """Weights and intercepts for each label, of the vector or of the similarities."""
         model.fit(self.x, self.y, **self.weights)
         weight, bias, see = model["read"].coef_.T, model["read"].intercept_, model["see"]
@@ -228,7 +236,7 @@ class Labelled:
             weight, bias = np.c_[-weight / 2, weight / 2], np.r_[-bias / 2, bias / 2]
         if see != "passthrough":
             weight = see.root_ @ weight
-        return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
+        return weight, bias
 
 
 class Some:

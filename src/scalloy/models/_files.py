@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
     from scalloy.models._base import ScalloyModel
 
-FORMAT = 2
+FORMAT = 3
 ABOUT = "model.json"
 NAMES = re.compile(r"(weights|cells)-[0-9a-f]{16}\.(safetensors|h5ad)")
 NAMES_OF_1 = {"weights": "model.safetensors", "cells": "adata.h5ad"}
 OLD_NAMES = re.compile("|".join(map(re.escape, NAMES_OF_1.values())))
+BENT = re.compile(r"readers\.of_[xz]\.(middle|axes|spots|gamma|bent_weight|bent_bias|share)")
 PARTS = ("train", "validation", "test")
 MUST_HAVE: dict[str, type] = {
     "model": str,
@@ -208,7 +209,12 @@ def _from_1(about: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**about, "format": 2, "query": False, "data": {}, "files": files}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1}
+def _from_2(about: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Format 2: labels are read with straight boundaries only."""
+    return {**about, "format": 3, "without": BENT}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 
 
 def _check_about(about: dict[str, Any]) -> None:
@@ -258,8 +264,10 @@ def _read_tensors(cls: type[ScalloyModel], path: Path, about: dict[str, Any]) ->
         with torch.device("meta"):  # of any size, without memory
             module = _made(cls, None, about).module
         wanted = module.state_dict()
-        _check_names(wanted, shapes)
+        later = {k: v for k, v in wanted.items() if about.get("without") is BENT and BENT.fullmatch(k)}
+        _check_names({k: v for k, v in wanted.items() if k not in later}, shapes)
         out = reading.grouped({key: file.get_tensor(name) for key, name in names.items()})
+        out["weights"] |= {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in later.items()}
     parameters = dict(module.named_parameters())
     for of, value in out["weights"].items():
         if value.dtype != wanted[of].dtype:
