@@ -152,7 +152,7 @@ print(f"accuracy {np.mean(labels == truth[query]):.3f}, reference moved by {move
 # %% [markdown]
 # ## What to expect of two real studies
 #
-# Much less. Between Zheng et al. 2017 and Kang et al. CGMDVAE has a macro-F1 of 0.64 and scANVI one of
+# Much less. Between Zheng et al. 2017 and Kang et al. CGMDVAE has a macro-F1 of 0.65 and scANVI one of
 # 0.62, where logistic regression on principal components has 0.40; and neither's probabilities are
 # calibrated there ([table](../docs/benchmarks.md)). So look at marker genes of the labels that you carry
 # over, and leave cells with a high `cgmdvae_unknown` without a name.
