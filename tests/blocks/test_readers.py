@@ -121,7 +121,10 @@ def test_some_of_the_cells_are_of_all_labels_and_stand_for_as_many():
     assert weights.mean() == pytest.approx(1)
 
 
-def test_fewer_cells_than_components_and_nothing_is_left_of_what_was_learned_before():
+@pytest.mark.parametrize("tell", [1, 200])
+def test_fewer_cells_than_components_and_nothing_is_left_of_what_was_learned_before(tell, monkeypatch):
+    monkeypatch.setattr(readers, "SHARES", (0.5,))
+    monkeypatch.setattr(readers, "TELL", tell)
     x, y = cells(50, 2, n=10)
     reader, fresh = LabelReader(50, 2), LabelReader(50, 2)
     reader.fit(*cells(50, 2, seed=1), torch.tensor([150, 150]))

@@ -112,7 +112,8 @@ def merge(r: np.ndarray, n_clusters: int | None = None) -> np.ndarray:
         How many to leave; ``None`` merges as long as this gain is above ``OVERLAP`` nats.
     """
     r, groups = np.array(r, dtype=float), [[k] for k in range(r.shape[1])]
-    gain = np.array([_undecided(r, i) for i in range(len(groups))])
+    own = _plogp(r).sum(0)
+    gain = np.array([_undecided(r, i, own) for i in range(len(groups))])
     while len(groups) > (n_clusters or 1):
         sizes = r.sum(0) + 1e-9
         overlap = gain / np.minimum(sizes[:, None], sizes)
@@ -125,7 +126,7 @@ def merge(r: np.ndarray, n_clusters: int | None = None) -> np.ndarray:
         r[:, i] += r[:, j]
         groups[i] += groups.pop(j)
         r, gain = np.delete(r, j, axis=1), np.delete(np.delete(gain, j, axis=0), j, axis=1)
-        gain[i] = gain[:, i] = _undecided(r, i)
+        gain[i] = gain[:, i] = _undecided(r, i, _plogp(r).sum(0))
     order = np.argsort([-column.sum() for column in r.T], kind="stable")  # the largest cluster first
     cluster_of = np.empty(sum(map(len, groups)), dtype=np.int64)
     for cluster, at in enumerate(order):
@@ -133,9 +134,8 @@ def merge(r: np.ndarray, n_clusters: int | None = None) -> np.ndarray:
     return cluster_of
 
 
-def _undecided(r: np.ndarray, i: int) -> np.ndarray:
-    """By how much the entropy would be lower with each other component merged into ``i``."""
-    own = _plogp(r).sum(0)
+def _undecided(r: np.ndarray, i: int, own: np.ndarray) -> np.ndarray:
+    """By how much the entropy, of which each has ``own``, would be lower with each merged into ``i``."""
     gain = _plogp(r[:, i : i + 1] + r).sum(0) - own[i] - own
     gain[i] = -np.inf
     return gain

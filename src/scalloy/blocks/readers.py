@@ -42,6 +42,10 @@ UNLABELLED, ENTRIES = 3000, 6_000_000  # cells without label, and at most so man
 class LabelReader(nn.Module):
     """Probabilities of the labels, ``(n, n_in)`` to ``(n, n_labels)``.
 
+        straight    softmax(W' x + b)
+        bent        softmax(V' k + a),    k_j = exp(-gamma |A' (x - m) - t_j|^2),    t_j some labelled cells
+        said        (1 - share) straight + share bent
+
     Parameters
     ----------
     n_in, n_labels
@@ -76,6 +80,8 @@ class LabelReader(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         straight = torch.softmax(x @ self.weight + self.bias, -1)
+        if not self.share:
+            return straight
         apart = torch.cdist((x - self.middle) @ self.axes, self.spots)
         similar = torch.exp(-self.gamma * apart.square())
         bent = torch.softmax(similar @ self.bent_weight + self.bent_bias, -1)
