@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from anndata.abc import CSRDataset
 
 from scalloy.data.checks import few
 
@@ -17,16 +18,19 @@ logger = logging.getLogger("scalloy")
 
 
 def aligned(adata: AnnData, genes: Sequence[str], max_missing: float = 0.0) -> AnnData:
-    """The cells with these genes in this order; ``adata`` itself where it has just them.
+    """Return the cells with these genes in this order, or ``adata`` itself if it has just these.
+
+    What is known of cells and genes (``.obs``, ``.obsm``, ``.var``, ``.varm``) is kept, matched by name, and
+    nothing is shared with ``adata``.
 
     Parameters
     ----------
     adata
         Cells, which stay as they are.
     genes
-        Of the model.
+        Names of the genes.
     max_missing
-        Share of them that may lack; they are taken as zero.
+        Share of the genes that may be missing; they are taken as zero.
     """
     wanted, given = pd.Index(genes, dtype=str), pd.Index(adata.var_names.astype(str), dtype=str)
     if wanted.equals(given):
@@ -51,10 +55,25 @@ def aligned(adata: AnnData, genes: Sequence[str], max_missing: float = 0.0) -> A
             "`adata` lacks %d of the %d genes of the model, which are taken as zero: %s.",
             *(len(missing), len(wanted), few(missing)),
         )
-    var = pd.DataFrame(index=wanted)
     layers = {k: _columns(v, position) for k, v in named_layers(adata).items()}
     x = None if adata.X is None else _columns(adata.X, position)
-    return AnnData(x, obs=adata.obs.copy(), var=var, layers=layers, obsm=dict(adata.obsm))
+    out = AnnData(x, obs=adata.obs.copy(), var=_rows(adata.var, position, wanted), layers=layers)
+    out.obsm.update({k: v.copy() for k, v in adata.obsm.items()})
+    out.varm.update({k: _rows(v, position, wanted) for k, v in adata.varm.items()})
+    out.uns.update({k: v for k, v in adata.uns.items() if k.endswith("_colors")})
+    return out
+
+
+def _rows(of_genes: Any, position: np.ndarray, names: pd.Index) -> Any:
+    """Rows of a frame or an array by the position of the genes, missing where that is negative."""
+    if isinstance(of_genes, pd.DataFrame):
+        rows = of_genes.iloc[np.where(position < 0, 0, position)].set_axis(names)
+        return rows if (position >= 0).all() else rows.loc[names[position >= 0]].reindex(names)
+    out = of_genes[position]
+    if (position < 0).any():
+        out = np.array(out, dtype=np.result_type(out.dtype, np.float32))
+        out[position < 0] = np.nan
+    return out
 
 
 def shallow(adata: AnnData) -> AnnData:
@@ -71,6 +90,13 @@ def named_layers(adata: AnnData) -> dict[str, Any]:
 
 def _columns(x: Any, position: np.ndarray) -> Any:
     """Columns by their position, zero where it is negative."""
+    if isinstance(x, CSRDataset):
+        msg = (
+            "The counts of `adata` stay on the disk, and its genes are not those of the model in its order. "
+            "Read some cells (`store[rows].to_memory()`), or write the store with the genes of the model: "
+            "`sa.data.write_store(file, folder, genes=model.get_var_names())`."
+        )
+        raise ValueError(msg)
     if sp.issparse(x):
         rows, columns = position[position >= 0], np.flatnonzero(position >= 0)
         chosen = sp.csr_matrix(

@@ -17,7 +17,7 @@ from anndata.io import write_elem
 from pandas.api.types import union_categoricals
 
 from scalloy.data import writing
-from scalloy.data.align import named_layers
+from scalloy.data.align import named_layers, shallow
 from scalloy.data.checks import check_type
 from scalloy.data.disk import DiskRows, is_on_disk, whole_of
 from scalloy.data.loader import as_positions
@@ -44,9 +44,19 @@ def in_memory(data: Any, indices: Any = None, most: int = PIECE) -> Iterator[tup
     for first in range(0, len(rows), size):
         wanted, position = np.unique(rows[first : first + size], return_inverse=True)
         if x is None:
-            yield data[wanted].to_memory(), position
+            yield some_of_file(data, wanted), position
         else:
             yield AnnData(x[wanted], obs=data.obs.iloc[wanted], var=data.var), position
+
+
+def some_of_file(data: AnnData, rows: np.ndarray) -> AnnData:
+    """Cells of a backed object, or of a view of one, in memory: a view of a view cannot be read."""
+    if not data.is_view:
+        return data[rows].to_memory()
+    whole = data._adata_ref
+    genes = np.arange(whole.n_vars)[data._vidx]
+    wanted, back = np.unique(np.arange(whole.n_obs)[data._oidx][rows], return_inverse=True)
+    return whole[wanted].to_memory()[back, genes].copy()
 
 
 def pieces_of(data: AnnData, most: int = PIECE) -> Iterator[AnnData]:
@@ -59,6 +69,20 @@ def pieces_of(data: AnnData, most: int = PIECE) -> Iterator[AnnData]:
 
 
 # writing ----------------------------------------------------------------------------------------
+
+
+def writable(data: Any, *, copy: bool) -> Any:
+    """Return the cells, or a copy of them, into which columns can be written."""
+    backed = isinstance(data, AnnData) and data.isbacked
+    if copy:
+        return shallow(data) if is_on_disk(data) else data.to_memory() if backed else data.copy()
+    if backed and data.is_view:
+        msg = (
+            f"`adata` is a view of cells in the file {data.filename}: nothing can be written into it. Pass "
+            "`copy=True`, or `adata.to_memory()`."
+        )
+        raise ValueError(msg)
+    return data
 
 
 class Growing:

@@ -30,10 +30,11 @@ from scvi.model.base import BaseModelClass
 from scalloy import _keys
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.data import checks
-from scalloy.data.align import aligned, shallow
-from scalloy.data.disk import DiskRows, is_on_disk
+from scalloy.data.align import aligned
+from scalloy.data.disk import DiskRows
+from scalloy.data.fingerprint import Seal
 from scalloy.data.loader import CellLoader, Cells
-from scalloy.data.pieces import pieces_of, write_pieces
+from scalloy.data.pieces import pieces_of, writable, write_pieces
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
 from scalloy.models._getters import Getters, known_categories
@@ -66,6 +67,7 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
         self._cells: Cells | None = None
         self._data: dict[str, Any] = {}  # of which the weights are
         self._source: Any = None  # what the user gave, where `adata` was made from it
+        self._max_missing = 0.0  # share of the model's genes that this may lack
 
     # set-up -------------------------------------------------------------------------------------
 
@@ -170,6 +172,8 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
             del adata.uns["_scvi_uuid"]
         manager = AnnDataManager(fields=fields, setup_method_args=args)
         manager.register_fields(adata, **kwargs)
+        given = args["setup_args"]
+        manager.seal = Seal.of(adata, given, cls._obsm_keys(given))  # type: ignore[attr-defined]
         cls.register_manager(manager)
 
     @classmethod
@@ -231,7 +235,7 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
 
     def _all_cells(self) -> Cells:
         if self._cells is None:
-            self._cells = Cells.of(self.adata_manager)
+            self._cells = Cells.of(self._manager_of(None))
         return self._cells
 
     # writing ------------------------------------------------------------------------------------
@@ -255,11 +259,9 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
         copy
             Whether to return an annotated copy and leave ``adata`` as it is.
         """
-        target = self._own() if adata is None else adata
-        key = key_added or self.name
-        written = self._annotations(adata, key)
-        if copy:
-            target = shallow(target) if is_on_disk(target) else target.copy()
+        cells = self._own() if adata is None else adata
+        target = writable(cells, copy=copy)
+        written = self._annotations(cells, key_added or self.name)
         for attribute, values in written.items():
             for name, value in values.items():
                 getattr(target, attribute)[name] = value
@@ -290,6 +292,8 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
             Whether to replace a file of this name.
         """
         self._check_if_trained(warn=True)
+        if adata is None or adata is self._adata:
+            self._own_manager()  # its pieces are read like any cells, so what was changed is noticed here
         cells, key = self.adata if adata is None else adata, key_added or self.name
         made = (self._annotated(piece, key) for piece in pieces_of(cells))
         write_pieces(Path(path), made, overwrite=overwrite)

@@ -10,14 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from scvi import REGISTRY_KEYS
 from scvi.data.fields import CategoricalObsField
 
 from scalloy import _keys
-from scalloy.blocks.sparse import log_normalise
-from scalloy.data import checks
 from scalloy.data.pieces import pieces_of, write_pieces
 from scalloy.models import _options
 from scalloy.models._base import ScalloyModel, without
@@ -169,6 +167,8 @@ allow_non_counts
         """
         from scalloy.transfer import shown
 
+        if cells is None or cells is self._adata:
+            self._own_manager()  # its pieces are read like any cells, so what was changed is noticed here
         auto = kwargs.get("route", "auto") == "auto"
         seen = shown(self, kwargs.get("target_sum", 1e4)) if auto else None
         most = max(1, DECODED_ENTRIES // self._sizes().n_vars)
@@ -210,16 +210,21 @@ allow_non_counts
         if cells is None:
             cells = self._of_type(str(celltype_to_predict), str(ctrl_key), str(stim_key))
         out = self.transfer(cells, to=str(stim_key), **kwargs)
-        cells = self._fitting(cells, self.registry)
-        counts = checks.check_layer(cells, self.registry["setup_args"].get("layer"))
-        observed = counts.toarray() if sp.issparse(counts) else counts
-        observed = torch.from_numpy(np.array(observed, dtype=np.float32, order="C"))
-        before = log_normalise(observed, out.uns["transfer"]["target_sum"]).numpy()
-        change = np.asarray(out.X).mean(0) - before.mean(0)
-        return out, pd.Series(change, index=out.var_names, name="change")
+        before = self._mean_log(cells, out.uns["transfer"]["target_sum"])
+        change = pd.Series(np.asarray(out.X).mean(0), index=out.var_names) - before.reindex(out.var_names)
+        return out, change.rename("change")
+
+    def _mean_log(self, cells: AnnData, target_sum: float) -> pd.Series:
+        """Mean observed expression of each gene of the model, on the scale of :meth:`transfer`."""
+        total = np.zeros(self._sizes().n_vars)
+        for tensors in self._read(cells, None, None, decodes=True):
+            observed = self.module.likelihood.observed(tensors[REGISTRY_KEYS.X_KEY], target_sum)
+            total += observed.sum(0, dtype=torch.float64).cpu().numpy()
+        return pd.Series(total / cells.n_obs, index=self.get_var_names())
 
     def _of_type(self, name: str, control: str, treated: str) -> AnnData:
         """Cells of the model of one label under one condition."""
+        self._own_manager()
         key, obs = self.registry["setup_args"].get("labels_key"), self.adata.obs
         if key is None:
             msg = "`celltype_to_predict` needs labels: call `setup_anndata(adata, labels_key=...)`."

@@ -71,6 +71,8 @@ def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool
             "with `load(folder, adata=sa.data.open_store(...))`."
         )
         raise ValueError(msg)
+    if save_anndata and model.adata is not None:
+        model._own_manager()  # which are saved as the cells that it was set up with
     with writing.explained(path):
         path.mkdir(parents=True, exist_ok=True)
         writing.remove_parts(path)
@@ -136,7 +138,8 @@ def load(
             args = {k: registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
             cls._set_up(adata, args, source_registry=registry)
         model = _made(cls, adata, about)
-    model._source = None if adata is given else given
+    if adata is not given:
+        model._source, model._max_missing = given, 0.99 if about["query"] else 0.0
     model.module.load_state_dict(tensors["weights"])
     if about["query"]:
         free_only(model.module, tensors["free"])

@@ -14,6 +14,7 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
+from scvi.data._constants import _MANAGER_UUID_KEY
 from scvi.model.base import RNASeqMixin
 
 from scalloy._keys import CONDITION_KEY
@@ -44,24 +45,21 @@ class Getters:
     _fields: Callable[..., list]
     _known_otherwise: Callable[..., np.ndarray | None]
     _fitting: Callable[..., AnnData]
-    _own: Callable[[], Any]
+    _source: Any
+    _max_missing: float
+    _register_manager_for_instance: Callable[[AnnDataManager], None]
+    _per_instance_manager_store: dict[str, dict[str, AnnDataManager]]
+    id: str
     _obsm_keys: Callable[[dict], tuple[str, ...]]
 
     # reading cells ------------------------------------------------------------------------------
 
     def _manager_of(self, adata: AnnData | None) -> AnnDataManager:
         """Registration of the model's cells, or of new ones (which are left as they are)."""
-        if adata is None or adata is self._adata or adata is self._own():
-            if self._adata_manager is None:
-                msg = (
-                    "The model was loaded without its cells. Pass `adata=` to `load`, or to the method if "
-                    "it takes cells."
-                )
-                raise ValueError(msg)
-            self._adata_manager.validate()  # another set-up may have changed the codes since
-            return self._adata_manager
+        if adata is None or adata is self._adata:
+            return self._own_manager()
         setup = self.registry["setup_args"]
-        adata = self._fitting(adata, self.registry)
+        adata = self._fitting(adata, self.registry, self._max_missing if adata is self._source else 0.0)
         layer, allow = setup.get("layer"), setup.get("allow_non_counts", False)
         x = checks.check_layer(adata, layer)
         parts = {"obs": adata.obs.copy(), "var": pd.DataFrame(index=adata.var_names)}
@@ -80,6 +78,31 @@ class Getters:
         manager = AnnDataManager(fields=self._fields(**setup), setup_method_args=args)
         manager.register_fields(cells, self.registry)
         return manager
+
+    def _own_manager(self) -> AnnDataManager:
+        """Registration of the model's own cells, which must be those that were registered."""
+        manager = self._adata_manager
+        if manager is None:
+            msg = (
+                "The model was loaded without its cells. Pass `adata=` to `load`, or to the method if "
+                "it takes cells."
+            )
+            raise ValueError(msg)
+        adata = manager.adata
+        manager.seal.check(adata)  # type: ignore[attr-defined]
+        if adata.uns.get(_MANAGER_UUID_KEY) != manager.id or not _codes_are_there(manager):
+            manager.adata = None  # another set-up may have changed the codes since, or the user removed them
+            manager.register_fields(adata, manager._source_registry, **manager._transfer_kwargs)
+        return manager
+
+    def _is_own(self, adata: Any) -> bool:
+        """Whether these are the model's own cells, or what they were made from, with the same counts."""
+        if adata is None or adata is self._adata:
+            return True
+        if adata is not self._source:
+            return False
+        seal = self._own_manager().seal  # type: ignore[attr-defined]
+        return seal.holds_counts_of(self._fitting(adata, self.registry, self._max_missing))
 
     def _complete_labels(self, cells: AnnData, setup: dict[str, Any]) -> None:
         """New cells need no labels to be embedded: what is missing or new becomes a label that is known."""
@@ -292,18 +315,40 @@ class Getters:
 
         return self._per_cell(adata, indices, batch_size, draw, seed)
 
-    def differential_expression(self, *args: Any, seed: int | None = None, **kwargs: Any) -> pd.DataFrame:
-        """Genes that differ between groups of cells, with scvi-tools' call and test.
+    def differential_expression(
+        self, adata: AnnData | None = None, *args: Any, seed: int | None = None, **kwargs: Any
+    ) -> pd.DataFrame:
+        """Return genes that differ between groups of cells, with scvi-tools' call and test.
 
         Parameters
         ----------
+        adata
+            New cells, which are left as they are; ``None`` is the model's own.
         *args, **kwargs
-            Of :meth:`scvi.model.base.RNASeqMixin.differential_expression`.
+            Arguments of :meth:`scvi.model.base.RNASeqMixin.differential_expression`.
         seed
-            Of what is drawn; ``None`` is that of the model.
+            Random seed; ``None`` is that of the model.
         """
+        compare: Any = RNASeqMixin.differential_expression
         with seeded(seed, self.seed):
-            return RNASeqMixin.differential_expression(self, *args, **kwargs)  # type: ignore[arg-type]
+            if adata is None or adata is self._adata:
+                self._own_manager()
+                return compare(self, self.adata, *args, **kwargs)
+            cells = self._fitting(adata, self.registry)
+            manager = self._manager_of(cells)
+            if (key := self.registry["setup_args"].get("labels_key")) in cells.obs:
+                manager.adata.obs[key] = cells.obs[key]  # by which they may be grouped, also if new
+            self._register_manager_for_instance(manager)  # scvi-tools reads them itself
+            try:
+                return compare(self, manager.adata, *args, **kwargs)
+            finally:
+                del self._per_instance_manager_store[self.id][manager.adata_uuid]
+
+
+def _codes_are_there(manager: AnnDataManager) -> bool:
+    """Whether the columns and arrays that a registration has written are in the cells."""
+    places = ((place["attr_name"], place["attr_key"]) for place in manager.data_registry.values())
+    return all(key is None or key in getattr(manager.adata, name) for name, key in places)
 
 
 def known_categories(registry: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -42,7 +42,7 @@ def load_query_data(cls: Any, data: Any, reference: Any, max_missing: float) -> 
     if "encode_covariates" in init:  # or else nothing could move the query
         init["encode_covariates"] = True
     query = cls(cells, **init)
-    query._source = data
+    query._source, query._max_missing = data, max_missing
     sizes = reference._sizes()
     extend(query.module, reference.module, (*sizes.removed, sizes.n_conditions))
     query.is_trained_ = True

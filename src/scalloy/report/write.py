@@ -53,8 +53,7 @@ def write(
 
 
 def _subject(model: Any, adata: Any, keys: Sequence[str] | None, seed: int) -> Subject:
-    own = adata is None or adata is model._own()
-    if own:
+    if model._is_own(adata):
         cells, given = model._manager_of(None).adata, None
     else:
         cells = given = check_type(model._fitting(adata, model.registry))
