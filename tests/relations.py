@@ -53,6 +53,7 @@ def simulated() -> ad.AnnData:
     rng = np.random.default_rng(0)
     adata.obs_names = [f"cell_{i}" for i in rng.permutation(N)]
     adata.var_names = [f"gene_{i}" for i in rng.permutation(G)]
+    adata.var["symbol"] = [f"symbol of {name}" for name in adata.var_names]
     adata.obs["cluster"] = np.where(rng.random(N) < 0.2, "unknown", adata.obs["cluster"].astype(str))
     adata.obs["lane"] = np.resize(["a", "b", "c"], N)
     adata.obs["score"] = rng.normal(size=N)

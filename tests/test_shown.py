@@ -85,7 +85,7 @@ def test_moments_are_of_groups_with_enough_cells():
     sa.CGMDVAE.setup_anndata(adata, condition_key="condition", labels_key="cluster")
     model = sa.CGMDVAE(adata, n_hidden=8, n_latent=2)
     model.train(max_epochs=1, enable_progress_bar=False)
-    from scalloy.transfer import shown
+    from scalloy.changes import shown
 
     found = shown(model, 1e4).moments
     assert ("cluster_0", "treated_1") not in found

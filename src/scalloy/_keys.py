@@ -35,6 +35,7 @@ SECOND_KEY = "second"  # likewise, the second modality
 
 SETUP_OBS = ("_scvi_batch", "_scvi_labels", "_scvi_condition")
 SETUP_OBSM = ("_scvi_extra_categorical_covs", "_scvi_extra_continuous_covs")
+WRITTEN_OBS = ("cluster", "cluster_probability", "label", "label_probability", "unknown", "sparsity")
 SETUP_UNS = ("_scvi_uuid", "_scvi_manager_uuid")
 
 

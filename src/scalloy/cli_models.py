@@ -68,6 +68,12 @@ def transfer(
     trained_on: Annotated[
         Path | None, typer.Option(help="Cells that the model was trained on, if it does not hold them.")
     ] = None,
+    own_context: Annotated[
+        bool,
+        typer.Option(
+            help="Begin at the means of DATA, not of the cells trained on: for a new patient or study."
+        ),
+    ] = False,
     seed: Seed = 0,
     force: Force = False,
 ) -> None:
@@ -95,7 +101,7 @@ def transfer(
         raise ValueError(msg)
     source = files.selected(cells, where)
     settings = {"n_samples": samples, "library_size": library_size, "seed": seed}
-    made = trained.transfer(source, to=to, route=route, **settings)
+    made = trained.transfer(source, to=to, route=route, context=source if own_context else None, **settings)
     by = [k for k in ("transfer_group", "transfer_from", "transfer_far") if k in made.obs]
     typer.echo(
         made.obs.groupby(by, observed=True).size().rename("cells").reset_index().to_string(index=False)

@@ -18,31 +18,37 @@ import scipy.sparse as sp
 
 from scalloy.baselines.learned import LearnedPooling
 from scalloy.baselines.shifts import squared_distances, typical_distance
+from scalloy.blocks.sparse import dense
 
 AT_LEAST = 10  # cells of a group under a condition, to learn from
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the expression of the cells of a group under a condition, by gene."""
+    """Mean and variance over the cells of a group under a condition, by gene.
+
+    ``rate`` is the share of each gene in all counts of these cells; data that are no counts have none.
+    """
 
     mean: np.ndarray
     variance: np.ndarray
     n: int
+    rate: np.ndarray | None = None
 
 
 @dataclass
 class Shift:
-    """Change of mean expression of a group, its standard deviation, and what it rests on.
+    """Change of mean expression of a group, its standard deviation, and the groups it was learned from.
 
-    The standard deviation is that of the mean of as many treated cells as are predicted: what other groups
-    leave open, and the noise of the means.
+    The standard deviation is that of the mean of as many treated cells as there are controls: what other
+    groups leave open, and the noise of the means. ``seen`` says that the group's own change was seen.
     """
 
     mean: np.ndarray
     sd: np.ndarray
     others: list[str]
     far: bool
+    seen: bool = False
 
 
 @dataclass
@@ -54,7 +60,7 @@ class Shown:
 
     @classmethod
     def by(cls, model: Any, batches: Any, target_sum: float) -> Shown:
-        """Of the model's cells, where there are enough of them, as they come in batches."""
+        """Take the moments of the model's cells, group by group where there are enough, batch after batch."""
         if model.adata is None:
             msg = (
                 "`route='auto'` pools with shifts of the cells that the model was trained on, and it was "
@@ -62,19 +68,23 @@ class Shown:
             )
             raise ValueError(msg)
         sums: Any = 0
+        likelihood = model.module.likelihood
         under = model.adata.obs[model.condition_key].astype(str)
         codes, pairs = pd.MultiIndex.from_arrays([model._groups(None), under]).factorize()
         counts, begin = np.bincount(codes), 0
         for batch in batches:
-            x = model.module.likelihood.observed(batch.x, target_sum).cpu().numpy()
+            x = likelihood.observed(batch.x, target_sum).cpu().numpy()
+            raw = dense(batch.x).cpu().numpy() if likelihood.draws_counts else 0 * x
             rows = codes[begin : begin + len(x)]
             begin += len(x)
             member = sp.csr_matrix((np.ones(len(x)), (rows, range(len(x)))), (len(pairs), len(x)))
-            sums = sums + np.stack([member @ x, member @ np.square(x)])
-        mean, square = sums / counts[:, None]
+            sums = sums + np.stack([member @ v for v in (x, np.square(x), raw)])
+        mean, square = sums[:2] / counts[:, None]
         variance = (square - np.square(mean)).clip(0)
+        rate = sums[2] / np.maximum(sums[2].sum(1, keepdims=True), 1e-12)
+        rates = rate if likelihood.draws_counts else [None] * len(pairs)
         kept = [i for i in range(len(pairs)) if counts[i] >= AT_LEAST]
-        return cls({tuple(pairs[i]): Moments(mean[i], variance[i], int(counts[i])) for i in kept})
+        return cls({tuple(pairs[i]): Moments(mean[i], variance[i], int(counts[i]), rates[i]) for i in kept})
 
     def learned(self, groups: Sequence[str], source: str, to: str) -> LearnedPooling:
         """From the changes of these groups between two conditions."""
@@ -87,15 +97,23 @@ class Shown:
             self._learned[key] = LearnedPooling(control, treated - control, within, inverse_size)
         return self._learned[key]
 
+    def seen_rates(self, group: str, source: str, to: str, now: np.ndarray) -> np.ndarray | None:
+        """Change the rates ``now`` as those of the group were seen to change; ``None`` if they were not."""
+        before, after = (self.moments.get((group, c)) for c in (source, to))
+        if before is None or after is None or before.rate is None or after.rate is None:
+            return None
+        factor = np.divide(after.rate, before.rate, out=np.zeros_like(now), where=before.rate > 0)
+        return np.where(before.rate > 0, now * factor, now + after.rate)
+
     def shift(self, own: np.ndarray, cells: np.ndarray, group: str, source: str, to: str) -> Shift:
-        """Of cells of a group; ``own`` is what the decoder says, and all there is if no other was seen."""
+        """Predict the shift of a group; fall back to the decoder's ``own`` if no other group was seen."""
         others = [g for g, c in self.moments if c == source and (g, to) in self.moments]
         control = cells.mean(0)
         if source == to or not others:
             return Shift(own, np.full_like(own, np.nan), others, far=source != to)
         if group in others:  # its change was seen
             seen = self.moments[group, to].mean - self.moments[group, source].mean
-            return Shift(seen, np.sqrt(2 * cells.var(0) / len(cells)), others, far=False)
+            return Shift(seen, np.sqrt(2 * cells.var(0) / len(cells)), others, far=False, seen=True)
         learned = self.learned(others, source, to)
         found = learned.predict(control)
         own = own * trusted(own, found.mean)

@@ -6,20 +6,27 @@
     "style"       z' = m_y(w, c'), w = E q(w | x, c), y the component (Kolb)    p(x | z', c')
     "auto"        z, moved to the pooled shift of the cell's group              x itself, changed
 
-The pooled shift of a group of cells is a mean of what the decoder says of them and of what other groups have
-shown (:mod:`scalloy.shown`); the decoder's is that of the mean logarithm (:mod:`scalloy.blocks.expected`),
-which the logarithm of its mean is far from. What a cell expresses beside its group is the mean of what is
-decoded before and after: the one knows the genes of its type, the other those that the condition induces.
+What changes is a property of a group of cells (:mod:`scalloy.changes`), found once from the *context*: the
+model's own cells, or others that are given. A cell is then predicted from its own counts and the change of
+its group, so that it is predicted the same alone and among others.
+
+The shift of a group is a mean of what the decoder says of it and of what other groups have shown
+(:mod:`scalloy.shown`); the decoder's is that of the mean logarithm (:mod:`scalloy.blocks.expected`), which
+the logarithm of its mean is far from. What a cell expresses beside its group is the mean of what is decoded
+before and after: the one knows the genes of its type, the other those that the condition induces. Cells
+without a group, or of one that the context lacks, are predicted by the decoder alone.
 
 Counts of the route "auto" are those of the cells themselves, thinned where a gene falls and added to where
-it rises (:mod:`scalloy.baselines.counts`): counts that a decoder draws anew have lost what is a cell's own.
+it rises (:mod:`scalloy.perturbation.redraw_counts`), by the factors that the shift of the group asks for
+(:mod:`scalloy.perturbation.fold_changes`): counts that a decoder draws anew have lost what is a cell's own.
 Those of the other routes are drawn anew.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,42 +34,29 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from sklearn.neighbors import NearestNeighbors
 
+from scalloy import _keys
 from scalloy._seeds import seeded
-from scalloy.baselines.counts import fractions_of, redrawn
-from scalloy.blocks.sparse import dense
+from scalloy.changes import (
+    UNGROUPED,
+    Change,
+    Changes,
+    Decoded,
+    How,
+    batches,
+    changes_of,
+    decode,
+    drawn,
+    moved,
+)
 from scalloy.models import _options
-from scalloy.shown import Shift, Shown
-from scalloy.vae.base import Batch
+from scalloy.perturbation.redraw_counts import kept_share, redraw, with_depth
 
-
-@dataclass(frozen=True)
-class How:
-    """By which route, how many samples of the code a mean is over, to which total counts are scaled."""
-
-    route: str
-    n_samples: int
-    target_sum: float
-
-
-@dataclass
-class Decoded:
-    """Expression of each cell, cells x genes: observed, and expected before and after the change.
-
-    ``counts`` are those that were observed, ``share`` is that of each gene in a cell's counts after the
-    change; there are none of data that are no counts.
-    """
-
-    observed: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-    counts: sp.csr_matrix | None = None
-    share: np.ndarray | None = None
-
-    @property
-    def middle(self) -> np.ndarray:
-        """Between the two."""
-        return (self.before + self.after) / 2
+# columns that scanpy computes from counts
+OF_COUNTS = "(log1p_)?(total_counts|n_genes_by_counts).*|pct_counts_.*|n_counts|n_genes"
+COUNTS = "counts"  # layer of what is drawn
+NEIGHBOURS, MOST_NEIGHBOURS, RARE = 30, 20_000, 0.1  # by which cells without a group are told to be far
 
 
 def transfer(
@@ -75,142 +69,118 @@ def transfer(
     library_size: float | None = None,
     seed: int = 0,
     target_sum: float = 1e4,
-    seen: Shown | None = None,
+    context: AnnData | None = None,
+    changes: Changes | None = None,
 ) -> AnnData:
-    """The body of ``transfer`` of every model with conditions; ``seen`` is :func:`shown` if known."""
+    """The body of ``transfer`` of every model with conditions; ``changes`` are those of earlier pieces."""
     _options.one_of("route", route, model.ROUTES)
     to = _options.one_of("to", to, model.conditions)
     _options.positive(n_samples=n_samples, target_sum=target_sum)
     if route == "style" and model.module.enc_w is None:
         msg = "`route='style'` goes through `w`, and the model has none. Pass `n_w=` to the model."
         raise ValueError(msg)
-    source = model.adata if cells is None else cells
     cells = None if cells is model.adata else cells
-    code, draws_counts = model.conditions.index(to), model.module.likelihood.draws_counts
-    how = How(route, n_samples, float(target_sum))
+    cells = cells if cells is None else model._fitting(cells, model.registry)
+    source = model.adata if cells is None else cells
+    how = How(route, n_samples, float(target_sum), seed)
     with torch.no_grad(), seeded(seed):
-        decoded = decode(model, cells, code, how)
-        expected, counts = decoded.after, None
-        about = pd.DataFrame({"group": model._groups(cells)}, index=source.obs_names)
-        about["from"] = source.obs[model.condition_key].astype(str).to_numpy()
-        about["pair"] = about["group"] + " from " + about["from"]
-        shifts: dict[str, Shift] = {}
-        if route == "auto":
-            seen = seen or shown(model, how.target_sum)
-            expected, shifts = _pooled(seen, decoded, about, to)
-        if draws_counts and route == "auto":
-            counts = _changed(decoded, about["pair"], shifts, how.target_sum, library_size, seed)
-        elif draws_counts:
-            counts = _sampled(model, cells, code, route, library_size)
-    return _as_anndata(model, source, to, about, expected, counts, shifts, how)
-
-
-def decode(model: Any, cells: AnnData | None, code: int, how: How) -> Decoded:
-    """Observed expression, and the mean over samples of that expected before and after the change."""
-    parts: list[list[np.ndarray]] = []
-    likelihood, counts = model.module.likelihood, list[sp.csr_matrix]()
-    draws_counts = likelihood.draws_counts
-    for batch in _batches(model, cells):
-        q, changed = model.module.encode(batch), replace(batch, c=torch.full_like(batch.b, code))
-        before = after = share = torch.zeros(1, device=batch.b.device)
-        for _ in range(how.n_samples):
-            latents = model.module.draw(q)
-            new = moved(model.module, batch, code, q, latents, how.route)
-            p = model.module.decode(batch, latents)["x"]
-            before = before + likelihood.mean_observed(p, how.target_sum)
-            p = model.module.decode(changed, new)["x"]
-            after = after + likelihood.mean_observed(p, how.target_sum)
-            share = share + p.fraction if draws_counts else share
-        sums = [before, after, share] if draws_counts else [before, after]
-        seen = likelihood.observed(batch.x, how.target_sum)
-        parts.append([t.cpu().numpy() for t in (seen, *(v / how.n_samples for v in sums))])
-        if draws_counts:
-            counts.append(sp.csr_matrix(dense(batch.x).cpu().numpy()))
-    observed, *means = (np.concatenate(rows) for rows in zip(*parts, strict=True))
-    if not draws_counts:
-        return Decoded(observed, *means)
-    return Decoded(observed, *means[:2], counts=sp.vstack(counts, format="csr"), share=means[2])
-
-
-def moved(module: Any, batch: Batch, code: int, q: Any, latents: Any, route: str) -> dict[str, torch.Tensor]:
-    """Latents of cells under the condition ``code``, by the given route."""
-    if route in {"auto", "decoder"}:
-        return latents
-    c, w = batch.condition, latents.get("w")
-    w = q["w"].mean if route == "style" else w
-    changed = torch.full_like(c, code)
-    here, there = module.prior(c, w), module.prior(changed, w)
-    r = module.log_assignment(here, latents["z"], c).exp()
-    if route == "style":
-        return {**latents, "w": w, "z": there.of_component(r.argmax(-1))[0]}
-    residual = (latents["z"].unsqueeze(-2) - here.loc) / here.scale
-    z = (r.unsqueeze(-1) * (there.loc + there.scale * residual)).sum(-2)
-    return {**latents, "z": z}
-
-
-def _batches(model: Any, cells: AnnData | None) -> Any:
-    for tensors in model._read(cells, None, None, decodes=True):
-        yield Batch.of(tensors)
-
-
-def _pooled(
-    seen: Shown, decoded: Decoded, about: pd.DataFrame, to: str
-) -> tuple[np.ndarray, dict[str, Shift]]:
-    """Expected expression of each cell, so that the mean of its group has the pooled shift."""
-    expected, shifts = decoded.middle, {}
-    for (group, source, pair), rows in about.groupby(["group", "from", "pair"]).indices.items():
-        cells, middle = decoded.observed[rows], expected[rows].mean(0)
-        own = decoded.after[rows].mean(0) - decoded.before[rows].mean(0)
-        shifts[pair] = shift = seen.shift(own, cells, group, source, to)
-        wanted = cells.mean(0) + shift.mean
-        if (decoded.observed >= 0).all():
-            wanted = wanted.clip(0)
-            expected[rows] *= np.where(middle > 0, wanted / np.maximum(middle, 1e-12), 1.0)
+        made = decode(model, cells, model.conditions.index(to), how)
+        about = described(model, cells, source)
+        if route != "auto":
+            expected, found = made.after, dict[str, Change | None]()
+            counts = None if made.counts is None else _sampled(model, cells, to, how, library_size)
         else:
-            expected[rows] += wanted - middle
-    return expected, shifts
+            changes = changes or changes_of(model, how, context)
+            pairs = about.drop_duplicates("pair").itertuples()
+            found = {row.pair: changes.of(row.group, row.source, to) for row in pairs}
+            expected, counts = _changed(made, about["pair"], found, library_size, seed)
+            about["far"] = _far(model, cells, about, found, to)
+    return _as_anndata(model, source, to, about, expected, counts, found, how)
 
 
-def shown(model: Any, target_sum: float) -> Shown:
-    """What the groups of the model's cells have shown, for all that is predicted."""
-    return Shown.by(model, _batches(model, None), target_sum)
+def described(model: Any, cells: AnnData | None, source: AnnData) -> pd.DataFrame:
+    """Group and condition of each cell, by position."""
+    about = pd.DataFrame({"group": model._groups(cells)})
+    about["source"] = source.obs[model.condition_key].astype(str).to_numpy()
+    about["pair"] = about["group"] + " from " + about["source"]
+    return about
 
 
 def _changed(
-    decoded: Decoded,
+    made: Decoded,
     pairs: pd.Series,
-    shifts: dict[str, Shift],
-    target_sum: float,
+    found: dict[str, Change | None],
     library_size: float | None,
     seed: int,
-) -> sp.csr_matrix:
-    """Counts of the cells themselves, thinned or added to, so that the mean of a group has the pooled shift.
+) -> tuple[np.ndarray, sp.csr_matrix | None]:
+    """Expected expression and counts of each cell, by the change of its group or else by the decoder."""
+    expected, rng, parts, order = made.after.copy(), np.random.default_rng(seed), [], []
+    for pair, rows in pairs.groupby(pairs, sort=True).indices.items():
+        if (change := found[pair]) is not None:
+            expected[rows] = made.middle[rows] * change.factor + change.offset
+        if made.counts is not None:
+            parts.append(_redrawn(made, rows, change, library_size, rng))
+            order.append(rows)
+    if made.counts is None:
+        return expected, None
+    return expected, sp.vstack(parts, format="csr")[np.argsort(np.concatenate(order))]
 
-    Which cells of a group rise most is what the decoder says.
-    """
-    assert decoded.counts is not None
-    assert decoded.share is not None
-    rng, parts, order = np.random.default_rng(seed), [], []
-    for pair, rows in pairs.groupby(pairs).indices.items():
-        counts, share = decoded.counts[rows], decoded.share[rows]
-        wanted = (decoded.observed[rows].mean(0) + shifts[pair].mean).clip(0)
-        pattern = share / np.maximum(share.mean(0), 1e-12)
-        depth = np.asarray(counts.sum(axis=1)).ravel()
-        depth = depth if library_size is None else np.full_like(depth, library_size)
-        after = fractions_of(wanted, counts, depth, target_sum, seed, pattern)
-        parts.append(redrawn(counts, after, depth, rng, pattern))
-        order.append(rows)
-    return sp.vstack(parts, format="csr")[np.argsort(np.concatenate(order))]
+
+def _redrawn(
+    made: Decoded,
+    rows: np.ndarray,
+    change: Change | None,
+    library_size: float | None,
+    rng: np.random.Generator,
+) -> sp.csr_matrix:
+    """Counts of the cells themselves, thinned or added to; which cells rise most is what the decoder says."""
+    assert made.counts is not None
+    assert made.share is not None
+    assert made.share_before is not None
+    counts, share = made.counts[rows], made.share[rows]
+    ell = np.asarray(counts.sum(axis=1))
+    if change is None:
+        before, after, pattern = made.share_before[rows], share, np.ones_like(share)
+    else:
+        before, after = change.before, change.after
+        pattern = share / change.pattern
+    assert before is not None
+    assert after is not None
+    added = ell * pattern * np.maximum(after - before, 0.0)
+    changed = redraw(counts, kept_share(before, after), added, rng)
+    return changed if library_size is None else with_depth(changed, library_size, pattern * after, rng)
+
+
+def _far(
+    model: Any, cells: AnnData | None, about: pd.DataFrame, found: dict[str, Change | None], to: str
+) -> np.ndarray:
+    """Whether each cell is unlike all that was seen under both conditions, so that nothing vouches for it."""
+    of_pair = {pair: change is None or change.shift.far for pair, change in found.items()}
+    far = about["pair"].map(of_pair).to_numpy(dtype=bool) & (about["source"] != to).to_numpy()
+    alone = np.flatnonzero(far & (about["group"] == UNGROUPED).to_numpy())
+    if len(alone):
+        far[alone] = _without_treated_neighbours(model, cells, alone, to)
+    return far
+
+
+def _without_treated_neighbours(model: Any, cells: AnnData | None, rows: np.ndarray, to: str) -> np.ndarray:
+    """Whether next to no cell under the condition is among the model's cells that are nearest in the code."""
+    known = np.random.default_rng(0).permutation(model.adata.n_obs)[:MOST_NEIGHBOURS]
+    treated = (model.adata.obs[model.condition_key].astype(str) == to).to_numpy()[known]
+    code = model.get_latent_representation
+    nearest = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(known))).fit(code(None, known))
+    among = treated[nearest.kneighbors(code(cells, rows), return_distance=False)].mean(1)
+    return among < RARE * treated.mean()
 
 
 def _sampled(
-    model: Any, cells: AnnData | None, code: int, route: str, library_size: float | None
+    model: Any, cells: AnnData | None, to: str, how: How, library_size: float | None
 ) -> sp.csr_matrix:
     """Counts that the decoder draws for the cells after the change."""
-    parts = []
-    for batch in _batches(model, cells):
+    parts, code = [], model.conditions.index(to)
+    for batch, names in batches(model, cells):
         q = model.module.encode(batch)
-        latents = moved(model.module, batch, code, q, model.module.draw(q), route)
+        latents = moved(model.module, batch, code, q, drawn(q, names, how.seed, how.n_samples), how.route)
         changed = replace(batch, c=torch.full_like(batch.b, code))
         if library_size is not None:
             changed = replace(changed, log_ell=torch.full_like(batch.log_ell, float(np.log(library_size))))
@@ -225,26 +195,27 @@ def _as_anndata(
     about: pd.DataFrame,
     expected: np.ndarray,
     counts: Any,
-    shifts: dict[str, Shift],
+    found: dict[str, Change | None],
     how: How,
 ) -> AnnData:
-    out = AnnData(expected.astype(np.float32), obs=source.obs.copy(), var=source.var[[]].copy())
+    out = AnnData(expected.astype(np.float32), obs=still_true(source, model.name), var=source.var.copy())
+    out.obs_names = source.obs_names.astype(str) + f"-{to}"  # a cell of its own beside the one it comes from
+    out.obs["transfer_of"] = source.obs_names.astype(str)
     if counts is not None:
-        out.layers["counts"] = counts
-    out.obs = out.obs[[c for c in out.obs if not str(c).startswith("_scvi")]]
+        layer = model.registry["setup_args"].get("layer") or COUNTS
+        out.layers[COUNTS] = counts
+        out.layers[layer] = out.layers[COUNTS]
     out.obs[model.condition_key] = pd.Categorical([to] * out.n_obs, categories=model.conditions)
-    out.obs["transfer_from"] = pd.Categorical(about["from"])
+    out.obs["transfer_from"] = pd.Categorical(about["source"])
     out.obs["transfer_group"] = pd.Categorical(about["group"])
     said: dict[str, Any] = {"model": type(model).__name__, "to": to, "route": how.route}
     said["target_sum"] = how.target_sum
-    if shifts:
-        out.obs["transfer_far"] = [shifts[pair].far for pair in about["pair"]]
-        names = [str(v) for v in out.var_names]
-        safe = {k.replace("/", "|"): s for k, s in shifts.items()}  # as keys of an h5ad file
-        said["shift"] = pd.DataFrame({k: s.mean for k, s in safe.items()}, index=names)
-        said["sd"] = pd.DataFrame({k: s.sd for k, s in safe.items()}, index=names)
-        said["learned_from"] = {k: s.others for k, s in safe.items()}
-        if far := [k for k, s in shifts.items() if s.far]:
+    if counts is not None:
+        said["counts"] = COUNTS
+    if "far" in about:
+        out.obs["transfer_far"] = about["far"].to_numpy()
+        said |= _explained(found, [str(v) for v in out.var_names])
+        if far := sorted(about["pair"][about["far"]].unique()):
             warnings.warn(
                 f"Far from what was seen under {to!r}: {', '.join(far)}. `.obs['transfer_far']` marks these "
                 "cells; do not rely on what is predicted for them.",
@@ -252,3 +223,29 @@ def _as_anndata(
             )
     out.uns["transfer"] = said
     return out
+
+
+def _explained(found: dict[str, Change | None], genes: list[str]) -> dict[str, Any]:
+    """Shift of each group and its standard deviation by gene, factors of its counts, and what taught it."""
+    known = {k.replace("/", "|"): c for k, c in found.items() if c is not None}  # as keys of an h5ad file
+    said: dict[str, Any] = {
+        "shift": pd.DataFrame({k: c.shift.mean for k, c in known.items()}, index=genes),
+        "sd": pd.DataFrame({k: c.shift.sd for k, c in known.items()}, index=genes),
+        "learned_from": {k: c.shift.others for k, c in known.items()},
+    }
+    ratios = {
+        k: np.divide(c.after, c.before, out=np.full(len(genes), np.nan), where=c.before > 0)
+        for k, c in known.items()
+        if c.before is not None and c.after is not None
+    }
+    if ratios:
+        said["fold_change"] = pd.DataFrame(ratios, index=genes)
+    return said
+
+
+def still_true(source: AnnData, name: str) -> pd.DataFrame:
+    """Columns of the cells without what was computed from counts that are theirs no longer."""
+    annotated = {name} | {str(k) for k, v in source.uns.items() if isinstance(v, dict) and "settings" in v}
+    ours = rf"({'|'.join(map(re.escape, sorted(annotated)))})_({'|'.join(_keys.WRITTEN_OBS)})"
+    stale = re.compile(rf"_scvi.*|transfer_.*|{OF_COUNTS}|{ours}")
+    return source.obs[[c for c in source.obs if not stale.fullmatch(str(c))]].copy()

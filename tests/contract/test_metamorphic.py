@@ -12,6 +12,7 @@ import os
 import warnings
 
 import anndata as ad
+import pandas as pd
 import pytest
 from relations import (
     EVERYWHERE,
@@ -29,7 +30,7 @@ from relations import (
 from scalloy.models import MODELS
 
 ALL = "SCALLOY_EVERY_FORM" in os.environ  # every method of every model in every form: some minutes
-TAKES = {"adata", "cells", "mdata", "data", "adata_to_predict"}
+TAKES = {"adata", "cells", "mdata", "data", "adata_to_predict", "context"}
 REGISTERS = {"setup_anndata", "setup_mudata", "original"}  # they say what the cells of a model are
 BY_ROUTE = {f"transfer {route}": route for route in ("auto", "decoder", "transport", "style")}
 
@@ -150,15 +151,16 @@ def written(model, cells, folder):
 
 
 def moved(made):
-    """A prediction by the names of cells and genes."""
-    out = {"expected": frame(made.X, made.obs_names, made.var_names)}
-    out["obs"] = made.obs[["condition", "transfer_from", "transfer_group"]]
-    counts = frame(made.layers["counts"], made.obs_names, made.var_names) if made.layers else None
-    out |= {} if counts is None else {"~counts": counts.astype(float)}
-    for key in ("shift", "sd"):
-        if key in made.uns["transfer"]:
-            out[key] = made.uns["transfer"][key]
-    return out
+    """A prediction by the names of the cells that it was made of, and of genes."""
+    names, genes = made.obs["transfer_of"].to_numpy(), made.var_names
+    assert list(made.obs_names) == [f"{name}-treated_1" for name in names]
+    out = {"expected": frame(made.X, names, genes)}
+    out["obs"] = made.obs[["condition", "transfer_from", "transfer_group"]].set_axis(names)
+    out["genes"] = made.var[["symbol"]]
+    if "counts" in made.layers:
+        out["~counts"] = frame(made.layers["counts"], names, genes).astype(float)
+    tables = {k: v for k, v in made.uns["transfer"].items() if isinstance(v, pd.DataFrame)}
+    return out | {f"~{k}": v for k, v in tables.items()}  # of the groups that there are
 
 
 def transferred(route):
@@ -172,6 +174,13 @@ def transferred(route):
             return moved(model.transfer(cells, "treated_1", route=route))
 
     return asked
+
+
+def in_context(model, cells, _):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Far from what was seen")
+        made = model.transfer(None, "treated_1", context=cells)
+    return {f"in context {k}": v for k, v in moved(made).items()}
 
 
 def predicted(model, cells, _):
@@ -234,6 +243,7 @@ METHODS = {
     "annotate in place": annotated,
     "write_annotations": written,
     **{name: transferred(route) for name, route in BY_ROUTE.items()},
+    "transfer in context": in_context,
     "predict": predicted,
     "write_transfer": write_transferred("decoder"),
     "write_transfer auto": write_transferred("auto"),
@@ -242,14 +252,13 @@ METHODS = {
     "predict of a modality": cross,
 }
 
-OF_ALL = {  # the answer is about the cells together
+OF_ALL = {
+    "transfer in context",  # the answer is about the cells together
     "get_gene_statistics",
     "get_traversal",
     "get_latent_genes",
     "get_latent_summary",
     "differential_expression",
-    "transfer auto",
-    "write_transfer auto",
 }
 REFUSED = {  # in our words
     ("load", "view"): "is a view of another AnnData",

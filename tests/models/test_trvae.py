@@ -114,7 +114,7 @@ def test_scgens_call_is_a_transfer_and_says_when_it_has_seen_the_answer(adata):
     cells = model.adata[controls.to_numpy()].copy()
     again = model.transfer(cells, to="treated_1", seed=3)
     np.testing.assert_array_equal(out.X, again.X)
-    assert list(out.obs_names) == list(cells.obs_names)
+    assert list(out.obs["transfer_of"]) == list(cells.obs_names)
     counts = cells.X.toarray()
     observed = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4).mean(0)
     np.testing.assert_allclose(change, out.X.mean(0) - observed, rtol=1e-4, atol=1e-5)

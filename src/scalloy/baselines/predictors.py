@@ -27,13 +27,13 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scalloy.baselines.counts import thinned_or_added
 from scalloy.baselines.learned import learned_pooling
 from scalloy.baselines.pooling import partial_pooling
 from scalloy.baselines.shifts import SHIFTS, closeness, tuned
 from scalloy.data import checks
 from scalloy.data.align import aligned
 from scalloy.models import _options
+from scalloy.perturbation.redraw_counts import thinned_or_added
 
 OTHERS = ("no change", "treated mean", "pooled shift", "multiplicative", "add and thin")
 POOLED = {"partial pooling": partial_pooling, "learned pooling": learned_pooling}

@@ -300,6 +300,8 @@ def _of_pairs(
             made.train(max_epochs=max_epochs, **rival.trained, **QUIET)
             for pair, (row, how) in product(pairs, (rival.asked or {name: {}}).items()):
                 given = {"seed": max(seed, 0), "target_sum": pair.target_sum, **how}
+                if first.asked.unseen:  # where the groups of these donors, say, begin
+                    given.setdefault("context", pair.source)
                 out = made.transfer(pair.source.copy(), to=pair.condition, **given)
                 rows.append({**_about(pair), "method": row, "seed": seed, **pair.scores(out)})
     return rows

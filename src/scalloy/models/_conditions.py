@@ -96,8 +96,12 @@ allow_non_counts
         library_size: float | None = None,
         seed: int = 0,
         target_sum: float = 1e4,
+        context: AnnData | None = None,
     ) -> AnnData:
-        """The cells as they would look under another condition.
+        """Predict how cells would look under another condition.
+
+        Each cell is predicted from its own counts and from the change of its group, so that it does not
+        matter which other cells it is passed with.
 
         Parameters
         ----------
@@ -113,21 +117,26 @@ allow_non_counts
         n_samples
             Samples of the code over which expectations are taken.
         library_size
-            Of the sampled counts; ``None`` is each cell's own.
+            Total of the sampled counts; ``None`` is that of each cell, as far as its genes change.
         seed
-            Of the samples.
+            Random seed of the samples.
         target_sum
             Total of a cell to which counts are scaled before their logarithm, as in scanpy's
             ``normalize_total``.
+        context
+            Cells which say where each group begins, with ``route="auto"``: ``None`` is the model's own. Pass
+            the controls of a patient or a study that the model was not trained on (often ``cells`` itself).
 
         Returns
         -------
         AnnData with the same cells and genes: ``.X`` the expected log-normalised expression,
-        ``.layers["counts"]`` sampled counts, ``.obs`` with the new condition, ``"transfer_from"``,
-        ``"transfer_group"`` and, where pooled, ``"transfer_far"``; ``.uns["transfer"]`` says how, with the
-        shift of each group and its standard deviation by gene.
+        ``.layers["counts"]`` sampled counts (which the model itself takes as the counts of these cells),
+        ``.obs`` with the new condition, ``"transfer_of"``, ``"transfer_from"``, ``"transfer_group"`` and,
+        where pooled, ``"transfer_far"``; ``.uns["transfer"]`` says how, with the shift of each group, its
+        standard deviation, and the factors by which counts change, by gene. The names of the cells end in
+        that of the condition.
         """
-        settings = {"n_samples": n_samples, "library_size": library_size, "seed": seed}
+        settings = {"n_samples": n_samples, "library_size": library_size, "seed": seed, "context": context}
         return self._changed(cells, to, route=route, target_sum=target_sum, **settings)
 
     def _changed(self, cells: AnnData | None, to: str | None, **settings: Any) -> AnnData:
@@ -151,10 +160,10 @@ allow_non_counts
         overwrite: bool = False,
         **kwargs: Any,
     ) -> None:
-        """What :meth:`transfer` returns, into a file, piece by piece: of as many cells as there are.
+        """Write what :meth:`transfer` returns into a file, piece by piece: of as many cells as there are.
 
-        With ``route="auto"`` each piece of some thousand cells is pooled by itself. The shifts of groups are
-        not in the file.
+        Expected values are those of :meth:`transfer`, whatever the pieces. The shifts of groups are not in
+        the file.
 
         Parameters
         ----------
@@ -165,15 +174,19 @@ allow_non_counts
         overwrite
             Whether to replace a file of this name.
         """
-        from scalloy.transfer import shown
+        from scalloy.changes import How, changes_of
 
         if cells is None or cells is self._adata:
             self._own_manager()  # its pieces are read like any cells, so what was changed is noticed here
-        auto = kwargs.get("route", "auto") == "auto"
-        seen = shown(self, kwargs.get("target_sum", 1e4)) if auto else None
+        changes = None
+        if kwargs.get("route", "auto") == "auto" and self.condition_key is not None:
+            how = How(
+                "auto", kwargs.get("n_samples", 3), kwargs.get("target_sum", 1e4), kwargs.get("seed", 0)
+            )
+            changes = changes_of(self, how, kwargs.get("context"))
         most = max(1, DECODED_ENTRIES // self._sizes().n_vars)
         pieces = pieces_of(self.adata if cells is None else cells, most)
-        made = (self._changed(piece, to, seen=seen, **kwargs) for piece in pieces)
+        made = (self._changed(piece, to, changes=changes, **kwargs) for piece in pieces)
         write_pieces(Path(path), map(_without_shifts, made), overwrite=overwrite)
 
     def predict(

@@ -13,9 +13,9 @@ from anndata import AnnData
 
 from scalloy import metrics
 from scalloy.baselines.shifts import kernel_ridge, mean_shift
+from scalloy.changes import shown
 from scalloy.models._options import one_of
 from scalloy.report.subject import Subject
-from scalloy.transfer import shown
 
 EACH = 500  # cells of a group that are decoded
 SAMPLES = 3

@@ -16,14 +16,14 @@ NONE_LEFT = 1e-16  # chance of a count above the mean with which a sum ends
 
 
 def of_cells(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Random numbers, cells x genes: those of a gene are one in each n-th of the unit interval."""
+    """Uniform numbers, cells x genes: those of a gene are one in each n-th of the unit interval."""
     n, n_genes = shape
     strata = rng.permuted(np.tile(np.arange(n, dtype=np.float32), (n_genes, 1)), axis=1).T
     return (strata + rng.random(shape)) / max(n, 1)
 
 
 def of_entries(x: sp.csr_matrix, rng: np.random.Generator) -> np.ndarray:
-    """The same for each entry of a sparse matrix, over the entries of its column."""
+    """Uniform numbers for the entries of a sparse matrix, spread over the entries of each column."""
     order = np.lexsort((rng.random(x.nnz), x.indices))
     size = np.bincount(x.indices, minlength=x.shape[1])
     begin = np.cumsum(size) - size
@@ -34,7 +34,7 @@ def of_entries(x: sp.csr_matrix, rng: np.random.Generator) -> np.ndarray:
 
 
 def thinned(x: sp.csr_matrix, keep: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
-    """``Binomial(x, keep)`` of each entry.
+    """Draw ``Binomial(x, keep)`` for each entry.
 
     Parameters
     ----------
@@ -43,42 +43,30 @@ def thinned(x: sp.csr_matrix, keep: np.ndarray, rng: np.random.Generator) -> sp.
     keep
         Probability of each entry.
     rng
-        Of the draws.
+        Source of the draws.
     """
     kept = x.astype(np.float64)
-    n = np.rint(x.data).astype(np.int64)
-    kept.data = _binomial(of_entries(x, rng), n, keep).astype(np.float64)
-    if (many := n > LARGE).any():
+    n, some = np.rint(x.data).astype(np.int64), keep < 1  # what is kept for sure stays as it is
+    kept.data[some] = _binomial(of_entries(x, rng)[some], n[some], keep[some])
+    if (many := some & (n > LARGE)).any():
         kept.data[many] = rng.binomial(n[many], keep[many])
     return kept
 
 
-def gamma_poisson(mean: np.ndarray, shape: float, rng: np.random.Generator) -> np.ndarray:
-    """``Poisson(mean v)`` with ``v ~ Gamma(shape, 1 / shape)``, cells x genes.
+def poisson(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw ``Poisson(mean)``, cells x genes.
 
     Parameters
     ----------
     mean
-        Of each cell and gene.
-    shape
-        Of the gamma distribution.
+        Mean of each cell and gene.
     rng
-        Of the draws.
+        Source of the draws.
     """
-    return _drawn(mean, shape, rng)
-
-
-def poisson(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``Poisson(mean)``, cells x genes."""
-    return _drawn(mean, np.inf, rng)
-
-
-def _drawn(mean: np.ndarray, shape: float, rng: np.random.Generator) -> np.ndarray:
     mean = np.asarray(mean, dtype=np.float64)
-    drawn = _negative_binomial(of_cells(mean.shape, rng), mean, shape)
+    drawn = _poisson(of_cells(mean.shape, rng), mean)
     if (large := mean > LARGE).any():
-        spread = 1.0 if shape == np.inf else rng.gamma(shape, 1 / shape, int(large.sum()))
-        drawn[large] = rng.poisson(mean[large] * spread)
+        drawn[large] = rng.poisson(mean[large])
     return drawn
 
 
@@ -102,19 +90,17 @@ def _binomial(u: np.ndarray, n: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 @njit
-def _negative_binomial(u: np.ndarray, mean: np.ndarray, shape: float) -> np.ndarray:
+def _poisson(u: np.ndarray, mean: np.ndarray) -> np.ndarray:
     out = np.zeros(u.shape)
     for i in range(u.shape[0]):
         for g in range(u.shape[1]):
             m = mean[i, g]
             if m <= 0 or m > LARGE:
                 continue
-            finite = shape < np.inf
-            chance = (shape / (shape + m)) ** shape if finite else np.exp(-m)
-            ratio = m / (shape + m) if finite else m
+            chance = np.exp(-m)
             total, k = chance, 0
             while u[i, g] > total and (k < m or chance > NONE_LEFT):
-                chance *= ((shape + k) / (k + 1) * ratio) if finite else ratio / (k + 1)
+                chance *= m / (k + 1)
                 total += chance
                 k += 1
             out[i, g] = k
