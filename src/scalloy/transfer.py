@@ -28,6 +28,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
+from scalloy import _keys
 from scalloy._seeds import seeded
 from scalloy.baselines.counts import fractions_of, redrawn
 from scalloy.blocks.sparse import dense
@@ -240,7 +241,7 @@ def _as_anndata(
     if shifts:
         out.obs["transfer_far"] = [shifts[pair].far for pair in about["pair"]]
         names = [str(v) for v in out.var_names]
-        safe = {k.replace("/", "|"): s for k, s in shifts.items()}  # as keys of an h5ad file
+        safe = {_keys.safe(k): s for k, s in shifts.items()}  # as keys of an h5ad file
         said["shift"] = pd.DataFrame({k: s.mean for k, s in safe.items()}, index=names)
         said["sd"] = pd.DataFrame({k: s.sd for k, s in safe.items()}, index=names)
         said["learned_from"] = {k: s.others for k, s in safe.items()}

@@ -26,6 +26,26 @@ def check_kind(path: Path, data: Any = None) -> None:
         raise ValueError(msg)
 
 
+def check_place(path: Path) -> None:
+    """What is there is a file where a file is to be written, and a zarr store where one is."""
+    if path.suffix != ".zarr":
+        if path.is_dir():
+            msg = f"`{path}` is a folder. Pass the name of a file."
+            raise IsADirectoryError(msg)
+        return
+    if path.is_file():
+        msg = f"`{path}` is a file, and a zarr store is a folder. Pass another name."
+        raise NotADirectoryError(msg)
+    if path.is_dir() and not is_store(path) and any(path.iterdir()):
+        msg = f"`{path}` is a folder that holds something else than a zarr store. Pass another name."
+        raise IsADirectoryError(msg)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is a zarr store."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
+
+
 def write(data: Any, path: Path) -> None:
     """Write an AnnData or a MuData as the ending of ``path`` says; what was there stays until that is done.
 
@@ -37,6 +57,7 @@ def write(data: Any, path: Path) -> None:
         Ends in ``.h5ad``, ``.h5mu`` (MuData) or ``.zarr``.
     """
     check_kind(path, data)
+    check_place(path)
     with writing.explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".zarr":

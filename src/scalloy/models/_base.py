@@ -256,12 +256,12 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
             Whether to return an annotated copy and leave ``adata`` as it is.
         """
         target = self._own() if adata is None else adata
-        key = key_added or self.name
+        key = _keys.check_key("key_added", key_added or self.name)
         written = self._annotations(adata, key)
         if copy:
             target = shallow(target) if is_on_disk(target) else target.copy()
         for attribute, values in written.items():
-            for name, value in values.items():
+            for name, value in _keys.storable(values).items():
                 getattr(target, attribute)[name] = value
         return target if copy else None
 
@@ -290,13 +290,14 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
             Whether to replace a file of this name.
         """
         self._check_if_trained(warn=True)
-        cells, key = self.adata if adata is None else adata, key_added or self.name
+        cells = self.adata if adata is None else adata
+        key = _keys.check_key("key_added", key_added or self.name)
         made = (self._annotated(piece, key) for piece in pieces_of(cells))
         write_pieces(Path(path), made, overwrite=overwrite)
 
     def _annotated(self, piece: AnnData, key: str) -> AnnData:
         """Columns and annotations of cells, without their counts."""
-        written = self._annotations(piece, key)
+        written = {of: _keys.storable(values) for of, values in self._annotations(piece, key).items()}
         obs = piece.obs[[c for c in piece.obs if not str(c).startswith("_scvi")]].copy()
         for name, values in written.pop("obs", {}).items():
             obs[name] = values

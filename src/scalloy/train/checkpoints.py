@@ -23,6 +23,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
 from scalloy.data import plain, reading, writing
+from scalloy.data.parts import remove_parts
 
 logger = logging.getLogger("scalloy")
 
@@ -60,7 +61,7 @@ class Checkpoints(pl.Callback):
             self._read()
         with writing.explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            writing.remove_parts(folder)
+            remove_parts(folder)
 
     def _read(self) -> None:
         with reading.refused(self.folder, "checkpoint of scalloy"):
@@ -121,20 +122,20 @@ class Checkpoints(pl.Callback):
         if torch.cuda.is_available():
             tensors["random/cuda"] = torch.cuda.get_rng_state()
         state = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        about = {
+            "format": FORMAT,
+            "run": self.run,
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "best": loss,
+            "stopping": [{k: float(getattr(c, k)) for k in STOPPING} for c in _stopping(trainer)],
+            "history": getattr(trainer.logger, "history", {}),
+        }
+        contents: dict[str, tuple[str, writing.Content]] = {"state": (".safetensors", state)}
         with writing.explained(self.folder):
-            name = writing.put_digested(self.folder, "state", ".safetensors", state)
-            about = {
-                "format": FORMAT,
-                "state": name,
-                "run": self.run,
-                "epoch": trainer.current_epoch,
-                "step": trainer.global_step,
-                "best": loss,
-                "stopping": [{k: float(getattr(c, k)) for k in STOPPING} for c in _stopping(trainer)],
-                "history": getattr(trainer.logger, "history", {}),
-            }
-            writing.put(self.folder / ABOUT, plain.dumps(about))
-            writing.remove_others(self.folder, STATE, {name})
+            writing.put_named(
+                self.folder, ABOUT, contents, lambda files: plain.dumps({**about, **files}), STATE
+            )
 
 
 def _stopping(trainer: pl.Trainer) -> list[EarlyStopping]:
