@@ -68,6 +68,10 @@ def search(
         Path, typer.Option(help="For trials and models."), Writes("search", unasked=True)
     ] = Path("scalloy_search"),
     resume: Annotated[bool, typer.Option(help="Go on with the search in the folder.")] = False,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Go on in a folder that was begun elsewhere."),
+    ] = False,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster.")] = None,
     out: Out = None,
 ) -> None:
@@ -90,6 +94,7 @@ def search(
         max_epochs=epochs,
         folder=folder,
         resume=resume,
+        allow_pickle=allow_pickle,
         address=address,
         batch_key=batch_key,
         layer=layer,

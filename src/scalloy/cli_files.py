@@ -37,9 +37,7 @@ TRACEBACK = "SCALLOY_TRACEBACK"  # set: errors as Python shows them
 Data = Annotated[Path, typer.Argument(help="Cells: an h5ad or h5mu file, or a zarr store.")]
 Model = Annotated[Path, typer.Argument(metavar="MODELDIR", help="Folder that `train` or `save` wrote.")]
 _cells = typer.Option("--out", "-o", help="Ends in .h5ad, .h5mu or .zarr.")
-Result = Annotated[
-    Path, _cells, Writes("file of cells", CELLS, over=("data",))
-]  # which has all that was read
+Result = Annotated[Path, _cells, Writes("file of cells", CELLS, over=("data",))]
 New = Annotated[Path, _cells, Writes("file of cells", CELLS)]
 Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 Key = Annotated[str | None, typer.Option("--key-added", help="In keys, instead of the model's name.")]

@@ -29,7 +29,7 @@ class Writes:
     suffixes
         Its name ends in one of these; without any it is a folder.
     over
-        Names of the parameters that it may replace, which are read whole before.
+        Names of the parameters that it may replace: it holds all that was read from them.
     unasked
         Whether what is there may be replaced without ``--force``.
     """
@@ -140,17 +140,11 @@ def _check_apart(path: Path, place: Path, other: str, *, over: bool) -> None:
     if _is_same(path, place) and not over:
         msg = f"`{path}` is what {other} is read from: it would be lost. Pass another name to write to."
         raise ValueError(msg)
-    inner, outer = path.resolve(), place.resolve()
-    if inner != outer and (
-        (inner.is_relative_to(outer) and cells.is_store(outer)) or _replaces(inner, outer)
-    ):
+    out, read = path.resolve(), place.resolve()
+    inside = out.is_relative_to(read) and cells.is_store(read)
+    if out != read and (inside or (out.suffix == ".zarr" and read.is_relative_to(out))):
         msg = f"`{path}` and `{place}`, from which {other} is read, lie in each other. Pass another name."
         raise ValueError(msg)
-
-
-def _replaces(written: Path, read: Path) -> bool:
-    """Whether a store that is written would replace a folder in which something that is read lies."""
-    return written.suffix == ".zarr" and read.is_relative_to(written)
 
 
 def _is_same(first: Path, second: Path) -> bool:

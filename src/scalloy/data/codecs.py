@@ -16,11 +16,12 @@ METADATA = ("zarr.json", ".zarray", ".zgroup", ".zmetadata")
 MOST = 64 << 20  # bytes of a file of metadata
 WHERE = ("filters", "compressor", "codecs", "index_codecs")
 PREFIX = "numcodecs."
-KNOWN = frozenset(
+_KNOWN = (
     "blosc zlib gzip zstd lz4 lzma bz2 delta fixedscaleoffset astype quantize packbits categorize bitround "
     "shuffle base64 vlen-utf8 vlen-bytes vlen-array json2 msgpack2 crc32 crc32c adler32 fletcher32 "
-    "jenkins_lookup3 zfpy pcodec bytes transpose sharding_indexed".split()
+    "jenkins_lookup3 zfpy pcodec bytes transpose sharding_indexed"
 )
+KNOWN = frozenset(_KNOWN.split())
 
 
 def unknown_codecs(store: Path) -> list[str]:

@@ -83,7 +83,7 @@ def _read_zarr(path: Path) -> Any:
 
 
 def check_store(path: Path) -> None:
-    """No link lies in a zarr store, nothing in it is run, and its arrays are not far larger than what is stored."""
+    """No link lies in a zarr store, decoding runs nothing, and no array is far larger than what is stored."""
     import zarr
 
     held = 0

@@ -3,8 +3,8 @@
 A folder holds ``model.json``, which names the other files: ``weights-<digest>.safetensors`` and, if cells
 were saved, ``cells-<digest>.h5ad``. It is put in place last and in one step, so that whatever stops the
 writing, the folder holds the old model or the new one; who finds that a file has gone meanwhile reads the
-new ``model.json``. What is read is not trusted: names, sizes, shapes and values are checked before anything of
-that size is allocated, and each file must have its digest.
+new ``model.json``. What is read is not trusted: names, sizes, shapes and values are checked before anything
+of that size is allocated, and each file must have its digest.
 """
 
 from __future__ import annotations
@@ -150,6 +150,12 @@ def load(
         *_, there = parse_device_args(**chosen, return_device="torch")
         model.to_device(there)
     return model
+
+
+def take_weights(model: ScalloyModel, path: Path) -> None:
+    """Give a model the weights of one that was saved of it."""
+    _, _, tensors, _ = _read(type(model), path, with_cells=False)
+    model.module.load_state_dict(tensors["weights"])
 
 
 def _read(known: Known, path: Path, *, with_cells: bool) -> tuple[type[ScalloyModel], dict, dict, Any]:

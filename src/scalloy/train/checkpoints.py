@@ -13,6 +13,7 @@ import logging
 import re
 import signal
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
+from scvi.train import SaveCheckpoint
 
 from scalloy.data import plain, reading, writing
 from scalloy.data.parts import remove_parts
@@ -150,6 +152,33 @@ def _stand_at(trainer: pl.Trainer, epoch: int, step: int) -> None:
     steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
     steps.ready = steps.completed = step
     loop.epoch_loop._batches_that_stepped = step
+
+
+@contextlib.contextmanager
+def best_of_callbacks(callbacks: Iterable[Any], load: Callable[[Path], None]) -> Iterator[None]:
+    """scvi-tools' ``SaveCheckpoint`` would look for its own files in the end: ours are loaded for it.
+
+    What it does after a loss that is not finite (``check_nan_gradients``), the plan does in any case.
+
+    Parameters
+    ----------
+    callbacks
+        Callbacks of the training.
+    load
+        Takes over the weights of a saved model.
+    """
+    saving = [c for c in callbacks if isinstance(c, SaveCheckpoint)]
+    asked = [(c, c.load_best_on_end, c.check_nan_gradients) for c in saving]
+    for callback in saving:
+        callback.load_best_on_end = callback.check_nan_gradients = False
+    try:
+        yield
+    finally:
+        for callback, *flags in asked:
+            callback.load_best_on_end, callback.check_nan_gradients = flags
+    for callback, loads, _ in asked:
+        if loads and callback.best_model_path:
+            load(Path(callback.best_model_path))
 
 
 class Interrupts(pl.Callback):
