@@ -174,9 +174,9 @@ def test_termination_of_a_thread_or_with_a_listener_is_left_alone(tmp_path):
 def test_a_lock_excludes_and_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "LOCKED", 0.05)
     late = pytest.raises(TimeoutError, match=r"has been locked by another process for 0.05 s\. Wait until")
-    with parts.locked(tmp_path, shared=True), parts.locked(tmp_path, shared=True):
-        with late, parts.locked(tmp_path):
-            pass
+    both = parts.locked(tmp_path, shared=True), parts.locked(tmp_path, shared=True)
+    with both[0], both[1], late, parts.locked(tmp_path):
+        pass
     with parts.locked(tmp_path):
         pass
     monkeypatch.setattr(parts, "LOCKED", 60)
