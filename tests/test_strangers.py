@@ -341,9 +341,7 @@ def test_no_pickle_of_a_zarr_store_is_run(store, tmp_path, monkeypatch):
     (path / ".zmetadata").unlink(missing_ok=True)
     (array / "0").write_bytes(pickle.dumps(Runs(mark)))
     for read in (reading.read, sa.data.open_store):
-        with pytest.raises(
-            DamagedFileError, match=r"decoded by pickle in obs/_index, which may run any code"
-        ):
+        with pytest.raises(DamagedFileError, match="decoded by pickle in obs/_index, which may run"):
             read(path)
     assert not mark.exists()
     with contextlib.suppress(Exception):

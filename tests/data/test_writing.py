@@ -269,3 +269,45 @@ def test_a_folder_is_not_replaced_by_cells(tmp_path):
     (tmp_path / "file.zarr").write_text("mine")
     with pytest.raises(NotADirectoryError, match="is a file, and a zarr store is a folder"):
         cells.write(adata, tmp_path / "file.zarr")
+
+
+@pytest.mark.parametrize("kind", ["backed", "view of a backed one", "store", "view of a store", "linked"])
+def test_cells_on_the_disk_are_not_written_over(tmp_path, kind, quick):
+    """While they are read, or by what does not hold all of them."""
+    made = sa.datasets.simulate(60, 20, seed=1)
+    made.obs["state"] = np.resize(["a", "b"], 60)
+    sa.TRVAE.setup_anndata(made, condition_key="state")
+    model = sa.TRVAE(made, n_hidden=8, n_latent=2)
+    model.train(**quick)
+    if "store" in kind:
+        place = tmp_path / "cells.zarr"
+        data = sa.data.write_store(made, place)
+    else:
+        place = tmp_path / "cells.h5ad"
+        made.write_h5ad(place)
+        data = ad.read_h5ad(place, backed="r")
+    data = data[:40] if "view" in kind else data
+    if kind == "linked":
+        place = tmp_path / "link.h5ad"
+        place.symlink_to(tmp_path / "cells.h5ad")
+    match = "is what the cells are read from: they would be lost"
+    with pytest.raises(ValueError, match=match):
+        model.write_annotations(place, data, overwrite=True)
+    with pytest.raises(ValueError, match=match):
+        model.write_transfer(place, data, "a", overwrite=True)
+    if "store" in kind:
+        with pytest.raises(ValueError, match=match):
+            sa.data.write_store([made, data] if kind == "store" else data, place, overwrite=True)
+    assert sa.data.read(place).n_obs == 60
+    if kind != "view of a backed one":  # of which anndata makes no pieces
+        model.write_annotations(tmp_path / f"other{place.suffix}", data)
+
+
+def test_a_page_does_not_take_the_place_of_cells(tmp_path, quick):
+    made = sa.datasets.simulate(60, 20, seed=1)
+    made.write_h5ad(tmp_path / "cells.h5ad")
+    model = sa.VAE(made, n_hidden=8, n_latent=2)
+    model.train(**quick)
+    with pytest.raises(ValueError, match=r"is to be a page\. Let its name end in \.html"):
+        model.report(tmp_path / "cells.h5ad", overwrite=True)
+    assert sa.data.read(tmp_path / "cells.h5ad").n_obs == 60

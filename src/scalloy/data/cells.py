@@ -11,6 +11,7 @@ import anndata
 
 from scalloy.data import writing
 from scalloy.data.checks import few
+from scalloy.data.disk import is_on_disk, whole_of
 from scalloy.data.modalities import is_mudata
 
 KINDS = {".h5ad": "AnnData", ".h5mu": "MuData", ".zarr": "AnnData or MuData"}
@@ -39,6 +40,35 @@ def check_place(path: Path) -> None:
     if path.is_dir() and not is_store(path) and any(path.iterdir()):
         msg = f"`{path}` is a folder that holds something else than a zarr store. Pass another name."
         raise IsADirectoryError(msg)
+
+
+def check_apart(path: Path, *sources: Any) -> None:
+    """What is written does not take the place of cells that stay on the disk while they are read.
+
+    Parameters
+    ----------
+    path
+        What is written.
+    *sources
+        Cells, or names of files.
+    """
+    for source in sources:
+        place = _place_of(source)
+        if place is not None and place.exists() and path.exists() and path.samefile(place):
+            msg = f"`{path}` is what the cells are read from: they would be lost. Pass another name."
+            raise ValueError(msg)
+
+
+def _place_of(source: Any) -> Path | None:
+    """Where cells lie on the disk; nowhere if they are in memory."""
+    if isinstance(source, str | Path):
+        return Path(source)
+    whole = whole_of(source)[0]
+    if is_on_disk(whole):
+        group = whole.X.group
+        root = getattr(group, "store", None)
+        return Path(group.file.filename) if root is None else Path(getattr(root, "root", ""))
+    return Path(source.filename) if isinstance(source, anndata.AnnData) and source.isbacked else None
 
 
 def is_store(path: Path) -> bool:

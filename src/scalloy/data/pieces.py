@@ -151,10 +151,13 @@ def growing(group: Any, name: str, like: Any) -> Growing | GrowingRows | Growing
     return GrowingRows(group, name, like) if sp.issparse(like) else Growing(group, name, like)
 
 
-def write_pieces(path: Path, pieces: Iterable[AnnData], *, overwrite: bool = False) -> None:
+def write_pieces(
+    path: Path, pieces: Iterable[AnnData], *, overwrite: bool = False, source: Any = None
+) -> None:
     """One h5ad or zarr file of the cells of several objects, one after the other, in bounded memory.
 
-    ``.var`` and ``.uns`` are those of the first. Until all is written, what was there stays.
+    ``.var`` and ``.uns`` are those of the first. Until all is written, what was there stays. It may not be
+    what the pieces are read from, the ``source``.
     """
     if recovered(path).exists() and not overwrite:
         msg = f"`{path}` exists. Pass `overwrite=True`, or another name."
@@ -163,6 +166,7 @@ def write_pieces(path: Path, pieces: Iterable[AnnData], *, overwrite: bool = Fal
         msg = f"`{path}` does not say what it is. Pass a name that ends in one of: {', '.join(SUFFIXES)}."
         raise ValueError(msg)
     cells.check_place(path)
+    cells.check_apart(path, source)
     nullable = anndata.settings.override(allow_write_nullable_strings=True)
     with writing.explained(path), nullable, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*autosharding.*")  # of small arrays

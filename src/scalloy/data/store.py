@@ -153,6 +153,7 @@ def write_store(
         msg = f"`path={str(path)!r}` is no name of a store. Pass one that ends in `.zarr`."
         raise ValueError(msg)
     cells.check_place(path)
+    cells.check_apart(path, *(data if several else [data]))
     wanted = pd.Index(sources[0].var.index if genes is None else genes).astype(str)
     for source in sources:
         source.choose(wanted)

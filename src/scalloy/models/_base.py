@@ -293,7 +293,7 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
         cells = self.adata if adata is None else adata
         key = _keys.check_key("key_added", key_added or self.name)
         made = (self._annotated(piece, key) for piece in pieces_of(cells))
-        write_pieces(Path(path), made, overwrite=overwrite)
+        write_pieces(Path(path), made, overwrite=overwrite, source=cells)
 
     def _annotated(self, piece: AnnData, key: str) -> AnnData:
         """Columns and annotations of cells, without their counts."""

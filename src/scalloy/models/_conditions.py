@@ -172,9 +172,10 @@ allow_non_counts
         auto = kwargs.get("route", "auto") == "auto"
         seen = shown(self, kwargs.get("target_sum", 1e4)) if auto else None
         most = max(1, DECODED_ENTRIES // self._sizes().n_vars)
-        pieces = pieces_of(self.adata if cells is None else cells, most)
+        source = self.adata if cells is None else cells
+        pieces = pieces_of(source, most)
         made = (self._changed(piece, to, seen=seen, **kwargs) for piece in pieces)
-        write_pieces(Path(path), map(_without_shifts, made), overwrite=overwrite)
+        write_pieces(Path(path), map(_without_shifts, made), overwrite=overwrite, source=source)
 
     def predict(
         self,
