@@ -128,15 +128,7 @@ def in_process(job: dict[str, Any], module: str = "scalloy.benchmark.speed") -> 
 
     It imports nothing from the folder that the user works in (``-P``).
     """
-    command = [
-        sys.executable,
-        "-P",
-        "-W",
-        "ignore",
-        "-m",
-        module,
-        json.dumps(job),
-    ]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", module, json.dumps(job)]
     around = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if os.path.isabs(p))}
     done = subprocess.run(command, env=around, capture_output=True, text=True, check=False)
     if done.returncode:
