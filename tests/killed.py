@@ -32,6 +32,15 @@ def ended_by(pid):
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
+def kill_if_it_lives(pid, seconds=5):
+    """Ctrl-C may end within a callback, which forgets it; such a process is killed a little later."""
+    end = time.monotonic() + seconds
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.002)
+
+
 def around_renames(before, after, *, exchange):
     """Call functions around each step that moves something."""
 
@@ -141,7 +150,7 @@ def any_moment(folder, kills):
         pid = in_child(write)
         time.sleep(rng.uniform(0, longest))
         os.kill(pid, SIGNALS[kill % 3])
-        os.waitpid(pid, 0)
+        kill_if_it_lives(pid)
         try:
             adata = data.read(place)
             found = {*adata.X.ravel().astype(int), *adata.obs["version"].astype(int)}

@@ -67,7 +67,7 @@ def remove_parts(folder: Path) -> None:
     """Remove what writers that are dead have left, and put back what they had set aside."""
     with suppress(PermissionError):
         for part in [p for p in folder.iterdir() if PART.fullmatch(p.name)]:
-            with suppress(FileNotFoundError, BlockingIOError):
+            with suppress(FileNotFoundError, BlockingIOError, PermissionError):
                 if part.is_dir():
                     _remove_if_dead(part)
                 elif age(part) > OLD:  # files of earlier versions
