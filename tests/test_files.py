@@ -134,10 +134,13 @@ def test_rows_of_other_data_are_forgotten(cells, quick, tmp_path):
 
 SAVER = textwrap.dedent(
     """
-    import os, sys, scalloy as sa
+    import os, sys, time, scalloy as sa
     models = [sa.load(sys.argv[1]), sa.load(sys.argv[1])]
     models[1].module.enc_z.head.loc.bias.data += 1
-    print("ready", flush=True)
+    begun = time.perf_counter()
+    for model in models:
+        model.save(sys.argv[2], overwrite=True, save_anndata=True)
+    print(time.perf_counter() - begun, flush=True)
     for line in sys.stdin:  # a child for each kill: it saves one model after the other
         child = os.fork()
         models.reverse()
@@ -150,23 +153,22 @@ SAVER = textwrap.dedent(
         print("dead", flush=True)
     """
 )
+SAVED = STORED / "format-2-python-3.11" / "cgmdvae"
 
 
 def test_killed_while_it_saves(tmp_path):
     """Whatever moment a process is killed at, the folder holds one of the two models, whole."""
-    folder = STORED / "format-2-python-3.11" / "cgmdvae"
-    codes = [np.load(folder / "latent.npy") + shift for shift in (0, 1)]
+    codes = [np.load(SAVED / "latent.npy") + shift for shift in (0, 1)]
     target, rng, seen = tmp_path / "target", random.Random(1), set()
-    sa.load(folder).save(target, save_anndata=True)
-    command = [sys.executable, "-c", SAVER, str(folder), str(target)]
+    command = [sys.executable, "-c", SAVER, str(SAVED), str(target)]
     saver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert saver.stdin is not None
     assert saver.stdout is not None
-    assert saver.stdout.readline() == "ready\n"
+    both = float(saver.stdout.readline())  # seconds that saving both takes
     for _ in range(int(os.environ.get("SCALLOY_KILLS", "15"))):
         print("go", file=saver.stdin, flush=True)
         child = int(saver.stdout.readline())
-        signal.sigtimedwait([], rng.uniform(0, 0.3))
+        signal.sigtimedwait([], rng.uniform(0, 3 * both))
         os.kill(child, signal.SIGKILL)
         assert saver.stdout.readline() == "dead\n"
         z = sa.load(target).get_latent_representation()
@@ -176,10 +178,83 @@ def test_killed_while_it_saves(tmp_path):
     saver.stdin.close()
     saver.wait()
     assert seen == {0, 1}
-    for part in target.glob(".*.part"):
-        os.utime(part, (0, 0))
-    sa.load(folder).save(target, overwrite=True)
+    for file in target.iterdir():
+        os.utime(file, (0, 0))
+    sa.load(SAVED).save(target, overwrite=True)
     assert len(list(target.iterdir())) == 2  # what the killed ones left is gone
+
+
+def processes(tmp_path, rounds, what):
+    command = [sys.executable, Path(__file__).parent / "savers.py", SAVED, tmp_path / "m", str(rounds), what]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("what", ["savers", "reader"])
+def test_several_processes_in_one_folder(tmp_path, what):
+    """Two that save, or one that saves and one that loads: nothing is lost, nothing looks damaged."""
+    assert processes(tmp_path, 12, what)["lost"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["savers", "reader"])
+def test_several_processes_in_one_folder_many_times(tmp_path, what):
+    assert processes(tmp_path, 200, what) == {"lost": [], "seen": [0, 1]}
+
+
+def test_a_save_removes_what_it_replaced_and_no_more(copy):
+    """Files that another process is about to name stay; those that nobody has named for long go."""
+    model = sa.load(copy)
+    before = {p.name for p in copy.glob("weights-*")}
+    fresh, old = (copy / f"weights-{c * 16}.safetensors" for c in "ab")
+    fresh.write_bytes(b"being saved")
+    old.write_bytes(b"left")
+    os.utime(old, (0, 0))
+    model.module.enc_z.head.loc.bias.data += 1
+    model.save(copy, overwrite=True)
+    held = {p.name for p in copy.iterdir()}
+    assert fresh.name in held
+    assert old.name not in held
+    assert not before & held
+    assert not list(copy.glob("cells-*"))
+    assert sa.load(copy).adata is None
+
+
+def test_a_model_of_the_first_format_is_replaced(tmp_path):
+    folder = Path(shutil.copytree(STORED / "format-1" / "vae", tmp_path / "m"))
+    model = sa.load(folder)
+    model.save(folder, overwrite=True, save_anndata=True)
+    held = {p.name for p in folder.iterdir()}
+    assert not held & set(_files.NAMES_OF_1.values())
+    assert sa.load(folder).adata.n_obs == 60
+
+
+def test_modes_of_a_model_stay(copy):
+    model = sa.load(copy)
+    for file in copy.iterdir():
+        file.chmod(0o600)
+    model.save(copy, overwrite=True, save_anndata=True)
+    named = [
+        copy / n for n in (*json.loads((copy / "model.json").read_text())["files"].values(), "model.json")
+    ]
+    assert {p.stat().st_mode & 0o777 for p in named} == {0o600}
+
+
+def test_what_a_dead_writer_left_does_not_make_a_folder_full(copy, tmp_path):
+    model, folder = sa.load(copy), tmp_path / "new"
+    (folder / f".{'0' * 16}.part").mkdir(parents=True)
+    model.save(folder)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_file_that_lacks_is_said_at_once(copy):
+    """Nobody has replaced the model: it is damaged, and reading it again would not help."""
+    next(copy.glob("weights-*")).unlink()
+    with pytest.raises(DamagedFileError, match="it lacks weights"):
+        sa.load(copy)
+    with pytest.raises(DamagedFileError, match="it lacks weights"):
+        sa.CGMDVAE.load(copy)
 
 
 def test_a_failure_leaves_what_was_there(copy, monkeypatch):

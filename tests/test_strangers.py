@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import anndata as ad
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -290,3 +292,94 @@ def test_no_code_is_run(copy, tmp_path):
     with pytest.raises(DamagedFileError, match="can run any code"):
         sa.load(tmp_path / "theirs")
     assert not (tmp_path / "ran").exists()
+
+
+# zarr stores --------------------------------------------------------------------------------------
+
+
+class Runs:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store of each format, whose column of ``.obs`` can be crafted."""
+
+    def made(zarr_format):
+        path = tmp_path / "cells.zarr"
+        adata = ad.AnnData(sp.csr_matrix(np.eye(3, dtype=np.float32)))
+        adata.obs["n"] = np.arange(3.0)
+        if zarr_format == 3:
+            sa.data.write_store(adata, path)
+        else:
+            with ad.settings.override(zarr_write_format=2):
+                adata.write_zarr(path)
+        return path
+
+    return made
+
+
+def test_no_pickle_of_a_zarr_store_is_run(store, tmp_path, monkeypatch):
+    """What other readers would run, as numcodecs up to 0.16.5 did, is refused by ours."""
+    import pickle
+
+    from numcodecs import pickles
+
+    monkeypatch.setattr(pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True)
+    path, mark = store(2), tmp_path / "ran"
+    array = path / "obs" / "_index"
+    about = json.loads((array / ".zarray").read_text())
+    about["filters"].append({"id": "pickle", "protocol": 5})  # behind that for text, for which zarr looks
+    about["compressor"] = None
+    (array / ".zarray").write_text(json.dumps(about))
+    (path / ".zmetadata").unlink(missing_ok=True)
+    (array / "0").write_bytes(pickle.dumps(Runs(mark)))
+    for read in (reading.read, sa.data.open_store):
+        with pytest.raises(DamagedFileError, match="decoded by pickle in obs/_index, which may run"):
+            read(path)
+    assert not mark.exists()
+    with contextlib.suppress(Exception):
+        ad.read_zarr(path)
+    assert mark.exists()  # so the store is as bad as it is meant to be
+
+
+def sharded(about, key):
+    about["codecs"].append({"name": "sharding_indexed", "configuration": {key: [{"name": "pickle"}]}})
+
+
+PICKLE = {"filters": [{"id": "pickle"}], "compressor": None}
+CODECS = {
+    "compressor": (2, "obs/n/.zarray", lambda a: a.update(compressor={"id": "pickle"})),
+    "among filters": (2, "obs/n/.zarray", lambda a: a.update(filters=[{"id": "delta"}, {"id": "pickle"}])),
+    "unknown": (2, "obs/n/.zarray", lambda a: a.update(compressor={"id": "mine.codec"})),
+    "consolidated": (2, ".zmetadata", lambda a: a.update(metadata={"X/.zarray": PICKLE})),
+    "third format": (3, "obs/n/zarr.json", lambda a: a.update(codecs=[{"name": "numcodecs.pickle"}])),
+    "by its name only": (3, "obs/n/zarr.json", lambda a: a.update(codecs=["pickle"])),
+    "within shards": (3, "obs/n/zarr.json", lambda a: sharded(a, "codecs")),
+    "of an index": (3, "obs/n/zarr.json", lambda a: sharded(a, "index_codecs")),
+    "called like attributes": (
+        3,
+        "zarr.json",
+        lambda a: a.update(consolidated_metadata={"metadata": {"attributes": {"codecs": ["pickle"]}}}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_codecs_that_are_not_known(name, store):
+    zarr_format, file, craft = CODECS[name]
+    path = store(zarr_format)
+    assert reading.read(path).n_obs == 3
+    file = path / file
+    about = json.loads(file.read_text()) if file.exists() else {}
+    craft(about)
+    file.write_text(json.dumps(about))
+    for read in (reading.read, sa.data.open_store):
+        with pytest.raises(DamagedFileError, match="no zarr store: its arrays are decoded by"):
+            read(path)

@@ -14,6 +14,7 @@ from scalloy import (
     cli_transfer,  # noqa: F401  (adds its commands to the benchmarks)
 )
 from scalloy.cli_benchmark import Out, benchmark, show
+from scalloy.cli_paths import Writes
 from scalloy.cli_train import train
 
 app = typer.Typer(
@@ -28,7 +29,9 @@ app.add_typer(benchmark, name="benchmark")
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("scalloy_demo"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the pictures."), Writes("folder for pictures", unasked=True)
+    ] = Path("scalloy_demo"),
     max_epochs: Annotated[int | None, typer.Option(help="Instead of the default number.")] = None,
 ) -> None:
     """Train on the embedded real data, print tables, save pictures (about two minutes).
@@ -61,8 +64,14 @@ def search(
     epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
     batch_key: Annotated[str | None, typer.Option(help="Column of .obs.")] = None,
     layer: Annotated[str | None, typer.Option(help="With the counts.")] = None,
-    folder: Annotated[Path, typer.Option(help="For trials and models.")] = Path("scalloy_search"),
+    folder: Annotated[
+        Path, typer.Option(help="For trials and models."), Writes("search", unasked=True)
+    ] = Path("scalloy_search"),
     resume: Annotated[bool, typer.Option(help="Go on with the search in the folder.")] = False,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Go on in a folder that was begun elsewhere."),
+    ] = False,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster.")] = None,
     out: Out = None,
 ) -> None:
@@ -85,12 +94,13 @@ def search(
         max_epochs=epochs,
         folder=folder,
         resume=resume,
+        allow_pickle=allow_pickle,
         address=address,
         batch_key=batch_key,
         layer=layer,
     )
     show(found.table.drop(columns=["folder", "error"]), out)
-    typer.echo(f"best: {found.best}, in {found.table.iloc[0]['folder']}")
+    cli_files.say(f"best: {found.best}, in {found.table.iloc[0]['folder']}")
 
 
 def main() -> None:

@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scalloy.cli_files import Commands, say
+from scalloy.cli_paths import TABLES, Writes
+
 if TYPE_CHECKING:
     import pandas as pd
 
-benchmark = typer.Typer(help="Measure our models and their rivals in one run.", no_args_is_help=True)
-Out = Annotated[Path | None, typer.Option(help="Write the table as CSV too.")]
+benchmark = typer.Typer(
+    help="Measure our models and their rivals in one run.", cls=Commands, no_args_is_help=True
+)
+_table, _pictures = Writes("table", TABLES, unasked=True), Writes("folder for pictures", unasked=True)
+Out = Annotated[Path | None, typer.Option(help="Write the table as CSV too."), _table]
 
 
 @benchmark.command()
@@ -70,7 +76,7 @@ def fit(
         scvi_epochs=scvi_epochs,
     )
     show(frame, out)
-    typer.echo(summary(frame).to_string())
+    say(summary(frame).to_string())
 
 
 @benchmark.command()
@@ -82,7 +88,7 @@ def likelihoods(
     genes: Annotated[int, typer.Option(help="Most variable genes that are kept.")] = 2000,
     epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
     out: Out = None,
-    folder: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures.")] = None,
+    folder: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures."), _pictures] = None,
 ) -> None:
     """Poisson, NB, ZIP, ZINB and more x VAE and GMVAE: evidence of held-out cells."""
     from scalloy.benchmark.likelihoods import likelihoods as run
@@ -97,10 +103,10 @@ def likelihoods(
         max_epochs=epochs,
     )
     show(frame, out)
-    typer.echo(summary(frame).to_string())
+    say(summary(frame).to_string())
     if folder is not None:
         for path in pictures(folder, frame, n_genes=genes, max_epochs=epochs):
-            typer.echo(f"saved {path}")
+            say(f"saved {path}")
 
 
 @benchmark.command()
@@ -162,7 +168,7 @@ def latent(
     epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
     bio: Annotated[bool, typer.Option(help="scib-metrics' bio-conservation too.")] = False,
     out: Out = None,
-    folder: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures.")] = None,
+    folder: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures."), _pictures] = None,
 ) -> None:
     """AE, VAE, BetaVAE, BetaVSC and PCA: label recovery, reconstruction, sparsity, time."""
     from scalloy.benchmark.latent import SETS, pictures, summary
@@ -178,11 +184,11 @@ def latent(
         bio=bio,
     )
     show(frame, out)
-    typer.echo(summary(frame).to_string())
+    say(summary(frame).to_string())
     if folder is not None:
         for name in data or SETS:
             for path in pictures(folder, name, n_genes=genes, max_epochs=epochs):
-                typer.echo(f"saved {path}")
+                say(f"saved {path}")
 
 
 @benchmark.command()
@@ -203,7 +209,7 @@ def sparse(
         return
     frame = tasks.programs(seeds=range(seeds), max_epochs=epochs)
     show(frame, out)
-    typer.echo(tasks.summary(frame).to_string())
+    say(tasks.summary(frame).to_string())
 
 
 @benchmark.command()
@@ -246,7 +252,7 @@ def clustering(
     settings = {"scvi_epochs": scvi_epochs, "n_genes": genes, "max_epochs": epochs, "original": original}
     frame = run(data or SETS, seeds=range(seeds), **settings)
     show(frame, out)
-    typer.echo(summary(frame).to_string())
+    say(summary(frame).to_string())
 
 
 @benchmark.command()
@@ -271,7 +277,7 @@ def labels(
     else:
         frame = tasks.few(data or ("pbmc4k_dcc", "zeisel_cortex"), scanvi=scanvi, **settings)
     show(frame, out)
-    typer.echo(tasks.summary(frame).to_string())
+    say(tasks.summary(frame).to_string())
 
 
 @benchmark.command()
@@ -293,7 +299,7 @@ def style(
     data: Annotated[str, typer.Option(help="kang_subset, which is embedded, or kang.")] = "kang_subset",
     seeds: Annotated[int, typer.Option(help="How many.")] = 3,
     epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Folder for pictures of w.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for pictures of w."), _pictures] = None,
     out: Out = None,
 ) -> None:
     """Conditions in the style latent w under the standard prior and a learned one."""
@@ -329,7 +335,7 @@ def multimodal(
     else:
         frame = run(data, [*(model or MODELS), *rival], n_folds=folds, **epochs_of)
         show(frame, out)
-        typer.echo(summary(frame).to_string())
+        say(summary(frame).to_string())
 
 
 @benchmark.command()
@@ -349,11 +355,13 @@ def coupling(
     frame = run(**{k: v for k, v in given.items() if v is not None})
     show(frame, out)
     by = [c for c in ("radius", "joint") if c in frame]
-    typer.echo(frame.drop(columns="seed").groupby(by, sort=False).agg(["mean", "std"]).round(3).to_string())
+    say(frame.drop(columns="seed").groupby(by, sort=False).agg(["mean", "std"]).round(3).to_string())
 
 
 def show(frame: pd.DataFrame, out: Path | None) -> None:
     """Print a table, and write it if asked."""
-    typer.echo(frame.round(3).to_string(index=False))
+    from scalloy.data import writing
+
+    say(frame.round(3).to_string(index=False))
     if out is not None:
-        frame.to_csv(out, index=False)
+        writing.put(out, frame.to_csv(index=False).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from scalloy.cli_paths import CELLS, Writes, checked
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,30 +31,49 @@ LOGGERS = (
     "lightning.fabric.utilities.seed",
     "scvi",
 )
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 TRACEBACK = "SCALLOY_TRACEBACK"  # set: errors as Python shows them
 
 Data = Annotated[Path, typer.Argument(help="Cells: an h5ad or h5mu file, or a zarr store.")]
 Model = Annotated[Path, typer.Argument(metavar="MODELDIR", help="Folder that `train` or `save` wrote.")]
-Result = Annotated[Path, typer.Option("--out", "-o", help="Ends in .h5ad, .h5mu or .zarr.")]
+_cells = typer.Option("--out", "-o", help="Ends in .h5ad, .h5mu or .zarr.")
+Result = Annotated[Path, _cells, Writes("file of cells", CELLS, over=("data",))]
+New = Annotated[Path, _cells, Writes("file of cells", CELLS)]
 Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 Key = Annotated[str | None, typer.Option("--key-added", help="In keys, instead of the model's name.")]
 
 
 class Commands(TyperGroup):
-    """Errors of a command are one line and exit code 1, Ctrl-C is 130."""
+    """Paths are looked at first; errors of a command are one line and exit code 1, Ctrl-C is 130."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = super().get_command(ctx, cmd_name)
+        if found is not None and found.callback is not None and not hasattr(found, "commands"):
+            found.callback = checked(found.callback)
+        return found
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.secho("stopped", err=True, fg="yellow")
+            say("stopped", err=True, fg="yellow")
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             own = hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError)
             if own or os.environ.get(TRACEBACK):  # typer's are about usage
                 raise
-            typer.secho(f"error: {said(error)}", err=True, fg="red")
+            say(f"error: {said(error)}", err=True, fg="red")
             raise typer.Exit(1) from None
+
+
+def say(text: str, **style: Any) -> None:
+    """Print a text; what terminals would obey is shown and not obeyed."""
+    typer.secho(shown(text), **style)
+
+
+def shown(text: str) -> str:
+    """Names of genes and cells may hold anything, also what moves the cursor."""
+    return OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def said(error: BaseException) -> str:
@@ -70,7 +92,7 @@ def warn_in_one_line() -> None:
     """Warnings to the user as one line without a place in the code."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        typer.secho(f"warning: {' '.join(str(message).split())}", err=True, fg="yellow")
+        say(f"warning: {' '.join(str(message).split())}", err=True, fg="yellow")
 
     warnings.showwarning = show
 
@@ -105,33 +127,12 @@ def attached(path: Path, data: Any) -> tuple[ScalloyModel, bool]:
     return model, same
 
 
-def check_out(path: Path, *, force: bool) -> None:
-    """What is there is not written over unasked, and it can be written; before any work is done."""
-    from scalloy.data import writing
-
-    if path.exists() and not force and not (path.is_dir() and not any(path.iterdir())):
-        msg = f"`{path}` exists. Pass `--force` to write over it, or another `--out`."
-        raise FileExistsError(msg)
-    with writing.explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writing.put(path.parent / f".{os.getpid()}.scalloy", b"")
-        (path.parent / f".{os.getpid()}.scalloy").unlink()
-
-
-def check_result(path: Path, *, force: bool) -> None:
-    """The same of cells, which have a kind."""
-    from scalloy.data import cells
-
-    cells.check_kind(path)
-    check_out(path, force=force)
-
-
 def write(data: Any, path: Path) -> None:
     """Cells with the results in them."""
     from scalloy.data import cells
 
     cells.write(data, path)
-    typer.echo(f"saved {path}")
+    say(f"saved {path}")
 
 
 def value(text: str) -> Any:
@@ -202,7 +203,7 @@ def table(rows: dict[str, Any]) -> None:
     """Names and what they are, in two columns."""
     width = max(map(len, rows))
     for name, what in rows.items():
-        typer.echo(f"  {name:<{width}}  {what}")
+        say(f"  {name:<{width}}  {what}")
 
 
 def interrupted(model: Any) -> bool:
@@ -215,6 +216,11 @@ def quiet() -> None:
     """What other packages say of themselves is left out."""
     import logging
 
+    def safely(record: logging.LogRecord) -> bool:
+        record.msg, record.args = shown(record.getMessage()), ()
+        return True
+
+    logging.getLogger("scalloy").addFilter(safely)
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalloy import cli_files as files
-from scalloy.cli_files import Data, Force, Key, Model, Result
+from scalloy.cli_files import Data, Force, Key, Model, New, Result
+from scalloy.cli_paths import PAGES, TABLES, Writes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,11 +29,10 @@ def embed(model: Model, data: Data, out: Result, key_added: Key = None, force: F
     """
     from scalloy import _keys
 
-    files.check_result(out, force=force)
     cells, trained = files.read(data), files.load(model)
     key = _keys.latent(key_added or trained.name)
     cells.obsm[key] = trained.get_latent_representation(cells)
-    typer.echo(f'{cells.n_obs:,} cells x {cells.obsm[key].shape[1]} latents in .obsm["{key}"]')
+    files.say(f'{cells.n_obs:,} cells x {cells.obsm[key].shape[1]} latents in .obsm["{key}"]')
     files.write(cells, out)
 
 
@@ -43,21 +43,20 @@ def annotate(model: Model, data: Data, out: Result, key_added: Key = None, force
 
       scalloy annotate model cells.h5ad -o annotated.h5ad
     """
-    files.check_result(out, force=force)
     cells, trained = files.read(data), files.load(model)
     before = {name: set(getattr(cells, name)) for name in ("obs", "obsm", "uns")}
     trained.annotate(cells, key_added=key_added)
     for name, known in before.items():
         for key in getattr(cells, name):
             if key not in known:
-                typer.echo(f'.{name}["{key}"]')
+                files.say(f'.{name}["{key}"]')
     files.write(cells, out)
 
 
 def transfer(
     model: Model,
     data: Data,
-    out: Result,
+    out: New,
     to: Annotated[str, typer.Option(help="The condition.")],
     where: Annotated[
         list[str] | None, typer.Option(help="Only cells with this value: 'cell_type=B cells'.")
@@ -90,7 +89,6 @@ def transfer(
       scalloy transfer model cells.h5ad -o treated.h5ad --to stimulated --where condition=control
       --where "cell_type=B cells"
     """
-    files.check_result(out, force=force)
     cells = files.read(data)
     trained: Any = files.attached(model, cells if trained_on is None else files.read(trained_on))[0]
     if not hasattr(trained, "transfer"):
@@ -103,9 +101,7 @@ def transfer(
     settings = {"n_samples": samples, "library_size": library_size, "seed": seed}
     made = trained.transfer(source, to=to, route=route, context=source if own_context else None, **settings)
     by = [k for k in ("transfer_group", "transfer_from", "transfer_far") if k in made.obs]
-    typer.echo(
-        made.obs.groupby(by, observed=True).size().rename("cells").reset_index().to_string(index=False)
-    )
+    files.say(made.obs.groupby(by, observed=True).size().rename("cells").reset_index().to_string(index=False))
     files.write(made, out)
 
 
@@ -120,7 +116,9 @@ def compare(
     test: Annotated[str, typer.Option(help="mmd, energy or classifier.")] = "mmd",
     permutations: Annotated[int, typer.Option(help="At most.")] = 1000,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the table as CSV too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the table as CSV too."), Writes("table", TABLES)
+    ] = None,
     force: Force = False,
 ) -> None:
     """Are the cells of two groups alike in a latent space? A test that permutes donors.
@@ -134,10 +132,7 @@ def compare(
     """
     from scalloy.cli_benchmark import show
     from scalloy.compare import groups
-    from scalloy.data import writing
 
-    if out is not None:
-        files.check_out(out, force=force)
     cells, key = _located(source, data, use_rep)
     frame = groups(
         cells,
@@ -150,10 +145,9 @@ def compare(
         n_permutations=permutations,
         rng=seed,
     )
-    show(frame, None)
+    show(frame, out)
     if out is not None:
-        writing.put(out, frame.to_csv(index=False).encode())
-        typer.echo(f"saved {out}")
+        files.say(f"saved {out}")
 
 
 def _located(source: Path, data: Path | None, use_rep: str | None) -> tuple[AnnData, str]:
@@ -184,7 +178,9 @@ def _located(source: Path, data: Path | None, use_rep: str | None) -> tuple[AnnD
 def report(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page, report.html say.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The page, report.html say."), Writes("page", PAGES)
+    ],
     key: Annotated[
         list[str] | None, typer.Option("--key", help="Column of .obs to colour by, not those registered.")
     ] = None,
@@ -209,11 +205,10 @@ def report(
     import matplotlib as mpl
 
     mpl.use("Agg")
-    files.check_out(out, force=force)
     cells = files.read(data)
     trained, same = files.attached(model, cells)
     given = None if same else cells
     asked = {"keys": key, "held_out": held_out, "max_epochs": epochs, "title": title, "seed": seed}
     for finding in trained.report(out, given, overwrite=force, **asked):  # type: ignore[arg-type]
-        typer.echo(f"look: {finding}")
-    typer.echo(f"saved {out}")
+        files.say(f"look: {finding}")
+    files.say(f"saved {out}")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from scalloy.cli_benchmark import Out, benchmark, show
+from scalloy.cli_files import say
 
 
 @benchmark.command()
@@ -31,9 +32,7 @@ def scale(
     if one_of("what", what, ("growth", "shuffling", "reading", "inference")) == "shuffling":
         frame = shuffling(data, seeds=range(seeds), **some)
         show(frame, out)
-        typer.echo(
-            frame.drop(columns="seed").groupby("from", sort=False).agg(["mean", "std"]).round(3).to_string()
-        )
+        say(frame.drop(columns="seed").groupby("from", sort=False).agg(["mean", "std"]).round(3).to_string())
     elif what == "reading":
         show(reading(data, **({"cells": cells[0]} if cells else {})), out)
     elif what == "inference":
@@ -47,4 +46,4 @@ def scale(
         }
         frame = run(data, **some)
         show(frame, out)
-        typer.echo(summary(frame).round(3).to_string(index=False))
+        say(summary(frame).round(3).to_string(index=False))

@@ -10,6 +10,7 @@ import typer
 
 from scalloy import cli_files as files
 from scalloy.cli_files import Data, Force
+from scalloy.cli_paths import Writes
 
 if TYPE_CHECKING:
     from scalloy.models._base import ScalloyModel
@@ -42,7 +43,9 @@ _data, _training = "What is where in the data", "Training"
 
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="MODELDIR", help="Folder for the model.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="MODELDIR", help="Folder for the model."), Writes("model")
+    ],
     model: Annotated[
         Text,
         typer.Option(help="VAE (the default), BetaVAE, AE, GMVAE, CGMDVAE, TRVAE, BetaVSC, POISEVAE."),
@@ -81,7 +84,9 @@ def train(
         Text, typer.Option(help="cpu, gpu, ...; the best at hand.", rich_help_panel=_training)
     ] = None,
     checkpoint_dir: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints.", rich_help_panel=_training)
+        Path | None,
+        typer.Option(help="Folder for checkpoints.", rich_help_panel=_training),
+        Writes("checkpoint", unasked=True),
     ] = None,
     resume: Annotated[
         bool | None,
@@ -109,13 +114,12 @@ def train(
         flags["checkpoint_dir"] = str(checkpoint_dir)
     known = ("model", *SET_UP, *TRAINING, "set")
     given = settings(files.of_config(config, known), {k: v for k, v in flags.items() if k in known}, values)
-    files.check_out(out, force=force)
     made, begun = build(files.read(data), given), time.perf_counter()
     fit(made, given, progress=progress)
     made.save(out, overwrite=force, save_anndata=save_cells)
     report(made, out, time.perf_counter() - begun)
     if files.interrupted(made):
-        typer.secho("stopped before the end, with the best weights so far", err=True, fg="yellow")
+        files.say("stopped before the end, with the best weights so far", err=True, fg="yellow")
         raise typer.Exit(files.INTERRUPTED)
 
 
@@ -168,7 +172,7 @@ def fit(model: ScalloyModel, given: dict[str, Any], *, progress: bool) -> None:
 def report(model: ScalloyModel, out: Path, seconds: float) -> None:
     """What was reached, in a few lines."""
     cells, history = model.adata, model.history
-    typer.echo(f"{type(model).__name__} of {cells.n_obs:,} cells x {cells.n_vars:,} genes, seed {model.seed}")
+    files.say(f"{type(model).__name__} of {cells.n_obs:,} cells x {cells.n_vars:,} genes, seed {model.seed}")
     most = getattr(getattr(model, "trainer", None), "max_epochs", None)
     n = len(history["elbo_train"])
     rows: dict[str, Any] = {"epochs": f"{n} of at most {most} in {seconds:.0f} s"}

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from scalloy.cli_benchmark import Out, benchmark, show
+from scalloy.cli_files import say
+from scalloy.cli_paths import PAGES, Writes
 
 
 @benchmark.command()
@@ -24,11 +26,16 @@ def transfer(
     unseen: Annotated[str | None, typer.Option(help="Also not trained on: batch=donor_1015")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
     out: Out = None,
-    html: Annotated[Path | None, typer.Option(help="Write the table as a page too.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write the table as a page too."),
+        Writes("page", PAGES, unasked=True),
+    ] = None,
 ) -> None:
     """Prediction of a cell type under a condition in which it was never seen, beside the baselines."""
     from scalloy.benchmark import transfer as run
     from scalloy.benchmark.transfer import summary
+    from scalloy.data import writing
 
     frame = run(
         data,
@@ -45,9 +52,9 @@ def transfer(
     )
     show(frame, out)
     table = summary(frame)
-    typer.echo(table.to_string())
+    say(table.to_string())
     if html is not None:
-        html.write_text(table.to_html() + frame.round(3).to_html(index=False))
+        writing.put(html, (table.to_html() + frame.round(3).to_html(index=False)).encode())
 
 
 @benchmark.command()
@@ -66,4 +73,4 @@ def counterfactual(
     settings = {"n_obs": cells, "n_conditions": conditions, "max_epochs": epochs}
     frame = run(model or None, seeds=range(seeds), **settings)
     show(frame, out)
-    typer.echo(summary(frame).to_string())
+    say(summary(frame).to_string())

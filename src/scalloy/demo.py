@@ -105,6 +105,7 @@ def pictures(model: VAE, adata: AnnData, folder: Path) -> list[Path]:
     import scanpy as sc
 
     from scalloy import pl
+    from scalloy.data import cells as files
 
     terms = ("elbo", "reconstruction_loss", "kl_z")
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
@@ -123,5 +124,5 @@ def pictures(model: VAE, adata: AnnData, folder: Path) -> list[Path]:
     figure.savefig(umap, dpi=130)
     plt.close("all")
     cells = folder / "kang_vae.h5ad"
-    adata.write_h5ad(cells)
+    files.write(adata, cells)
     return [curves, umap, cells]

@@ -227,7 +227,7 @@ def _as_anndata(
 
 def _explained(found: dict[str, Change | None], genes: list[str]) -> dict[str, Any]:
     """Shift of each group and its standard deviation by gene, factors of its counts, and what taught it."""
-    known = {k.replace("/", "|"): c for k, c in found.items() if c is not None}  # as keys of an h5ad file
+    known = {_keys.safe(k): c for k, c in found.items() if c is not None}  # as keys of an h5ad file
     said: dict[str, Any] = {
         "shift": pd.DataFrame({k: c.shift.mean for k, c in known.items()}, index=genes),
         "sd": pd.DataFrame({k: c.shift.sd for k, c in known.items()}, index=genes),

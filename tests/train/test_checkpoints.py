@@ -193,3 +193,36 @@ def test_a_broken_loss_names_term_cell_and_gene(cells):
     assert list(caught.value.rows) == [17]
     assert list(caught.value.genes) == [5]
     assert all(v.isfinite().all() for v in model.module.parameters())
+
+
+@pytest.mark.parametrize("monitor", ["validation_loss", "kl_z_validation"])
+def test_checkpoints_of_scvi_tools_are_loaded_in_the_end(cells, tmp_path, monitor):
+    """The best by what the user watches, which need not be what the model restores by itself."""
+    from scvi.train import SaveCheckpoint
+
+    setup("VAE", cells)
+    model = MODELS["VAE"](cells)
+    asked = SaveCheckpoint(
+        dirpath=str(tmp_path), monitor=monitor, load_best_on_end=True, check_nan_gradients=True
+    )
+    model.train(callbacks=[asked], **RUN)
+    best = sa.load(asked.best_model_path, cells)
+    same(weights(model), weights(best))
+    assert asked.load_best_on_end
+    assert asked.check_nan_gradients
+    values = model.history[monitor].iloc[:, 0].astype(float)
+    assert float(asked.best_model_score) == pytest.approx(values.min())
+    assert model.is_trained
+    model.get_latent_representation()
+
+
+def test_a_broken_loss_is_named_beside_checkpoints_of_scvi_tools(cells, tmp_path):
+    from scvi.train import SaveCheckpoint
+
+    setup("VAE", cells)
+    model = MODELS["VAE"](cells)
+    cells.X[17, 5] = np.float32(3e38)  # after the checks
+    asked = SaveCheckpoint(dirpath=str(tmp_path), load_best_on_end=True, check_nan_gradients=True)
+    with pytest.raises(NonFiniteLoss, match=r"reconstruction_loss.*cell_17"):
+        model.train(callbacks=[asked], **RUN)
+    assert all(v.isfinite().all() for v in model.module.parameters())

@@ -179,3 +179,36 @@ def test_a_missing_extra_names_itself(monkeypatch, cells):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'scalloy\[search\]'"):
         sa.search(cells)
+
+
+def test_a_search_of_others_is_not_read_unasked(cells, tmp_path, monkeypatch):
+    """Ray's state is a pickle: what somebody else has put there does not run."""
+    import pickle
+    from pathlib import Path
+
+    from scalloy.train import consent
+
+    class Runs:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    monkeypatch.setattr(consent, "known", lambda: tmp_path / "mine")
+    folder = tmp_path / "search"
+    given = {"space": {"n_hidden": [8], "n_latent": [2]}, "folder": folder, **SMALL, "max_epochs": 2}
+    first = sa.search(cells, **given)
+    again = sa.search(cells, resume=True, **given)
+    pd.testing.assert_frame_equal(first.table.drop(columns="folder"), again.table.drop(columns="folder"))
+    monkeypatch.setattr(consent, "known", lambda: tmp_path / "of another machine")
+    state = (folder / "tuner.pkl").read_bytes()
+    (folder / "tuner.pkl").write_bytes(pickle.dumps(Runs()))
+    for token in (None, "", "../../etc", (folder / consent.TOKEN).read_text()):
+        if token is None:
+            (folder / consent.TOKEN).rename(tmp_path / "token")
+        else:
+            (folder / consent.TOKEN).write_text(token)
+        with pytest.raises(ValueError, match=r"was not begun by you.*Pass `allow_pickle=True`"):
+            sa.search(cells, resume=True, **given)
+    assert not (tmp_path / "ran").exists()
+    (folder / "tuner.pkl").write_bytes(state)
+    asked = sa.search(cells, resume=True, allow_pickle=True, **given)
+    assert list(asked.table["status"]) == ["finished"]

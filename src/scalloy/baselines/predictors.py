@@ -27,6 +27,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scalloy import _keys
 from scalloy.baselines.learned import learned_pooling
 from scalloy.baselines.pooling import partial_pooling
 from scalloy.baselines.shifts import SHIFTS, closeness, tuned
@@ -164,7 +165,7 @@ class Baseline:
                 x[rows] = log_scaled(normalised(drawn[rows]), target_sum)
             elif self.method in POOLED:
                 found = POOLED[self.method](seen.control, seen.shift, x[rows].mean(0), **seen.noise)
-                sd[f"{name} from {source}"] = found.sd_of_mean(x[rows])
+                sd[_keys.safe(f"{name} from {source}")] = found.sd_of_mean(x[rows])
                 x[rows] = with_mean_shift(x[rows], found.mean)
             else:
                 x[rows] = self._predicted(seen, x[rows])

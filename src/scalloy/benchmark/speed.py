@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -123,9 +124,13 @@ def _to_the_same_elbo(job: dict[str, Any], repeats: int, scvi_epochs: int | None
 
 
 def in_process(job: dict[str, Any], module: str = "scalloy.benchmark.speed") -> dict[str, Any]:
-    """What a module of benchmarks finds in a process of its own, which prints it as JSON at the end."""
-    command = [sys.executable, "-W", "ignore", "-m", module, json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """What a module of benchmarks finds in a process of its own, which prints it as JSON at the end.
+
+    It imports nothing from the folder that the user works in (``-P``).
+    """
+    command = [sys.executable, "-P", "-W", "ignore", "-m", module, json.dumps(job)]
+    around = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if os.path.isabs(p))}
+    done = subprocess.run(command, env=around, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         msg = f"the run of {job.get('model', module)} ({job['kind']}) failed: {last}"

@@ -96,10 +96,13 @@ def _compiled(work: Callable) -> Any:
 
 
 def _compile_elsewhere(work: Callable) -> None:
-    """Have a process of its own compile a function and keep the code; if it cannot, this one will."""
+    """Have a process of its own compile a function and keep the code; if it cannot, this one will.
+
+    It imports nothing from the folder that the user works in (``-P``), where a ``numba.py`` may lie.
+    """
     code = "import sys; from scalloy.blocks import team; team.keep(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, work.__module__, work.__name__]
-    around = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-P", "-c", code, work.__module__, work.__name__]
+    around = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if os.path.isabs(p))}
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         subprocess.run(command, env=around, capture_output=True, timeout=SECONDS, check=False)
 

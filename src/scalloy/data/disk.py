@@ -22,7 +22,9 @@ from anndata import AnnData
 from anndata.abc import CSRDataset
 from anndata.io import read_elem, sparse_dataset
 
+from scalloy.data import reading
 from scalloy.data.checks import within
+from scalloy.data.parts import recovered
 
 BUFFER = 3_000_000  # entries of the matrix in memory at once
 BLOCKS = 32  # of neighbours, of which a buffer is made
@@ -156,9 +158,11 @@ def open_store(path: str | Path) -> AnnData:
     """
     import zarr
 
-    if not Path(path).is_dir():
+    if not recovered(Path(path)).is_dir():
         msg = f"There is no store `{path}`. Write one with `sa.data.write_store(adata, {str(path)!r})`."
         raise FileNotFoundError(msg)
+    with reading.refused(Path(path), "zarr store"):
+        reading.check_codecs(Path(path))
     try:
         group = zarr.open_group(path, mode="r")
         kinds = [dict(part.attrs).get("encoding-type") for part in (group, group["X"])]

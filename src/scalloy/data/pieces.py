@@ -16,11 +16,12 @@ from anndata import AnnData
 from anndata.io import write_elem
 from pandas.api.types import union_categoricals
 
-from scalloy.data import writing
+from scalloy.data import cells, writing
 from scalloy.data.align import named_layers, shallow
 from scalloy.data.checks import check_type
 from scalloy.data.disk import DiskRows, is_on_disk, whole_of
 from scalloy.data.loader import as_positions
+from scalloy.data.parts import recovered
 
 PIECE = 65_536  # cells of a backed object in memory at once
 CHUNK, SHARD = 32_768, 128  # entries of an array that are compressed together, and chunks in a file of zarr
@@ -174,17 +175,22 @@ def growing(group: Any, name: str, like: Any) -> Growing | GrowingRows | Growing
     return GrowingRows(group, name, like) if sp.issparse(like) else Growing(group, name, like)
 
 
-def write_pieces(path: Path, pieces: Iterable[AnnData], *, overwrite: bool = False) -> None:
+def write_pieces(
+    path: Path, pieces: Iterable[AnnData], *, overwrite: bool = False, source: Any = None
+) -> None:
     """One h5ad or zarr file of the cells of several objects, one after the other, in bounded memory.
 
-    ``.var`` and ``.uns`` are those of the first. Until all is written, what was there stays.
+    ``.var`` and ``.uns`` are those of the first. Until all is written, what was there stays. It may not be
+    what the pieces are read from, the ``source``.
     """
-    if path.exists() and not overwrite:
+    if recovered(path).exists() and not overwrite:
         msg = f"`{path}` exists. Pass `overwrite=True`, or another name."
         raise FileExistsError(msg)
     if path.suffix not in SUFFIXES:
         msg = f"`{path}` does not say what it is. Pass a name that ends in one of: {', '.join(SUFFIXES)}."
         raise ValueError(msg)
+    cells.check_place(path)
+    cells.check_apart(path, source)
     nullable = anndata.settings.override(allow_write_nullable_strings=True)
     with writing.explained(path), nullable, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*autosharding.*")  # of small arrays

@@ -22,8 +22,9 @@ import anndata
 import mudata
 import scipy.sparse as sp
 
-from scalloy.data import structure, writing
-from scalloy.data.checks import within
+from scalloy.data import codecs, structure, writing
+from scalloy.data.checks import few, within
+from scalloy.data.parts import recovered
 
 SECONDS, PER_SECOND = 30, 2 << 20  # for a look at a file, and bytes in each further one
 EMPTY = 1 << 30  # bytes that a zarr store may declare beyond what it holds: zeros are not stored
@@ -56,7 +57,7 @@ looked at first.
     path
         The file, or the folder of a zarr store.
     """
-    path = Path(path)
+    path = recovered(Path(path))
     if path.is_dir():
         return _read_zarr(path)
     if not path.is_file():
@@ -82,7 +83,7 @@ def _read_zarr(path: Path) -> Any:
 
 
 def check_store(path: Path) -> None:
-    """No link lies in a zarr store, and its arrays are not far larger than what is stored."""
+    """No link lies in a zarr store, decoding runs nothing, and no array is far larger than what is stored."""
     import zarr
 
     held = 0
@@ -92,11 +93,19 @@ def check_store(path: Path) -> None:
                 msg = f"{name} is a link, which may lead out of the store"
                 raise DamagedFileError(msg)
         held += sum((Path(folder) / name).stat().st_size for name in names)
+    check_codecs(path)
     items = [item for _, item in zarr.open_group(path, mode="r").members(max_depth=None)]
     arrays = [item for item in items if isinstance(item, zarr.Array)]
     declared = sum(math.prod(a.shape) * max(1, a.dtype.itemsize) for a in arrays)
     if declared > EMPTY + structure.RATIO * held:
         msg = f"its arrays declare {declared:,} bytes, of which {held:,} are stored"
+        raise DamagedFileError(msg)
+
+
+def check_codecs(path: Path) -> None:
+    """The arrays of a zarr store are decoded without running what they hold."""
+    if unknown := codecs.unknown_codecs(path):
+        msg = f"its arrays are decoded by {few(unknown)}, which may run any code, or is not known"
         raise DamagedFileError(msg)
 
 
@@ -130,7 +139,7 @@ def check_sparse(data: Any) -> None:
 
 
 def digested(folder: Path, name: Any, names: re.Pattern[str]) -> Path:
-    """A file of :func:`scalloy.data.writing.put_digested`, with one of these names, which hold its digest."""
+    """A file of :func:`scalloy.data.writing.put_named`, with one of these names, which hold its digest."""
     if not isinstance(name, str) or not names.fullmatch(name):
         msg = f"it names the file {str(name)[:100]!r}"
         raise DamagedFileError(msg)

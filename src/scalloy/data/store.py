@@ -7,7 +7,6 @@ each part is put in order in memory.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,12 @@ from anndata import AnnData
 from anndata.abc import CSRDataset
 from anndata.io import read_elem, sparse_dataset
 
-from scalloy.data import reading
+from scalloy.data import cells, reading
 from scalloy.data.align import named_layers
 from scalloy.data.checks import check_type, few, twice_in
 from scalloy.data.disk import open_store
 from scalloy.data.loader import as_rows
+from scalloy.data.parts import part_of
 from scalloy.data.pieces import joined, write_pieces
 
 PART = 12_000_000  # entries of the matrix that are put in order in memory at once
@@ -152,16 +152,18 @@ def write_store(
     if path.suffix != ".zarr":
         msg = f"`path={str(path)!r}` is no name of a store. Pass one that ends in `.zarr`."
         raise ValueError(msg)
+    cells.check_place(path)
+    cells.check_apart(path, *(data if several else [data]))
     wanted = pd.Index(sources[0].var.index if genes is None else genes).astype(str)
     for source in sources:
         source.choose(wanted)
     obs = joined([s.obs for s in sources])
     obs = obs[[c for c in obs if not str(c).startswith("_scvi")]]
     var = sources[0].var.set_axis(sources[0].var.index.astype(str)).loc[wanted]
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".parts", dir=_folder(path)) as folder:
+    with part_of(_folder(path)) as folder:
         if shuffle:
             order = places(len(obs), seed)
-            rows = _shuffled(sources, order, len(wanted), Path(folder))
+            rows = _shuffled(sources, order, len(wanted), folder)
             obs = obs.iloc[np.argsort(order)]
         else:
             rows = (x for source in sources for _, x in source.pieces())

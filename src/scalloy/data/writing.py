@@ -1,4 +1,8 @@
-"""Files that are there whole or not at all, and what it means when one cannot be written."""
+"""Files that are there whole or not at all, and what it means when one cannot be written.
+
+Everything is written into a part first (:mod:`scalloy.data.parts`). A file is then renamed over the one that
+was there, and a folder changes places with it.
+"""
 
 from __future__ import annotations
 
@@ -6,61 +10,102 @@ import errno
 import hashlib
 import os
 import re
-import secrets
-import shutil
-import time
-from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from scalloy.data.parts import OLD, PART, age, exchange, locked, part_of, recovered, through_links
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
-PART = re.compile(r"\.[0-9a-f]{16}\.part")
-OLD = 3600  # seconds after which a part is no longer being written
 Content = bytes | Callable[[Path], None]
+
+
+# a file, a folder, several files ----------------------------------------------------------------
 
 
 def put(path: Path, content: Content) -> None:
     """Write ``content`` (or let it write itself) as ``path``: until that is done, what was there stays."""
-    part = _written(path.parent, content)
-    try:
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    _sync(path.parent)
+    path = through_links(path)
+    with part_of(path.parent) as part:
+        new = part / "new"
+        _write(new, content)
+        _take_mode(new, path)
+        new.replace(path)
+        _sync(path.parent)
 
 
 def put_folder(path: Path, content: Callable[[Path], None]) -> None:
-    """Let ``content`` write a folder as ``path``: until that is done, what was there stays.
+    """Let ``content`` write a folder as ``path``: until that is done, what was there stays."""
+    path = recovered(through_links(path))
+    with part_of(path.parent) as part:
+        new = part / "new"
+        content(new)
+        _sync_all(new)
+        if not os.path.lexists(path):
+            new.replace(path)
+        else:
+            _take_mode(new, path)
+            exchange(new, path, part)
+        _sync(path.parent)
 
-    A folder cannot replace another in one step: the old one is moved aside first, and back if that fails.
+
+def put_named(
+    folder: Path,
+    index: str,
+    contents: Mapping[str, tuple[str, Content]],
+    about: Callable[[dict[str, str]], bytes],
+    names: re.Pattern[str],
+    unnamed: Collection[str] = (),
+) -> None:
+    """Write files and an index that names them; whatever stops it, the index and its files are there.
+
+    Several processes may do this in one folder: each removes the files that the index which it replaced had
+    named, and no others.
+
+    Parameters
+    ----------
+    folder
+        Where they lie.
+    index
+        Name of the index, which is put in place last.
+    contents
+        Suffix and content of each file, by the beginning of its name; the rest of it is its digest.
+    about
+        Content of the index, given the names of the files.
+    names
+        Names that such files have.
+    unnamed
+        Files that belong to an index which names none.
     """
-    part, old = (path.parent / f".{secrets.token_hex(8)}.part" for _ in range(2))
-    try:
-        content(part)
-        if path.exists():
-            path.replace(old)
-        try:
-            part.replace(path)
-        except OSError:
-            if old.exists():
-                old.replace(path)
-            raise
-    finally:
-        for folder in (part, old):
-            shutil.rmtree(folder, ignore_errors=True)
-    _sync(path.parent)
+    with part_of(folder) as part:
+        files = {}
+        for stem, (suffix, content) in contents.items():
+            _write(part / stem, content)
+            files[stem] = f"{stem}-{digest(part / stem)}{suffix}"
+        _write(part / index, about(files))
+        for name in (*files, index):
+            _take_mode(part / name, folder / index)
+        with locked(folder):
+            before = _named_by(folder / index, names, unnamed)
+            for stem, name in files.items():
+                (part / stem).replace(folder / name)
+            (part / index).replace(folder / index)
+            _sync(folder)
+            for file in list(folder.iterdir()):
+                if file.name in files.values() or not (names.fullmatch(file.name) or file.name in unnamed):
+                    continue
+                if file.name in before or age(file) > OLD:  # no index has come to name it
+                    file.unlink(missing_ok=True)
 
 
-def put_digested(folder: Path, stem: str, suffix: str, content: Content) -> str:
-    """Write ``content`` into ``folder`` under a name that holds its digest, and return the name."""
-    part = _written(folder, content)
-    try:
-        name = f"{stem}-{digest(part)}{suffix}"
-        part.replace(folder / name)
-    finally:
-        part.unlink(missing_ok=True)
-    return name
+def _named_by(index: Path, names: re.Pattern[str], unnamed: Collection[str]) -> set[str]:
+    """Files that an index names."""
+    if not index.is_file():
+        return set()
+    found = re.finditer(names.pattern.encode(), index.read_bytes())
+    return {match.group().decode() for match in found} or set(unnamed)
 
 
 def digest(path: Path) -> str:
@@ -69,33 +114,39 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what a writing that was killed has left."""
-    for part in folder.iterdir():
-        if PART.fullmatch(part.name) and part.is_file() and time.time() - part.stat().st_mtime > OLD:
-            part.unlink(missing_ok=True)
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a dead writer may have left."""
+    return all(PART.fullmatch(p.name) for p in folder.iterdir())
 
 
-def remove_others(folder: Path, names: re.Pattern[str], keep: Container[str]) -> None:
-    """Remove the files of these names that are no longer needed."""
-    for file in list(folder.iterdir()):
-        if names.fullmatch(file.name) and file.name not in keep:
-            file.unlink(missing_ok=True)
+# the disk ---------------------------------------------------------------------------------------
 
 
-def _written(folder: Path, content: Content) -> Path:
-    """The content in a file beside its place, safely on the disk."""
-    part = folder / f".{secrets.token_hex(8)}.part"
-    try:
-        if isinstance(content, bytes):
-            part.write_bytes(content)
-        else:
-            content(part)
-        _sync(part)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return part
+def _take_mode(new: Path, place: Path) -> None:
+    """Who may read and write what is new: those who might with what it replaces."""
+    if os.name == "nt" or not place.exists():
+        return
+    was = place.stat()
+    for owner in ((-1, was.st_gid), (was.st_uid, -1)):
+        with suppress(OSError):
+            os.chown(new, *owner)
+    mode = stat.S_IMODE(was.st_mode)
+    new.chmod(mode if new.stat().st_gid == was.st_gid else mode & ~0o070)
+
+
+def _write(place: Path, content: Content) -> None:
+    """The content, safely on the disk."""
+    if isinstance(content, bytes):
+        place.write_bytes(content)
+    else:
+        content(place)
+    _sync(place)
+
+
+def _sync_all(folder: Path) -> None:
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(inner) / name)
 
 
 def _sync(path: Path) -> None:

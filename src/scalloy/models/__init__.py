@@ -8,7 +8,7 @@ from anndata import AnnData
 
 from scalloy.models import _files
 from scalloy.models._base import ScalloyModel
-from scalloy.models._files import ABOUT, read_about
+from scalloy.models._files import ABOUT
 from scalloy.models.autoencoder import AE
 from scalloy.models.cgmdvae import CGMDVAE
 from scalloy.models.gmvae import GMVAE
@@ -53,12 +53,7 @@ def load(
         from scalloy.models._scvi import load_pickle
 
         return load_pickle(VAE, folder, adata, allow_pickle=allow_pickle)
-    about = read_about(folder)
-    name = about["model"]
-    if name not in MODELS:
-        msg = f"`{dir_path}` holds a {name[:50]!r}, which is none of {', '.join(MODELS)}."
-        raise ValueError(msg)
-    return _files.load(MODELS[name], folder, adata, about, accelerator=accelerator, device=device)
+    return _files.load(MODELS, folder, adata, accelerator=accelerator, device=device)
 
 
 __all__ = ["AE", "CGMDVAE", "GMVAE", "MODELS", "POISEVAE", "TRVAE", "VAE", "BetaVAE", "BetaVSC", "load"]

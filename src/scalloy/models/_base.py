@@ -260,10 +260,11 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
             Whether to return an annotated copy and leave ``adata`` as it is.
         """
         cells = self._own() if adata is None else adata
+        key = _keys.check_key("key_added", key_added or self.name)
         target = writable(cells, copy=copy)
-        written = self._annotations(cells, key_added or self.name)
+        written = self._annotations(cells, key)
         for attribute, values in written.items():
-            for name, value in values.items():
+            for name, value in _keys.storable(values).items():
                 getattr(target, attribute)[name] = value
         return target if copy else None
 
@@ -294,13 +295,14 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
         self._check_if_trained(warn=True)
         if adata is None or adata is self._adata:
             self._own_manager()  # its pieces are read like any cells, so what was changed is noticed here
-        cells, key = self.adata if adata is None else adata, key_added or self.name
+        cells = self.adata if adata is None else adata
+        key = _keys.check_key("key_added", key_added or self.name)
         made = (self._annotated(piece, key) for piece in pieces_of(cells))
-        write_pieces(Path(path), made, overwrite=overwrite)
+        write_pieces(Path(path), made, overwrite=overwrite, source=cells)
 
     def _annotated(self, piece: AnnData, key: str) -> AnnData:
         """Columns and annotations of cells, without their counts."""
-        written = self._annotations(piece, key)
+        written = {of: _keys.storable(values) for of, values in self._annotations(piece, key).items()}
         obs = piece.obs[[c for c in piece.obs if not str(c).startswith("_scvi")]].copy()
         for name, values in written.pop("obs", {}).items():
             obs[name] = values

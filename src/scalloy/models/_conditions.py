@@ -185,9 +185,10 @@ allow_non_counts
             )
             changes = changes_of(self, how, kwargs.get("context"))
         most = max(1, DECODED_ENTRIES // self._sizes().n_vars)
-        pieces = pieces_of(self.adata if cells is None else cells, most)
+        source = self.adata if cells is None else cells
+        pieces = pieces_of(source, most)
         made = (self._changed(piece, to, changes=changes, **kwargs) for piece in pieces)
-        write_pieces(Path(path), map(_without_shifts, made), overwrite=overwrite)
+        write_pieces(Path(path), map(_without_shifts, made), overwrite=overwrite, source=source)
 
     def predict(
         self,

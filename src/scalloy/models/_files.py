@@ -2,15 +2,16 @@
 
 A folder holds ``model.json``, which names the other files: ``weights-<digest>.safetensors`` and, if cells
 were saved, ``cells-<digest>.h5ad``. It is put in place last and in one step, so that whatever stops the
-writing, the folder holds the old model or the new one. What is read is not trusted: names, sizes, shapes and
-values are checked before anything of that size is allocated, and each file must have its digest.
+writing, the folder holds the old model or the new one; who finds that a file has gone meanwhile reads the
+new ``model.json``. What is read is not trusted: names, sizes, shapes and values are checked before anything
+of that size is allocated, and each file must have its digest.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from scvi.model._utils import parse_device_args
 from scalloy.data import cells, plain, reading, writing
 from scalloy.data.disk import is_on_disk
 from scalloy.data.fingerprint import of_names
+from scalloy.data.parts import locked
 from scalloy.models._query import own_cells
 from scalloy.vae.query import free_only
 
@@ -34,11 +36,12 @@ if TYPE_CHECKING:
 
     from scalloy.models._base import ScalloyModel
 
+    Known = type[ScalloyModel] | Mapping[str, type[ScalloyModel]]
+
 FORMAT = 3
 ABOUT = "model.json"
 NAMES = re.compile(r"(weights|cells)-[0-9a-f]{16}\.(safetensors|h5ad)")
 NAMES_OF_1 = {"weights": "model.safetensors", "cells": "adata.h5ad"}
-OLD_NAMES = re.compile("|".join(map(re.escape, NAMES_OF_1.values())))
 BENT = re.compile(r"readers\.of_[xz]\.(middle|axes|spots|gamma|bent_weight|bent_bias|share)")
 PARTS = ("train", "validation", "test")
 MUST_HAVE: dict[str, type] = {
@@ -54,6 +57,7 @@ MUST_HAVE: dict[str, type] = {
 }
 SET_UPS = {"setup_anndata", "setup_mudata"}
 KIND = "model of scalloy"
+TRIES, PATIENT = 10, 3  # to read a model that other processes replace meanwhile, and those without a lock
 Tensors = dict[str, torch.Tensor]
 
 
@@ -62,7 +66,7 @@ Tensors = dict[str, torch.Tensor]
 
 def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool) -> None:
     """Write the model into the folder ``path``."""
-    if not overwrite and path.is_dir() and any(path.iterdir()):
+    if not overwrite and path.is_dir() and not writing.is_empty(path):
         msg = f"`{path}` exists and is not empty. Pass `overwrite=True`, or another folder."
         raise FileExistsError(msg)
     if save_anndata and is_on_disk(model.adata):
@@ -75,27 +79,30 @@ def save(model: ScalloyModel, path: Path, *, overwrite: bool, save_anndata: bool
         model._own_manager()  # which are saved as the cells that it was set up with
     with writing.explained(path):
         path.mkdir(parents=True, exist_ok=True)
-        writing.remove_parts(path)
-        tensors = to_bytes(_tensors(model))
-        files = {"weights": writing.put_digested(path, "weights", ".safetensors", tensors)}
-        if save_anndata and model.adata is not None:
-            write = partial(cells.write_h5ad, model.adata)
-            files["cells"] = writing.put_digested(path, "cells", ".h5ad", write)
-        about = {
-            "format": FORMAT,
-            "model": type(model).__name__,
-            "versions": {p: version(p) for p in ("scalloy", "scvi-tools", "torch", "anndata")},
-            "init": model.init_params_["non_kwargs"],
-            "registry": model.registry,
-            "trained": model.is_trained_,
-            "query": model.module.free is not None,
-            "history": model.history_ or {},
-            "data": model._data,
-            "files": files,
+        contents: dict[str, tuple[str, writing.Content]] = {
+            "weights": (".safetensors", to_bytes(_tensors(model)))
         }
-        writing.put(path / ABOUT, plain.dumps(about))
-        for names in (NAMES, OLD_NAMES):  # of models that were here before
-            writing.remove_others(path, names, files.values())
+        if save_anndata and model.adata is not None:
+            contents["cells"] = (".h5ad", partial(cells.write_h5ad, model.adata))
+        about = partial(_about, model)
+        writing.put_named(path, ABOUT, contents, about, NAMES, NAMES_OF_1.values())
+
+
+def _about(model: ScalloyModel, files: dict[str, str]) -> bytes:
+    """Content of ``model.json``, which names the other files."""
+    about = {
+        "format": FORMAT,
+        "model": type(model).__name__,
+        "versions": {p: version(p) for p in ("scalloy", "scvi-tools", "torch", "anndata")},
+        "init": model.init_params_["non_kwargs"],
+        "registry": model.registry,
+        "trained": model.is_trained_,
+        "query": model.module.free is not None,
+        "history": model.history_ or {},
+        "data": model._data,
+        "files": files,
+    }
+    return plain.dumps(about)
 
 
 def _tensors(model: ScalloyModel) -> Tensors:
@@ -112,27 +119,18 @@ def _tensors(model: ScalloyModel) -> Tensors:
 
 
 def load(
-    cls: type[ScalloyModel],
+    known: Known,
     path: Path,
     adata: AnnData | None,
-    about: dict[str, Any] | None = None,
     *,
     accelerator: str = "auto",
     device: int | str = "auto",
 ) -> ScalloyModel:
-    """Read a model that :func:`save` wrote, of which :func:`read_about` may have been read already."""
-    about = read_about(path) if about is None else about
-    if about["model"] != cls.__name__:
-        msg = f"`{path}` holds a {about['model']}. Call `{about['model']}.load({str(path)!r})`."
-        raise ValueError(msg)
-    registry, own = about["registry"], adata is None and "cells" in about["files"]
-    with reading.refused(path, KIND):
-        registry["setup_args"] = _arguments(cls, registry)
-        tensors = _read_tensors(cls, path, about)
-        if own:
-            adata = reading.read(_checked(path, about["files"]["cells"]))
-    given = adata
-    with reading.refused(path, KIND) if own else nullcontext():
+    """Read a model that :func:`save` wrote: of one class, or of any of several by their names."""
+    cls, about, tensors, own = _read(known, path, with_cells=adata is None)
+    registry, given = about["registry"], adata if own is None else own
+    adata = given
+    with nullcontext() if own is None else reading.refused(path, KIND):
         if adata is not None:
             adata = own_cells(cls, adata, registry, 0.99) if about["query"] else cls._fitting(adata, registry)
             args = {k: registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
@@ -155,6 +153,58 @@ def load(
         *_, there = parse_device_args(**chosen, return_device="torch")
         model.to_device(there)
     return model
+
+
+def take_weights(model: ScalloyModel, path: Path) -> None:
+    """Give a model the weights of one that was saved of it."""
+    _, _, tensors, _ = _read(type(model), path, with_cells=False)
+    model.module.load_state_dict(tensors["weights"])
+
+
+def _read(known: Known, path: Path, *, with_cells: bool) -> tuple[type[ScalloyModel], dict, dict, Any]:
+    """All that the files hold; from the beginning if another process has replaced them meanwhile."""
+    for attempt in range(TRIES):
+        late = attempt >= PATIENT  # several times: now the others wait
+        with locked(path, shared=True) if late else nullcontext():
+            before = _stamp(path)
+            try:
+                return _read_once(known, path, with_cells=with_cells)
+            except (reading.DamagedFileError, FileNotFoundError):
+                if attempt == TRIES - 1 or _stamp(path) == before:
+                    raise
+    raise AssertionError
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes with each ``model.json`` that is put in place."""
+    try:
+        now = (path / ABOUT).stat()
+    except OSError:
+        return None
+    return now.st_ino, now.st_mtime_ns, now.st_size
+
+
+def _read_once(known: Known, path: Path, *, with_cells: bool) -> tuple[type[ScalloyModel], dict, dict, Any]:
+    about, own = read_about(path), None
+    cls = _class(known, path, about["model"])
+    with reading.refused(path, KIND):
+        about["registry"]["setup_args"] = _arguments(cls, about["registry"])
+        tensors = _read_tensors(cls, path, about)
+        if with_cells and "cells" in about["files"]:
+            own = reading.read(_checked(path, about["files"]["cells"]))
+    return cls, about, tensors, own
+
+
+def _class(known: Known, path: Path, name: str) -> type[ScalloyModel]:
+    if not isinstance(known, Mapping):
+        if name != known.__name__:
+            msg = f"`{path}` holds a {name}. Call `{name}.load({str(path)!r})`."
+            raise ValueError(msg)
+        return known
+    if name not in known:
+        msg = f"`{path}` holds a {name[:50]!r}, which is none of {', '.join(known)}."
+        raise ValueError(msg)
+    return known[name]
 
 
 def _arguments(cls: type[ScalloyModel], registry: dict[str, Any]) -> dict[str, Any]:

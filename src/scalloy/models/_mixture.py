@@ -23,11 +23,14 @@ class MixtureModel(ScalloyModel):
 
     @property
     def cluster_names(self) -> list[str]:
-        """Label of each bound component, and the number of each free cluster."""
+        """Label of each bound component, and the number of each free cluster.
+
+        Where a label is such a number itself, ``"3"`` say, free clusters are called ``"free 3"`` and so on.
+        """
         prior = self.module.prior
         n = int(prior.cluster_of[prior.used].max()) + 1
         bound = self.labels[: prior.n_labels]
-        return [*bound, *(str(k) for k in range(len(bound), n))]
+        return [*bound, *_keys.unique((str(k) for k in range(len(bound), n)), bound)]
 
     # clusters -----------------------------------------------------------------------------------
 
@@ -84,6 +87,7 @@ class MixtureModel(ScalloyModel):
         probabilities = self.get_cluster_probabilities(adata)
         p, names = probabilities.to_numpy(), probabilities.columns
         written["obsm"][_keys.probabilities(key)] = probabilities
+        written["uns"][_keys.settings(key)]["clusters"] = list(names)
         obs = {
             _keys.cluster(key): pd.Categorical.from_codes(p.argmax(1), categories=names),
             _keys.cluster_probability(key): p.max(1),

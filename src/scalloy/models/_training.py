@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,9 +25,9 @@ from scalloy.data import fingerprint
 from scalloy.data.checks import few
 from scalloy.data.loader import Cells, CellSplitter
 from scalloy.data.splits import split
-from scalloy.models import _options
+from scalloy.models import _files, _options
 from scalloy.train import together
-from scalloy.train.checkpoints import Checkpoints, Interrupts
+from scalloy.train.checkpoints import Checkpoints, Interrupts, best_of_callbacks
 from scalloy.train.memory import buffers_stay_mapped
 from scalloy.train.plan import NonFiniteLoss, TermsPlan
 from scalloy.vae.base import VAEModule
@@ -143,6 +144,7 @@ class Training(UnsupervisedTrainingMixin):
             warnings.catch_warnings(),
             TemporaryDirectory() as folder,
             together.allowed(kwargs, early_stopping=stops, folder=folder) as run,
+            best_of_callbacks(kwargs["callbacks"], partial(_files.take_weights, self)),
         ):
             for message in (".*smaller than the logging interval.*", ".*LeafSpec.*deprecated.*"):
                 warnings.filterwarnings("ignore", message=message)

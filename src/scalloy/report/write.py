@@ -18,6 +18,7 @@ from scalloy.report import checks, predictions, sections
 from scalloy.report.page import SVG, Section, page
 from scalloy.report.subject import Subject
 
+SUFFIXES = (".html", ".htm")
 PACKAGES = ("scalloy", "scvi-tools", "torch", "anndata", "scanpy", "numpy")
 
 
@@ -35,6 +36,9 @@ def write(
 ) -> list[str]:
     """The body of ``report`` of every model: see :meth:`scalloy.VAE.report`."""
     path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        msg = f"`{path}` is to be a page. Let its name end in {' or '.join(SUFFIXES)}."
+        raise ValueError(msg)
     if path.exists() and not overwrite:
         msg = f"`{path}` exists. Pass `overwrite=True`, or another path."
         raise FileExistsError(msg)

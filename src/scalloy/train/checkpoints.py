@@ -13,6 +13,7 @@ import logging
 import re
 import signal
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
+from scvi.train import SaveCheckpoint
 
 from scalloy.data import plain, reading, writing
+from scalloy.data.parts import remove_parts
 
 logger = logging.getLogger("scalloy")
 
@@ -60,7 +63,7 @@ class Checkpoints(pl.Callback):
             self._read()
         with writing.explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            writing.remove_parts(folder)
+            remove_parts(folder)
 
     def _read(self) -> None:
         with reading.refused(self.folder, "checkpoint of scalloy"):
@@ -121,20 +124,20 @@ class Checkpoints(pl.Callback):
         if torch.cuda.is_available():
             tensors["random/cuda"] = torch.cuda.get_rng_state()
         state = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        about = {
+            "format": FORMAT,
+            "run": self.run,
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "best": loss,
+            "stopping": [{k: float(getattr(c, k)) for k in STOPPING} for c in _stopping(trainer)],
+            "history": getattr(trainer.logger, "history", {}),
+        }
+        contents: dict[str, tuple[str, writing.Content]] = {"state": (".safetensors", state)}
         with writing.explained(self.folder):
-            name = writing.put_digested(self.folder, "state", ".safetensors", state)
-            about = {
-                "format": FORMAT,
-                "state": name,
-                "run": self.run,
-                "epoch": trainer.current_epoch,
-                "step": trainer.global_step,
-                "best": loss,
-                "stopping": [{k: float(getattr(c, k)) for k in STOPPING} for c in _stopping(trainer)],
-                "history": getattr(trainer.logger, "history", {}),
-            }
-            writing.put(self.folder / ABOUT, plain.dumps(about))
-            writing.remove_others(self.folder, STATE, {name})
+            writing.put_named(
+                self.folder, ABOUT, contents, lambda files: plain.dumps({**about, **files}), STATE
+            )
 
 
 def _stopping(trainer: pl.Trainer) -> list[EarlyStopping]:
@@ -149,6 +152,33 @@ def _stand_at(trainer: pl.Trainer, epoch: int, step: int) -> None:
     steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
     steps.ready = steps.completed = step
     loop.epoch_loop._batches_that_stepped = step
+
+
+@contextlib.contextmanager
+def best_of_callbacks(callbacks: Iterable[Any], load: Callable[[Path], None]) -> Iterator[None]:
+    """scvi-tools' ``SaveCheckpoint`` would look for its own files in the end: ours are loaded for it.
+
+    What it does after a loss that is not finite (``check_nan_gradients``), the plan does in any case.
+
+    Parameters
+    ----------
+    callbacks
+        Callbacks of the training.
+    load
+        Takes over the weights of a saved model.
+    """
+    saving = [c for c in callbacks if isinstance(c, SaveCheckpoint)]
+    asked = [(c, c.load_best_on_end, c.check_nan_gradients) for c in saving]
+    for callback in saving:
+        callback.load_best_on_end = callback.check_nan_gradients = False
+    try:
+        yield
+    finally:
+        for callback, *flags in asked:
+            callback.load_best_on_end, callback.check_nan_gradients = flags
+    for callback, loads, _ in asked:
+        if loads and callback.best_model_path:
+            load(Path(callback.best_model_path))
 
 
 class Interrupts(pl.Callback):

@@ -5,6 +5,9 @@ validate (early stopping, best weights, and by asynchronous successive halving, 
 trials go on), 10 % to judge by the importance-weighted marginal likelihood. What a trial has reached is on
 disk a second later, so that a search that was killed goes on: finished trials are kept, and those that were
 running begin again with the same seed.
+
+Ray keeps its state in pickles, which can run any code when they are read. So a search goes on by itself only
+in a folder in which the same user has begun it on this machine (:mod:`scalloy.train.consent`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from scalloy.data.splits import split
+from scalloy.train import consent
 from scalloy.train.settings import PLAN, TRAIN, arguments, divided
 from scalloy.train.trials import EARLY, JUDGE, Reports, bar, ray_tune, running, scheduler
 
@@ -99,6 +103,7 @@ def search(
     stop_early: bool = True,
     folder: str | Path = "scalloy_search",
     resume: bool = False,
+    allow_pickle: bool = False,
     address: str | None = None,
     cpus: float = 1,
     gpus: float = 0,
@@ -131,7 +136,10 @@ def search(
     folder
         Where trials and their models are kept.
     resume
-        Go on with the search in ``folder``, given the same arguments.
+        Go on with the search in ``folder``, given the same arguments. This reads the pickles in which Ray
+        keeps its state, and a pickle can run any code.
+    allow_pickle
+        Whether to go on in a folder that you have not begun on this machine: only if you trust who made it.
     address
         Of a running Ray cluster (``"auto"`` or ``"ray://host:10001"``), with ``folder`` on a disk that it
         shares; ``None`` is this machine.
@@ -161,6 +169,10 @@ def search(
         "cells": adata.shape,
     }
     known = begun(folder, about, resume) and tune.Tuner.can_restore(str(folder))
+    if known and not allow_pickle:
+        consent.check(folder)
+    elif not known:
+        consent.remember(folder)
     trial = tune.with_parameters(
         _trial, adata=adata, setup=setup, epochs=epochs, n_mc_samples=n_mc_samples, settings=settings
     )
