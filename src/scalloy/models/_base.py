@@ -33,7 +33,7 @@ from scalloy.data import checks
 from scalloy.data.align import aligned, shallow
 from scalloy.data.disk import DiskRows, is_on_disk
 from scalloy.data.loader import CellLoader, Cells
-from scalloy.data.pieces import pieces_of, write_pieces
+from scalloy.data.pieces import occurring, pieces_of, write_pieces
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
 from scalloy.models._getters import Getters, known_categories
@@ -262,7 +262,7 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
             target = shallow(target) if is_on_disk(target) else target.copy()
         for attribute, values in written.items():
             for name, value in values.items():
-                getattr(target, attribute)[name] = value
+                getattr(target, attribute)[name] = occurring(value)
         return target if copy else None
 
     def write_annotations(
