@@ -59,7 +59,7 @@ def arrays(name):
             common = np.linspace(0, 3, shape[-1]) + np.zeros(shape)
             changes = i * 1.5 * (np.arange(shape[-1]) % 3 == 0)
             out[argument] = common + changes + rng.random(shape)
-            if axes[0] == "c":
+            if axes[0] == "c" and len(axes) == 2:
                 out[argument] += 3 * (np.arange(60)[:, None] % 3)
     if name == "expected_calibration_error":
         confidence = rng.random(60)
@@ -157,8 +157,9 @@ def test_numbers_are_names_among_numbers_only():
     assert metrics.r2_mean(pd.Series(plain["predicted"]), unnamed.iloc[order]) == pytest.approx(expected)
     assert metrics.r2_mean(unnamed.iloc[order], pd.Series(plain["predicted"])) == pytest.approx(expected)
     as_text = unnamed.iloc[order].set_axis(order.astype(str))
-    numbered = pd.Series(plain["predicted"], index=pd.Index(range(30), dtype="int64"))
-    assert metrics.r2_mean(numbered, as_text) == pytest.approx(expected)
+    assert metrics.r2_mean(pd.Series(plain["predicted"]).iloc[::-1], as_text) == pytest.approx(expected)
+    by_position = metrics.r2_mean(plain["predicted"], as_text.to_numpy())
+    assert metrics.r2_mean(pd.Series(plain["predicted"]), as_text) == by_position != expected
 
 
 def test_names_that_occur_twice():

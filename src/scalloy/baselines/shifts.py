@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from sklearn.cross_decomposition import PLSRegression
 
 from scalloy.metrics._given import Table, Values, by_name
@@ -169,7 +170,7 @@ def kernel_ridge(
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Between all rows of two arrays."""
-    return np.square(a[:, None] - b[None]).sum(-1)
+    return cdist(a, b, "sqeuclidean")
 
 
 def typical_distance(control: np.ndarray) -> float:
