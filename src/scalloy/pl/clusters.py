@@ -129,11 +129,11 @@ def _composition(adata: AnnData, table: pd.DataFrame, key: str, by: str, ax: Axe
         )
     names = list(drawable(adata.obs[by]).astype("category").cat.categories)  # also those without cells
     colors, below = dict(zip(names, category_colors(adata, by, len(names)))), np.zeros(share.shape[1])
-    for name, row in share.iterrows():
-        ax.bar(
-            range(len(row)), row, bottom=below, width=0.85, color=colors.get(name, MISSING), label=str(name)
-        )
-        below = below + row.to_numpy()
+    for name, row in zip(share.index, share.to_numpy(), strict=True):
+        at = np.flatnonzero(row) if share.size > READABLE else np.arange(len(row))
+        shade = colors.get(name, MISSING)
+        ax.bar(at, row[at], bottom=below[at], width=0.85, color=shade, label=str(name))
+        below = below + row
     ticks = [f"{c}\n{n:,}" for c, n in table.sum().items()]
     _name_columns(ax, ticks, 12, "small")
     ax.set(xlabel=f"{key}, number of cells", ylabel=f"share of each {by}", ylim=(0, 1))
