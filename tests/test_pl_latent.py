@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,6 +68,51 @@ def test_many_categories_are_told_apart(placed):
     ax = sa.pl.latent(placed, "many")
     assert len(np.unique(ax.collections[0].get_facecolors(), axis=0)) == 40
     assert ax.get_legend()._ncols == 2
+
+
+@pytest.fixture
+def numerous():
+    """2,000 cells with 500 labels, of which the first have more cells, and 300 clusters."""
+    many = ad.AnnData(obs=pd.DataFrame(index=[f"cell {i}" for i in range(2000)]))
+    many.obsm["X_umap"] = np.random.default_rng(0).normal(size=(2000, 2))
+    label = np.r_[np.arange(500), np.repeat(np.arange(30), 50)]
+    many.obs["label"] = pd.Categorical([f"type {i}" for i in label], [f"type {i}" for i in range(500)])
+    many.obs["found"] = [f"cluster {i}" for i in np.resize(np.arange(300), 2000)]
+    return many
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib's, if the axes have no room left
+def test_hundreds_of_categories_leave_room_for_the_cells(numerous):
+    ax = sa.pl.latent(numerous, "label")
+    ax.figure.canvas.draw()
+    named = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert named[:30] == [f"type {i}" for i in range(30)]
+    assert (len(named), named[-1]) == (46, "and 455 more")
+    height = ax.get_legend().get_window_extent().height
+    assert height < ax.figure.bbox.height
+    assert ax.get_position().width > 0.4
+    assert len(ax.collections[0].get_offsets()) == 2000
+    plt.close("all")
+
+
+@pytest.mark.filterwarnings("error")
+def test_hundreds_of_clusters_and_labels(numerous):
+    ax = sa.pl.clusters(numerous, "found", "label", kind="composition")
+    assert ax.figure.get_size_inches().max() <= 40
+    heights = np.zeros((len(ax.containers), 300))
+    for i, bars in enumerate(ax.containers):  # what is zero is not drawn
+        for bar in bars:
+            heights[i, round(bar.get_x() + bar.get_width() / 2)] = bar.get_height()
+    np.testing.assert_allclose(heights.sum(0), 1)
+    named = [bars.get_label() for bars in ax.containers]
+    assert (len(named), named[-1]) == (46, "455 others")
+    table = pd.crosstab(numerous.obs["label"], numerous.obs["found"], normalize="columns")
+    np.testing.assert_allclose(heights[:45], table.loc[named[:45]])
+    np.testing.assert_allclose(heights[45], table.drop(index=named[:45]).sum())
+    ax = sa.pl.clusters(numerous, "found", "label")
+    assert ax.figure.get_size_inches().max() <= 40
+    assert ax.images[0].get_array().shape == (500, 300)
+    plt.close("all")
 
 
 @pytest.mark.parametrize("method", ["umap", "tsne", "pca"])

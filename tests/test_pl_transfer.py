@@ -24,6 +24,29 @@ def test_genes_are_drawn_at_their_changes_and_the_most_changed_are_named():
     assert not ax.texts
 
 
+def test_series_are_drawn_by_the_names_of_their_genes():
+    rng, names = np.random.default_rng(0), [f"g{i}" for i in range(40)]
+    control = pd.Series(rng.random(40), names)
+    truth = control + np.r_[2.0, -1.5, np.zeros(38)]
+    predicted = control + 0.5 * (truth - control)
+    mixed = predicted, truth.sample(frac=1, random_state=1), control.sample(frac=1, random_state=2)
+    for genes in (None, names[::-1]):
+        ax = sa.pl.transfer(*mixed, genes=genes, n_named=2)
+        np.testing.assert_allclose(
+            ax.collections[0].get_offsets(), np.c_[truth - control, predicted - control]
+        )
+        assert [t.get_text() for t in ax.texts] == ["g0", "g1"]
+    symbols = pd.Series([f"symbol {n}" for n in names], names)
+    ax = sa.pl.transfer(*mixed, genes=symbols.sample(frac=1, random_state=3), n_named=2)
+    assert [t.get_text() for t in ax.texts] == ["symbol g0", "symbol g1"]
+    with pytest.raises(ValueError, match="in different orders, and `genes` has no names"):
+        sa.pl.transfer(*mixed, genes=list(symbols))
+    with pytest.raises(ValueError, match="`genes` has 3 names, and there are 40 genes"):
+        sa.pl.transfer(*(v.to_numpy() for v in mixed), genes=names[:3])
+    with pytest.raises(ValueError, match="do not have the same genes"):
+        sa.pl.transfer(predicted, truth, control.rename({"g3": "stranger"}))
+
+
 def test_names_do_not_lie_upon_each_other():
     control = np.zeros(40)
     truth = np.r_[2.0, 1.99, -1.5, np.zeros(37)]

@@ -128,6 +128,82 @@ def test_a_killed_search_goes_on(cells, tmp_path):
     ]
 
 
+class Begins(Exception):
+    """Raised where Ray would begin."""
+
+
+@pytest.fixture
+def begins(cells, tmp_path, monkeypatch):
+    """A search that writes what it is, and stops before Ray begins; its folder is there."""
+
+    class Tune:
+        def __getattr__(self, name):
+            raise Begins(name)
+
+    monkeypatch.setattr(module, "ray_tune", Tune)
+
+    def search(adata, **more):
+        given = {"batch_key": "batch", "folder": tmp_path / "s", **SMALL, **more}
+        with pytest.raises(Begins) as stopped:
+            sa.search(adata, ["VAE", "CGMDVAE"], {"n_latent": [2]}, **given)
+        return str(stopped.value)
+
+    assert search(cells) == "with_parameters"
+    return search
+
+
+def other_counts(adata):
+    adata.X[3, 3] += 1
+
+
+def other_columns(adata):
+    adata.obs["batch"] = np.roll(adata.obs["batch"].to_numpy(), 1)
+
+
+def other_names_of_batches(adata):
+    adata.obs["batch"] = "renamed " + adata.obs["batch"].astype(str)
+
+
+def other_genes(adata):
+    adata.var_names = adata.var_names[::-1]
+
+
+def other_cells(adata):
+    adata.obs_names = [f"other {name}" for name in adata.obs_names]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_counts, "counts"),
+        (other_columns, "columns"),
+        (other_names_of_batches, "columns"),
+        (other_genes, "genes"),
+        (other_cells, "cells"),
+    ],
+)
+def test_a_search_goes_on_with_the_same_data_only(cells, begins, change, said):
+    adata = cells.copy()
+    change(adata)
+    with pytest.raises(
+        ValueError, match=rf"search\.json, where cells \({said}\) differ\. Pass the same cells"
+    ):
+        begins(adata, resume=True)
+
+
+def test_a_search_goes_on_however_the_data_are_stored(cells, begins):
+    for form in (lambda x: x.tocsc(), lambda x: x.toarray().astype("int64")):
+        adata = cells.copy()
+        adata.X = form(adata.X)
+        adata.obs["batch"] = adata.obs["batch"].astype(str)
+        adata.obs["more"] = 1.0  # is not registered
+        assert begins(adata, resume=True) == "Tuner"
+    with pytest.raises(ValueError, match=r"where setup, cells \(columns\) differ"):
+        begins(cells.copy(), resume=True, batch_key=None)
+    with pytest.raises(ValueError, match="where epochs differ"):
+        begins(cells.copy(), resume=True, max_epochs=5)
+
+
 def wait_for_a_trial(folder, process, seconds=200):
     for _ in range(seconds * 5):
         results = {p.parent.name: p.read_text() for p in folder.glob("trial_*/result.json")}

@@ -29,6 +29,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from scalloy.baselines.pooling import Pooled, partial_pooling
 from scalloy.baselines.shifts import closeness
+from scalloy.metrics._given import Table, Values, by_name, in_one_order, names_of
 
 LEAST = 4  # groups to learn from
 MOST_GROUPS, MOST_ROWS = 8, 200_000  # that are left out in turn, and of all that is learned from
@@ -41,6 +42,8 @@ TREE: dict[str, Any] = {
 }
 EPSILON, LARGEST = 0.05, 50.0  # added to expression before ratios; logarithm above which it is no logarithm
 Rows = tuple[np.ndarray, np.ndarray]
+AXES = {"control": ("groups", "genes"), "shift": ("groups", "genes")}
+AXES |= {"within": ("genes",), "inverse_size": ("groups",)}
 
 
 @dataclass
@@ -67,13 +70,16 @@ class LearnedPooling:
         Of the correction.
     """
 
-    control: np.ndarray
-    shift: np.ndarray
-    within: np.ndarray
-    inverse_size: np.ndarray
+    control: Table
+    shift: Table
+    within: Values
+    inverse_size: Values
     seed: int = 0
 
     def __post_init__(self) -> None:
+        given = {k: getattr(self, k) for k in AXES}
+        self._genes = names_of("genes", given, AXES)
+        vars(self).update(in_one_order(given, AXES))
         self.left_out: tuple[float, float] | None = None
         self.n_trees = 0
         self._settings: dict[str, tuple[float, ...]] = {}
@@ -125,13 +131,16 @@ class LearnedPooling:
             axis=1,
         )
 
-    def predict(self, to: np.ndarray) -> Pooled:
+    def predict(self, to: Values) -> Pooled:
         """Change of a group by its mean control.
 
         Its standard deviation is that of partial pooling, brought down by as much as the correction brings
         down what is missed of groups that were left out.
         """
         every = np.arange(len(self.control))
+        if self._genes is not None:
+            axes = {"control": ("genes",), "to": ("genes",)}
+            to = in_one_order({"control": self._genes, "to": to}, axes)["to"]
         pooled = self._pool(every, to)
         if not self.n_trees:
             return pooled
@@ -141,8 +150,9 @@ class LearnedPooling:
         return Pooled(mean, pooled.sd * np.sqrt(after / before), pooled.shared, pooled.width)
 
 
+@by_name(control="groups genes", shift="groups genes", to="genes", within="genes", inverse_size="groups")
 def learned_pooling(
-    control: np.ndarray, shift: np.ndarray, to: np.ndarray, *, within: np.ndarray, inverse_size: np.ndarray
+    control: Table, shift: Table, to: Values, *, within: Values, inverse_size: Values
 ) -> Pooled:
     """Change of one group: :class:`LearnedPooling` in one call, like :func:`partial_pooling`.
 

@@ -36,7 +36,7 @@ from scalloy.data import checks
 from scalloy.data.align import aligned
 from scalloy.data.arrays import as_numbers
 from scalloy.data.modalities import check_second, with_columns
-from scalloy.metrics._given import numbers
+from scalloy.metrics._given import Table, in_one_order, names_of, numbers
 from scalloy.models._options import one_of
 
 N_PCS, N_NEAREST, N_CANONICAL = 50, 50, 10
@@ -140,9 +140,11 @@ class ProbabilisticCCA(RegressorMixin, BaseEstimator):
     def __init__(self, n_components: int = 10) -> None:
         self.n_components = n_components
 
-    def fit(self, x: np.ndarray, y: np.ndarray) -> ProbabilisticCCA:
-        """Learn from two views of the same cells."""
-        x, y = numbers(2, fit="rows", least=2, x=x, y=y)
+    def fit(self, x: Table, y: Table) -> ProbabilisticCCA:
+        """Learn from two views of the same cells; frames are matched by the names of these."""
+        self._columns = names_of("columns", {"x": x}, {"x": ("cells", "columns")})
+        given = in_one_order({"x": x, "y": y}, {"x": ("cells", "_"), "y": ("cells", "_")})
+        x, y = numbers(2, fit="rows", least=2, **given)
         most = min(x.shape[1], y.shape[1])
         if self.n_components not in range(1, most + 1):
             msg = (
@@ -162,14 +164,17 @@ class ProbabilisticCCA(RegressorMixin, BaseEstimator):
         self.loadings_ = roots[0] @ u[:, :k] * root, roots[1] @ vt[:k].T * root
         return self
 
-    def transform(self, x: np.ndarray) -> np.ndarray:
-        """Mean of the latent given the first view."""
+    def transform(self, x: Table) -> np.ndarray:
+        """Mean of the latent given the first view; columns of frames are matched by name."""
+        if self._columns is not None:
+            axes = {"first view": ("columns",), "x": ("cells", "columns")}
+            x = in_one_order({"first view": self._columns, "x": x}, axes)["x"]
         x = as_numbers(x, "`x`", 2)
         if x.shape[1] != len(self.means_[0]):
             msg = f"`x` has {x.shape[1]} columns; the first view had {len(self.means_[0])}. Pass these."
             raise ValueError(msg)
         return (x - self.means_[0]) @ self.codes_[0]
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
+    def predict(self, x: Table) -> np.ndarray:
         """Mean of the second view given the first one."""
         return self.means_[1] + self.transform(x) @ self.loadings_[1].T

@@ -22,6 +22,7 @@ from itertools import product
 import numpy as np
 
 from scalloy.baselines.shifts import squared_distances, typical_distance
+from scalloy.metrics._given import Table, Values, by_name
 
 SHARED = (0.0, 0.25, 0.5, 0.75, 0.9)
 WIDTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -38,7 +39,8 @@ class Pooled:
     shared: float
     width: float
 
-    def sd_of_mean(self, cells: np.ndarray) -> np.ndarray:
+    @by_name(cells="cells _")
+    def sd_of_mean(self, cells: Table) -> np.ndarray:
         """Of what is missed of the mean over as many treated cells as there are of these, in log expression.
 
         Beside the change, the mean of either is noisy.
@@ -46,13 +48,14 @@ class Pooled:
         return np.sqrt(np.square(self.sd) + 2 * cells.var(0) / len(cells))
 
 
+@by_name(control="groups genes", shift="groups genes", to="genes", within="genes", inverse_size="groups")
 def partial_pooling(
-    control: np.ndarray,
-    shift: np.ndarray,
-    to: np.ndarray,
+    control: Table,
+    shift: Table,
+    to: Values,
     *,
-    within: np.ndarray,
-    inverse_size: np.ndarray,
+    within: Values,
+    inverse_size: Values,
     shared: tuple[float, ...] = SHARED,
     widths: tuple[float, ...] = WIDTHS,
 ) -> Pooled:

@@ -1,7 +1,8 @@
 """How a group of cells would change, from how other groups did: arrays in, array out.
 
 Rows are groups, columns genes; ``control`` and ``shift`` are means of log-normalised expression and their
-change under the condition.
+change under the condition. Frames and Series are matched by the names of their groups and genes, arrays by
+position; predictions have the genes in the order of ``control``.
 """
 
 from __future__ import annotations
@@ -11,10 +12,17 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from sklearn.cross_decomposition import PLSRegression
 
+from scalloy.metrics._given import Table, Values, by_name
 
-def mean_shift(control: np.ndarray, shift: np.ndarray, to: np.ndarray) -> np.ndarray:
+LEFT_OUT = 20  # groups at most, to choose settings by
+_by_name = by_name(control="groups genes", shift="groups genes", to="genes")
+
+
+@_by_name
+def mean_shift(control: Table, shift: Table, to: Values) -> np.ndarray:
     """Mean change of the other groups, whatever the group.
 
     Parameters
@@ -27,7 +35,8 @@ def mean_shift(control: np.ndarray, shift: np.ndarray, to: np.ndarray) -> np.nda
     return shift.mean(0) + 0 * to
 
 
-def nearest_type(control: np.ndarray, shift: np.ndarray, to: np.ndarray) -> np.ndarray:
+@_by_name
+def nearest_type(control: Table, shift: Table, to: Values) -> np.ndarray:
     """Change of the group whose control correlates most.
 
     Parameters
@@ -40,9 +49,8 @@ def nearest_type(control: np.ndarray, shift: np.ndarray, to: np.ndarray) -> np.n
     return shift[np.argmax([np.corrcoef(c, to)[0, 1] for c in control])]
 
 
-def weighted_shift(
-    control: np.ndarray, shift: np.ndarray, to: np.ndarray, *, sharpness: float = 3.0
-) -> np.ndarray:
+@_by_name
+def weighted_shift(control: Table, shift: Table, to: Values, *, sharpness: float = 3.0) -> np.ndarray:
     """Mean change, weighted by ``exp(-sharpness ||c - to||^2 / m)`` with ``m`` the median of these distances.
 
     Parameters
@@ -65,8 +73,9 @@ def closeness(control: np.ndarray, to: np.ndarray, sharpness: float = 3.0) -> np
     return weight / weight.sum()
 
 
+@_by_name
 def ridge_on_pcs(
-    control: np.ndarray, shift: np.ndarray, to: np.ndarray, *, n_pcs: int = 2, ridge: float = 0.05
+    control: Table, shift: Table, to: Values, *, n_pcs: int = 2, ridge: float = 0.05
 ) -> np.ndarray:
     """Mean change plus a ridge regression of changes on principal components of the controls.
 
@@ -89,9 +98,8 @@ def ridge_on_pcs(
     return mean + (to - middle) @ axes.T @ slope
 
 
-def ridge_by_gene(
-    control: np.ndarray, shift: np.ndarray, to: np.ndarray, *, ridge: float = 0.1
-) -> np.ndarray:
+@_by_name
+def ridge_by_gene(control: Table, shift: Table, to: Values, *, ridge: float = 0.1) -> np.ndarray:
     """Mean change plus a regression of each gene's change on its own control.
 
     Parameters
@@ -108,9 +116,8 @@ def ridge_by_gene(
     return shift.mean(0) + slope * (to - control.mean(0))
 
 
-def partial_least_squares(
-    control: np.ndarray, shift: np.ndarray, to: np.ndarray, *, n_components: int = 2
-) -> np.ndarray:
+@_by_name
+def partial_least_squares(control: Table, shift: Table, to: Values, *, n_components: int = 2) -> np.ndarray:
     """Partial least squares (scikit-learn's) from controls to changes.
 
     Parameters
@@ -134,8 +141,9 @@ def partial_least_squares(
     return out
 
 
+@_by_name
 def kernel_ridge(
-    control: np.ndarray, shift: np.ndarray, to: np.ndarray, *, ridge: float = 0.1, width: float = 1.0
+    control: Table, shift: Table, to: Values, *, ridge: float = 0.1, width: float = 1.0
 ) -> np.ndarray:
     """Mean change plus what groups of similar controls deviate from it.
 
@@ -163,7 +171,7 @@ def kernel_ridge(
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Between all rows of two arrays."""
-    return np.square(a[:, None] - b[None]).sum(-1)
+    return cdist(a, b, "sqeuclidean")
 
 
 def typical_distance(control: np.ndarray) -> float:
@@ -185,8 +193,11 @@ SHIFTS: dict[str, tuple[Shift, dict[str, tuple]]] = {
 }
 
 
-def tuned(name: str, control: np.ndarray, shift: np.ndarray) -> dict[str, Any]:
-    """Settings of a predictor with which it misses least of each group, left out in turn.
+@by_name(control="groups genes", shift="groups genes")
+def tuned(name: str, control: Table, shift: Table) -> dict[str, Any]:
+    """Settings of a predictor with which it misses least of groups that are left out, one at a time.
+
+    Beyond 20 groups, 20 of them are left out, evenly spread over their order.
 
     Parameters
     ----------
@@ -199,9 +210,12 @@ def tuned(name: str, control: np.ndarray, shift: np.ndarray) -> dict[str, Any]:
     if not grid or len(control) < 3:
         return {}
 
+    left_out = np.unique(np.linspace(0, len(control) - 1, min(len(control), LEFT_OUT)).round().astype(int))
+    kept = [np.delete(np.arange(len(control)), i) for i in left_out]
+
     def missed(settings: dict[str, Any]) -> float:
-        kept = [np.delete(np.arange(len(control)), i) for i in range(len(control))]
-        found = [predict(control[k], shift[k], control[i], **settings) for i, k in enumerate(kept)]
-        return float(np.square(np.stack(found) - shift).sum())
+        rows = zip(left_out, kept, strict=True)
+        found = [predict(control[k], shift[k], control[i], **settings) for i, k in rows]
+        return float(np.square(np.stack(found) - shift[left_out]).sum())
 
     return min((dict(zip(grid, values, strict=True)) for values in product(*grid.values())), key=missed)

@@ -12,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from anndata.abc import CSRDataset
+from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
 from scalloy.data.checks import CATEGORICAL, CONTINUOUS, columns, few
@@ -37,6 +38,21 @@ def of_data(manager: AnnDataManager) -> dict[str, Any]:
         _add_rows(found, sp.csr_matrix(x[first : first + AT_ONCE]))
     names = {"cells": of_names(adata.obs_names), "genes": of_names(adata.var_names)}
     return {"n_cells": adata.n_obs, "n_genes": adata.n_vars, **names, "counts": found.hexdigest()}
+
+
+def of_set_up(manager: AnnDataManager) -> dict[str, Any]:
+    """The fingerprint of :func:`of_data`, and a digest of what each registered column says of the cells."""
+    columns = {}
+    for field, about in manager.registry["field_registries"].items():
+        if field == REGISTRY_KEYS.X_KEY or not about["data_registry"]:
+            continue
+        values = np.ascontiguousarray(manager.get_from_registry(field))
+        known = about["state_registry"]
+        named = known.get("categorical_mapping", known.get("mappings", known.get("column_names", ())))
+        names = named.items() if hasattr(named, "items") else enumerate(named)
+        said = (f"{k}: {list(v) if np.ndim(v) else v}" for k, v in names)
+        columns[field] = blake2b(of_names(said).encode() + values.tobytes(), digest_size=8).hexdigest()
+    return {**of_data(manager), "columns": columns}
 
 
 def _add_rows(found: Any, rows: sp.csr_matrix) -> None:

@@ -229,9 +229,23 @@ def _write_into(group: Any, pieces: Iterable[AnnData]) -> None:
         tables.append(piece.obs)
     for part in parts.values():
         part.close()
-    for key, value in (("obs", joined(tables)), ("var", var), ("uns", uns)):
+    for key, value in (("obs", occurring(joined(tables))), ("var", var), ("uns", uns)):
         write_elem(group, key, value)
     group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+
+
+def occurring(values: Any) -> Any:
+    """A categorical, or those of a table, with the categories that occur; anything else as it is.
+
+    scanpy takes a category without cells for a group, and fails.
+    """
+    if isinstance(values, pd.Categorical):
+        return values.remove_unused_categories()
+    if isinstance(values, pd.DataFrame) and len(values.columns):
+        values = values.copy()
+        for name in values.columns[[isinstance(kind, pd.CategoricalDtype) for kind in values.dtypes]]:
+            values[name] = values[name].cat.remove_unused_categories()
+    return values
 
 
 def _place(group: Any, key: str) -> tuple[Any, str]:

@@ -1,4 +1,4 @@
-"""Metrics: arrays in, floats out."""
+"""Metrics: arrays in, floats out. Series and frames are matched by the names in their index and columns."""
 
 from scalloy.metrics.clustering import (
     best_match,

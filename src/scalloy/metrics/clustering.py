@@ -1,6 +1,7 @@
 """How well do clusters and probabilities of labels agree with known types? Arrays in, floats out.
 
-ARI, NMI and macro-F1 are scikit-learn's; here is what it lacks.
+ARI, NMI and macro-F1 are scikit-learn's; here is what it lacks. Series and frames are matched by the names of
+their cells, arrays by position.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
+from scalloy.metrics._given import Table, Values, by_name, numbers
 from scalloy.metrics._given import labels as names
-from scalloy.metrics._given import numbers
 
 FOLDS = 5
 
 
-def matched(truth: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+@by_name(truth="cells", clusters="cells")
+def matched(truth: Values, clusters: Values) -> np.ndarray:
     """Type of each cell by the best one-to-one assignment of clusters; ``None`` in clusters left over."""
     truth, clusters = names(truth=truth, clusters=clusters)
     table = pd.crosstab(truth, clusters)
@@ -28,19 +30,22 @@ def matched(truth: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     return np.array([name.get(c) for c in np.asarray(clusters)], dtype=object)
 
 
-def hungarian_accuracy(truth: np.ndarray, clusters: np.ndarray) -> float:
+@by_name(truth="cells", clusters="cells")
+def hungarian_accuracy(truth: Values, clusters: Values) -> float:
     """Share of cells whose type is that of their cluster by :func:`matched`."""
     return float((matched(truth, clusters) == np.asarray(truth)).mean())
 
 
-def purity(truth: np.ndarray, clusters: np.ndarray) -> float:
+@by_name(truth="cells", clusters="cells")
+def purity(truth: Values, clusters: Values) -> float:
     """Share of cells in the majority of their cluster; rises with the number of clusters."""
     truth, clusters = names(truth=truth, clusters=clusters)
     table = pd.crosstab(truth, clusters).to_numpy()
     return float(table.max(0).sum() / table.sum())
 
 
-def knn_accuracy(z: np.ndarray, labels: np.ndarray, k: int = 15) -> float:
+@by_name(z="cells _", labels="cells")
+def knn_accuracy(z: Table, labels: Values, k: int = 15) -> float:
     """Accuracy of the vote of the nearest cells in a latent space, five-fold.
 
     Parameters
@@ -67,7 +72,8 @@ def knn_accuracy(z: np.ndarray, labels: np.ndarray, k: int = 15) -> float:
         return float(cross_val_score(KNeighborsClassifier(k), z, codes, cv=folds).mean())
 
 
-def hoyer(z: np.ndarray) -> float:
+@by_name(z="cells _")
+def hoyer(z: Table) -> float:
     """Sparsity of a code, mean over cells: 0 where all latents are of one size, 1 where only one is not zero.
 
     Latents are brought to the same spread first (Mathieu et al., ICML 2019); those that do not vary are zero.
@@ -84,7 +90,8 @@ def hoyer(z: np.ndarray) -> float:
     return float(((root - np.abs(z[some]).sum(1) / size[some]) / (root - 1)).mean())
 
 
-def bio_conservation(z: np.ndarray, labels: np.ndarray) -> float:
+@by_name(z="cells _", labels="cells")
+def bio_conservation(z: Table, labels: Values) -> float:
     """How well a latent space keeps known types: the mean of six metrics of scib-metrics.
 
     NMI and ARI of k-means, NMI and ARI of Leiden at its best resolution, the silhouette of types and cLISI
@@ -105,7 +112,8 @@ def bio_conservation(z: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean([*values, scib_metrics.clisi_knn(near, codes)]))
 
 
-def matched_correlation(truth: np.ndarray, code: np.ndarray) -> np.ndarray:
+@by_name(truth="cells _", code="cells _")
+def matched_correlation(truth: Table, code: Table) -> np.ndarray:
     """Of each true factor with the one latent that is matched with it, absolute, by the best assignment.
 
     Parameters
@@ -117,7 +125,8 @@ def matched_correlation(truth: np.ndarray, code: np.ndarray) -> np.ndarray:
     return r[np.arange(len(r)), best_match(truth, code)]
 
 
-def best_match(truth: np.ndarray, code: np.ndarray) -> np.ndarray:
+@by_name(truth="cells _", code="cells _")
+def best_match(truth: Table, code: Table) -> np.ndarray:
     """Number of the latent that is matched with each true factor there."""
     return linear_sum_assignment(-_correlations(truth, code))[1]
 
@@ -134,7 +143,8 @@ def _correlations(truth: np.ndarray, code: np.ndarray) -> np.ndarray:
     return np.abs(t.T @ z)
 
 
-def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, n_bins: int = 15) -> float:
+@by_name(correct="cells", confidence="cells")
+def expected_calibration_error(correct: Values, confidence: Values, n_bins: int = 15) -> float:
     """Mean distance of accuracy from confidence in bins of equal width (Guo et al., ICML 2017).
 
     Parameters

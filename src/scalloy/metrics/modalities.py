@@ -1,20 +1,28 @@
-"""Is one modality predicted from another? Cells x variables in, floats out."""
+"""Is one modality predicted from another? Cells x variables in, floats out.
+
+Frames are matched by the names of their cells and variables, arrays by position.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from scalloy.metrics._given import numbers
+from scalloy.metrics._given import Table, Values, by_name, in_one_order, numbers
 
 
-def clr(log_counts: np.ndarray) -> np.ndarray:
+@by_name(log_counts="cells variables")
+def clr(log_counts: Table) -> np.ndarray:
     """Centred log-ratio of each cell: ``log1p`` of counts less their mean over the variables of the cell."""
     (log_counts,) = numbers(2, log_counts=log_counts)
     return log_counts - log_counts.mean(1, keepdims=True)
 
 
-def variable_correlation(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Pearson correlation over cells of each variable; NaN where the truth is constant, 0 the prediction."""
+@by_name(predicted="cells variables", truth="cells variables")
+def variable_correlation(predicted: Table, truth: Table) -> np.ndarray:
+    """Pearson correlation over cells of each variable; NaN where the truth is constant, 0 the prediction.
+
+    Variables are in the order of ``predicted``.
+    """
     p, t = (v.astype(float) for v in numbers(2, predicted=predicted, truth=truth))
     varies = (np.ptp(p, 0) > 0) & (np.ptp(t, 0) > 0)
     p, t = p - p.mean(0), t - t.mean(0)
@@ -24,7 +32,8 @@ def variable_correlation(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray
     )
 
 
-def rmse_z(predicted: np.ndarray, truth: np.ndarray, sd: np.ndarray) -> float:
+@by_name(predicted="cells variables", truth="cells variables", sd="variables")
+def rmse_z(predicted: Table, truth: Table, sd: Values) -> float:
     """Root of the mean squared error of each variable in units of its standard deviation, averaged."""
     predicted, truth = numbers(2, predicted=predicted, truth=truth)
     (sd,) = numbers(1, sd=sd)
@@ -34,7 +43,10 @@ def rmse_z(predicted: np.ndarray, truth: np.ndarray, sd: np.ndarray) -> float:
     return float((np.sqrt(np.square(predicted - truth).mean(0)) / sd).mean())
 
 
-def within(low: np.ndarray, high: np.ndarray, truth: np.ndarray) -> float:
+def within(low: Values | Table, high: Values | Table, truth: Values | Table) -> float:
     """Share of the values that lie between the bounds, both included."""
-    low, high, truth = numbers(getattr(truth, "ndim", 1) or 1, low=low, high=high, truth=truth)
+    n_axes = getattr(truth, "ndim", 1) or 1
+    axes = ("names",) if n_axes == 1 else ("cells", "variables")
+    given = {"low": low, "high": high, "truth": truth}
+    low, high, truth = numbers(n_axes, **in_one_order(given, dict.fromkeys(given, axes)))
     return float(((truth >= low) & (truth <= high)).mean())

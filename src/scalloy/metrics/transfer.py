@@ -1,7 +1,8 @@
 """How good is a prediction under another condition? Log-normalised expression in, floats out.
 
 Of means over cells, one value for each gene: ``control`` and ``truth`` are of the cells whose change was
-predicted, ``predicted`` stands in for ``truth``. Of single cells: cells x genes.
+predicted, ``predicted`` stands in for ``truth``. Of single cells: cells x genes. Series and frames are
+matched by the names of their genes, arrays by position.
 """
 
 from __future__ import annotations
@@ -11,47 +12,51 @@ from scipy.spatial.distance import cdist
 from scipy.stats import false_discovery_control, norm, rankdata
 from sklearn.metrics import average_precision_score, r2_score
 
-from scalloy.metrics._given import numbers
+from scalloy.metrics._given import Table, Values, by_name, numbers
 
 NOTHING = 1e-6  # of log-normalised expression
 
 # means ---------------------------------------------------------------------------------------
 
 
-def skill(predicted: np.ndarray, truth: np.ndarray, control: np.ndarray) -> float:
+@by_name(predicted="genes", truth="genes", control="genes")
+def skill(predicted: Values, truth: Values, control: Values) -> float:
     """1 - squared error / squared error of no change: 0 is no change, 1 is perfect."""
     predicted, truth, control = numbers(1, predicted=predicted, truth=truth, control=control)
     return float(1 - np.square(predicted - truth).sum() / np.square(truth - control).sum())
 
 
-def pearson_delta(predicted: np.ndarray, truth: np.ndarray, control: np.ndarray) -> float:
+@by_name(predicted="genes", truth="genes", control="genes")
+def pearson_delta(predicted: Values, truth: Values, control: Values) -> float:
     """Correlation over genes of the predicted change with the true one; 0 for no change."""
     predicted, truth, control = numbers(1, predicted=predicted, truth=truth, control=control)
     return _correlation(predicted - control, truth - control)
 
 
-def resid_pearson_delta(
-    predicted: np.ndarray, truth: np.ndarray, control: np.ndarray, mean_shift: np.ndarray
-) -> float:
+@by_name(predicted="genes", truth="genes", control="genes", mean_shift="genes")
+def resid_pearson_delta(predicted: Values, truth: Values, control: Values, mean_shift: Values) -> float:
     """The same of what is left once the mean shift of the other groups is taken away from both."""
     given = {"predicted": predicted, "truth": truth, "control": control, "mean_shift": mean_shift}
     predicted, truth, control, mean_shift = numbers(1, **given)
     return _correlation(predicted - control - mean_shift, truth - control - mean_shift)
 
 
-def r2_mean(predicted: np.ndarray, truth: np.ndarray) -> float:
+@by_name(predicted="genes", truth="genes")
+def r2_mean(predicted: Values, truth: Values) -> float:
     """Squared correlation of means over genes (scGen's; no change scores high on it)."""
     predicted, truth = numbers(1, predicted=predicted, truth=truth)
     return _correlation(predicted, truth) ** 2
 
 
-def r2_determination(predicted: np.ndarray, truth: np.ndarray) -> float:
+@by_name(predicted="genes", truth="genes")
+def r2_determination(predicted: Values, truth: Values) -> float:
     """Coefficient of determination of means over genes (CPA's); may be negative."""
     predicted, truth = numbers(1, predicted=predicted, truth=truth)
     return float(r2_score(truth, predicted))
 
 
-def coverage(predicted: np.ndarray, truth: np.ndarray, sd: np.ndarray, level: float = 0.9) -> float:
+@by_name(predicted="genes", truth="genes", sd="genes")
+def coverage(predicted: Values, truth: Values, sd: Values, level: float = 0.9) -> float:
     """Share of genes whose truth lies within the central interval of ``N(predicted, sd)``.
 
     Parameters
@@ -68,15 +73,15 @@ def coverage(predicted: np.ndarray, truth: np.ndarray, sd: np.ndarray, level: fl
 # single cells --------------------------------------------------------------------------------
 
 
-def r2_variance(predicted: np.ndarray, truth: np.ndarray) -> float:
+@by_name(predicted="_ genes", truth="_ genes")
+def r2_variance(predicted: Table, truth: Table) -> float:
     """Squared correlation over genes of the variances between cells."""
     predicted, truth = numbers(2, fit="columns", predicted=predicted, truth=truth)
     return _correlation(predicted.var(0), truth.var(0)) ** 2
 
 
-def energy_distance(
-    predicted: np.ndarray, truth: np.ndarray, *, squared: bool = True, unbiased: bool = True
-) -> float:
+@by_name(predicted="_ genes", truth="_ genes")
+def energy_distance(predicted: Table, truth: Table, *, squared: bool = True, unbiased: bool = True) -> float:
     """``2 E d(p, t) - E d(p, p') - E d(t, t')`` between cells, best in some 50 principal components.
 
     Parameters
@@ -95,7 +100,8 @@ def energy_distance(
     return float(2 * between - sum(within))
 
 
-def mmd(predicted: np.ndarray, truth: np.ndarray) -> float:
+@by_name(predicted="_ genes", truth="_ genes")
+def mmd(predicted: Table, truth: Table) -> float:
     """Squared maximum mean discrepancy, unbiased, over five scales around the truth's median distance."""
     import torch
 
@@ -106,8 +112,12 @@ def mmd(predicted: np.ndarray, truth: np.ndarray) -> float:
     return float(mmd2(x, y, median_scales(y)))
 
 
-def wilcoxon(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Standardised rank sum of each gene, corrected for ties: above 0 where ``cells`` express more."""
+@by_name(cells="_ genes", others="_ genes")
+def wilcoxon(cells: Table, others: Table) -> np.ndarray:
+    """Standardised rank sum of each gene, corrected for ties: above 0 where ``cells`` express more.
+
+    Genes are in the order of ``cells``.
+    """
     cells, others = numbers(2, fit="columns", cells=cells, others=others)
     n, m = len(cells), len(others)
     ranks = rankdata(np.concatenate([cells, others]), axis=0)
@@ -116,7 +126,8 @@ def wilcoxon(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (total - n * (n + m + 1) / 2) / np.sqrt(np.maximum(variance, 1e-12))
 
 
-def de_overlap(predicted: np.ndarray, truth: np.ndarray, control: np.ndarray, k: int = 100) -> float:
+@by_name(predicted="_ genes", truth="_ genes", control="_ genes")
+def de_overlap(predicted: Table, truth: Table, control: Table, k: int = 100) -> float:
     """Share of the ``k`` most changed genes that are the same for predicted and true cells.
 
     Changes are Wilcoxon's against the control cells, in either direction.
@@ -125,7 +136,8 @@ def de_overlap(predicted: np.ndarray, truth: np.ndarray, control: np.ndarray, k:
     return len(top[0] & top[1]) / k
 
 
-def de_auprc(predicted: np.ndarray, truth: np.ndarray, control: np.ndarray, fdr: float = 0.05) -> float:
+@by_name(predicted="_ genes", truth="_ genes", control="_ genes")
+def de_auprc(predicted: Table, truth: Table, control: Table, fdr: float = 0.05) -> float:
     """Area under the precision-recall curve of finding the genes that truly change.
 
     Parameters
@@ -144,7 +156,8 @@ def de_auprc(predicted: np.ndarray, truth: np.ndarray, control: np.ndarray, fdr:
 # what can be reached ---------------------------------------------------------------------------
 
 
-def ceilings(truth: np.ndarray, control: np.ndarray, *, seed: int = 0) -> dict[str, float]:
+@by_name(truth="_ genes", control="_ genes")
+def ceilings(truth: Table, control: Table, *, seed: int = 0) -> dict[str, float]:
     """What a prediction without noise would score, since the truth is itself a mean over some cells.
 
     The correlation of the changes in two disjoint halves, brought to all cells by Spearman and Brown, is the

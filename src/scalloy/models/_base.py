@@ -34,7 +34,7 @@ from scalloy.data.align import aligned
 from scalloy.data.disk import DiskRows
 from scalloy.data.fingerprint import Seal
 from scalloy.data.loader import CellLoader, Cells
-from scalloy.data.pieces import pieces_of, writable, write_pieces
+from scalloy.data.pieces import occurring, pieces_of, writable, write_pieces
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
 from scalloy.models._getters import Getters, known_categories
@@ -265,7 +265,7 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
         written = self._annotations(cells, key)
         for attribute, values in written.items():
             for name, value in _keys.storable(values).items():
-                getattr(target, attribute)[name] = value
+                getattr(target, attribute)[name] = occurring(value)
         return target if copy else None
 
     def write_annotations(

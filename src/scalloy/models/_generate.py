@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from scalloy._seeds import seeded
 from scalloy.blocks.distributions import CountDistribution
+from scalloy.data.pieces import occurring
 from scalloy.models import _options
 from scalloy.vae.base import Batch
 
@@ -83,6 +84,6 @@ def _as_anndata(model: Any, x: Any, clusters: np.ndarray, rows: np.ndarray, to: 
     obs["cluster"] = pd.Categorical.from_codes(clusters, categories=model.cluster_names)
     if to is not None:
         obs[model.condition_key] = pd.Categorical([to] * len(obs), categories=model.conditions)
-    out = AnnData(x, obs=obs, var=pd.DataFrame(index=model.get_var_names()))
+    out = AnnData(x, obs=occurring(obs), var=pd.DataFrame(index=model.get_var_names()))
     out.uns["generated"] = {"model": type(model).__name__, "clusters": list(model.cluster_names)}
     return out

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from scalloy.data.checks import check_type, find_column
 from scalloy.models._options import one_of
-from scalloy.pl.latent import category_colors, drawable
+from scalloy.pl.latent import MISSING, category_colors, drawable, largest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,7 @@ KINDS = ("confusion", "composition")
 LETTER = 0.08  # inches
 TICK = 6  # letters of a name that has room beside others
 READABLE = 400  # entries of a table up to which numbers are written in them
+WIDEST = 40.0  # inches of a picture
 
 
 def clusters(
@@ -45,7 +46,8 @@ def clusters(
         Column of ``.obs`` with labels, conditions or donors.
     kind
         ``"confusion"``: the share of each label's cells in each cluster, clusters in the order that puts
-        most on the diagonal. ``"composition"``: the share of each cluster's cells with each label.
+        most on the diagonal. ``"composition"``: the share of each cluster's cells with each label; beyond 45
+        labels the smaller ones together.
     ax
         Axes to draw into.
     """
@@ -67,11 +69,10 @@ def _confusion(table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
     share = share.iloc[:, [*matched, *rest]]
     if ax is None:
         beside, below = _letters(share.index), _letters(share.columns)
-        shape = (
+        ax = _axes(
             1.8 + LETTER * beside + 0.42 * share.shape[1],
             1.1 + LETTER * below + 0.36 * share.shape[0],
         )
-        ax = plt.subplots(figsize=shape, layout="constrained")[1]
     picture = ax.imshow(share.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     if share.size <= READABLE:
         for (i, j), value in np.ndenumerate(share.to_numpy()):
@@ -79,7 +80,7 @@ def _confusion(table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
                 shade = "w" if value > 0.6 else "0.15"
                 ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=shade)
     _name_columns(ax, share.columns, 8, "medium")
-    ax.set_yticks(range(share.shape[0]), share.index)
+    ax.set_yticks(range(share.shape[0]), share.index, fontsize=_size(ax, share.shape[0], 1, "medium"))
     ax.set(xlabel=key, ylabel=by)
     ax.figure.colorbar(picture, ax=ax, label=f"share of the cells of each {by}")
     return ax
@@ -94,22 +95,45 @@ def _name_columns(ax: Axes, names: Sequence[Any], most: int, fontsize: str) -> N
     """Upright where there are many, or where they are too long to stand side by side."""
     longest = _letters([line for name in names for line in str(name).splitlines()])
     turned = len(names) > most or (len(names) > 1 and longest > TICK)
-    ax.set_xticks(range(len(names)), names, fontsize=fontsize, rotation=90 if turned else 0)
+    size = _size(ax, len(names), 0, fontsize)
+    ax.set_xticks(range(len(names)), names, fontsize=size, rotation=90 if turned else 0)
+
+
+def _axes(width: float, height: float) -> Axes:
+    shape = min(width, WIDEST), min(height, WIDEST)
+    return plt.subplots(figsize=shape, layout="constrained")[1]
+
+
+def _size(ax: Axes, n: int, side: int, usual: str) -> str | float:
+    """Of names that stand side by side; smaller where so many do not have the room."""
+    points = 72 * ax.figure.get_size_inches()[side] * 0.8 / max(n, 1)
+    return usual if points > 10 else max(2.0, 0.8 * points)
+
+
+def _lumped(table: pd.DataFrame) -> pd.DataFrame:
+    """Labels with the most cells, and one row of all others where there are more than can be told apart."""
+    kept = largest(table.sum(axis=1).to_numpy())
+    rest = table.drop(index=table.index[kept])
+    if rest.empty:
+        return table
+    others = rest.sum().to_frame(f"{len(rest):,} others").T
+    return pd.concat([table.iloc[kept], others])
 
 
 def _composition(adata: AnnData, table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
-    share = table.div(table.sum(), axis=1)
+    share = _lumped(table).div(table.sum(), axis=1)
     if ax is None:
-        shape = (
+        ax = _axes(
             2.1 + LETTER * _letters(share.index) + 0.4 * share.shape[1],
             3 + LETTER * _letters(share.columns),
         )
-        ax = plt.subplots(figsize=shape, layout="constrained")[1]
     names = list(drawable(adata.obs[by]).astype("category").cat.categories)  # also those without cells
     colors, below = dict(zip(names, category_colors(adata, by, len(names)))), np.zeros(share.shape[1])
-    for name, row in share.iterrows():
-        ax.bar(range(len(row)), row, bottom=below, width=0.85, color=colors[name], label=str(name))
-        below = below + row.to_numpy()
+    for name, row in zip(share.index, share.to_numpy(), strict=True):
+        at = np.flatnonzero(row) if share.size > READABLE else np.arange(len(row))
+        shade = colors.get(name, MISSING)
+        ax.bar(at, row[at], bottom=below[at], width=0.85, color=shade, label=str(name))
+        below = below + row
     ticks = [f"{c}\n{n:,}" for c, n in table.sum().items()]
     _name_columns(ax, ticks, 12, "small")
     ax.set(xlabel=f"{key}, number of cells", ylabel=f"share of each {by}", ylim=(0, 1))

@@ -25,6 +25,7 @@ METHODS = ("umap", "tsne", "pca")
 LEGENDS = ("right", "on data", "none")
 MISSING = (0.8, 0.8, 0.8)
 LONG = 16  # categories from which on a legend has a second column
+MOST = 45  # categories that a legend has room for
 
 
 def latent(
@@ -63,7 +64,8 @@ def latent(
     seed
         Of the embedding.
     legend
-        ``"right"`` of the axes, ``"on data"``, or ``"none"``.
+        ``"right"`` of the axes (with the largest 45 categories, where there are more), ``"on data"``, or
+        ``"none"``.
     ax
         Axes to draw into; of several colourings one for each.
     size
@@ -192,8 +194,10 @@ def _draw(
         points = np.where(codes[order, None] < 0, MISSING, table[codes[order]])
         ax.scatter(*xy[order].T, c=points, **style)
         if legend == "right":
-            for i, name in enumerate(groups.categories):
-                ax.plot([], [], "o", color=table[i], label=name)
+            for i in (shown := largest(np.bincount(codes[codes >= 0], minlength=len(groups.categories)))):
+                ax.plot([], [], "o", color=table[i], label=groups.categories[i])
+            if left := len(groups.categories) - len(shown):
+                ax.plot([], [], " ", label=f"and {left:,} more")
             columns = 1 + (len(groups.categories) > LONG)
             place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "ncols": columns}
             ax.legend(frameon=False, fontsize="small", handletextpad=0.2, columnspacing=0.8, **place)
@@ -207,6 +211,11 @@ def _draw(
     ax.set(xticks=[], yticks=[], title=color)
     if xy.shape[1] == 3:
         ax.set_zticks([])
+
+
+def largest(sizes: np.ndarray) -> np.ndarray:
+    """Positions of the categories that are named, in their order: all, or those with the most cells."""
+    return np.sort(np.argsort(-sizes, kind="stable")[:MOST])
 
 
 def category_colors(adata: AnnData, color: str, n: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from scalloy import metrics
 from scalloy.data.align import aligned
 from scalloy.data.checks import check_counts, check_type
+from scalloy.metrics._given import Values, in_one_order, names_of, numbers
 from scalloy.pl.latent import latent
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ ROOM = np.array([0.13, 0.035])  # that a name takes of the axes
 
 
 def transfer(
-    predicted: np.ndarray,
-    truth: np.ndarray,
-    control: np.ndarray,
+    predicted: Values,
+    truth: Values,
+    control: Values,
     *,
     genes: Sequence[str] | None = None,
     change: bool = True,
@@ -39,9 +40,9 @@ def transfer(
     Parameters
     ----------
     predicted, truth, control
-        Mean log-normalised expression, one value for each gene.
+        Mean log-normalised expression, one value for each gene. Series are matched by their names.
     genes
-        Their names, of which those that change most are written.
+        Names, of which those that change most are written; ``None`` is those that Series have.
     change
         Whether changes are drawn; otherwise means.
     n_named
@@ -49,7 +50,8 @@ def transfer(
     ax
         Axes to draw into.
     """
-    predicted, truth, control = (np.asarray(v, dtype=float) for v in (predicted, truth, control))
+    given = {"genes": genes, "predicted": predicted, "truth": truth, "control": control}
+    genes, predicted, truth, control = _by_gene(given)
     ax = plt.subplots(figsize=(4.4, 4.4), layout="constrained")[1] if ax is None else ax
     base = control if change else np.zeros_like(control)
     x, y = truth - base, predicted - base
@@ -66,6 +68,22 @@ def transfer(
     ax.set(xlabel=f"true {what}", ylabel=f"predicted {what}")
     ax.set_title(f"skill {skill:.2f}, correlation of the change {r:.2f}", fontsize="medium")
     return ax
+
+
+def _by_gene(given: dict[str, Any]) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray]:
+    """Names, where there are some, and the values in one order."""
+    axes, names = dict.fromkeys(given, ("genes",)), given["genes"]
+    known = names_of("genes", given, axes)
+    if names is None or (known is not None and set(map(str, names)) == set(map(str, known.index))):
+        given.pop("genes")
+        names = None if known is None else known.index
+    matched = in_one_order(given, axes)
+    names = matched.pop("genes", names)
+    values = [v.astype(float) for v in numbers(1, **matched)]
+    if names is not None and len(names) != len(values[0]):
+        msg = f"`genes` has {len(names)} names, and there are {len(values[0])} genes. Pass one name for each."
+        raise ValueError(msg)
+    return None if names is None else np.asarray(names), *values
 
 
 def apart(xy: np.ndarray, order: np.ndarray, n: int) -> list[int]:

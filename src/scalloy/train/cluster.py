@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from scalloy.data import fingerprint
 from scalloy.train.search import begun, running
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def train_on_cluster(
     folder
         On a disk that the machines share: checkpoints, and the model in ``trained``.
     resume
-        Go on with the training in ``folder``, given the same arguments.
+        Go on with the training in ``folder``, given the same cells and arguments.
     cpus, gpus
         Per worker.
     max_failures
@@ -63,7 +64,7 @@ def train_on_cluster(
     positive(workers=workers)
     folder = Path(folder).resolve()
     given = {"model": type(model).__name__, "settings": model.init_params_["non_kwargs"]}
-    about = {**given, "workers": workers, "train": train, "cells": model.adata.shape}
+    about = {**given, "workers": workers, "train": train, "cells": fingerprint.of_set_up(model.adata_manager)}
     begun(folder, about, resume, "training")
     if not (folder / BEGIN / "model.json").is_file():
         model.save(folder / BEGIN, overwrite=True)

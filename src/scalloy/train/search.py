@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scalloy.data import fingerprint
 from scalloy.data.splits import split
 from scalloy.train import consent
 from scalloy.train.settings import PLAN, TRAIN, arguments, divided
@@ -136,8 +137,8 @@ def search(
     folder
         Where trials and their models are kept.
     resume
-        Go on with the search in ``folder``, given the same arguments. This reads the pickles in which Ray
-        keeps its state, and a pickle can run any code.
+        Go on with the search in ``folder``, given the same cells and arguments. This reads the pickles in which
+        Ray keeps its state, and a pickle can run any code.
     allow_pickle
         Whether to go on in a folder that you have not begun on this machine: only if you trust who made it.
     address
@@ -158,15 +159,17 @@ def search(
     """
     tune = ray_tune()
     settings = _settings(model, dict(space or LIKELIHOODS), n_trials, seeds)
-    for name in dict.fromkeys(t["model"] for t in settings):
-        _class(name).setup_anndata(adata.copy(), **setup)  # what is wrong with the cells is said before
+    cells: dict[str, Any] = {"columns": {}}
+    for name in dict.fromkeys(t["model"] for t in settings):  # what is wrong with the cells is said before
+        found = _fingerprint(_class(name), adata.copy(), setup)
+        cells = {**found, "columns": cells["columns"] | found["columns"]}
     epochs, folder = max_epochs or _default_run(adata.n_obs)[0], Path(folder).resolve()
     about = {
         "trials": settings,
         "setup": setup,
         "epochs": epochs,
         "n_mc_samples": n_mc_samples,
-        "cells": adata.shape,
+        "cells": cells,
     }
     known = begun(folder, about, resume) and tune.Tuner.can_restore(str(folder))
     if known and not allow_pickle:
@@ -213,10 +216,33 @@ def begun(folder: Path, about: dict[str, Any], resume: bool, kind: str = "search
     if not resume:
         msg = f"`folder={str(folder)!r}` is in use. Pass `resume=True` to go on there, or another folder."
         raise FileExistsError(msg)
-    if not file.is_file() or file.read_text() != text:
-        msg = f"`folder={str(folder)!r}` holds another {kind}: see its {file.name}. Pass the same arguments."
+    if differ := _differ(file, json.loads(text)):
+        msg = (
+            f"`folder={str(folder)!r}` holds another {kind}: see its {file.name}, where {differ}. Pass the "
+            "same cells and arguments, or another folder."
+        )
         raise ValueError(msg)
     return True
+
+
+def _differ(file: Path, about: dict[str, Any]) -> str:
+    """Which parts of what a folder holds are others; of the cells also in what they differ."""
+    try:
+        kept = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return "nothing can be read"
+    differ = [k for k in about if kept.get(k) != about[k]]
+    known, now = kept.get("cells"), about["cells"]
+    if "cells" in differ and isinstance(known, dict):
+        parts = ", ".join(k for k in now if known.get(k) != now[k])
+        differ = [f"cells ({parts})" if k == "cells" else k for k in differ]
+    return f"{', '.join(differ)} differ" if differ else ""
+
+
+def _fingerprint(cls: type[ScalloyModel], cells: AnnData, setup: dict[str, Any]) -> dict[str, Any]:
+    """Fingerprint of the cells as they are set up for a model."""
+    cls.setup_anndata(cells, **setup)
+    return fingerprint.of_set_up(cls._get_most_recent_anndata_manager(cells, required=True))
 
 
 def _plain(value: Any) -> Any:
