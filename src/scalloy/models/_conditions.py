@@ -142,7 +142,15 @@ allow_non_counts
                 "train again."
             )
             raise ValueError(msg)
+        to = self._asked(to, settings)
         return transfer(self, cells, to, **settings)
+
+    def _asked(self, to: Any, settings: dict[str, Any]) -> str:
+        """Name of the condition that is asked for, if all that is asked makes sense."""
+        _options.totals(None, library_size=settings.get("library_size"))
+        _options.totals(target_sum=settings.get("target_sum", 1e4))
+        _options.whole(n_samples=settings.get("n_samples", 1))
+        return _options.category("to", to, self.conditions)
 
     def write_transfer(
         self,
@@ -169,6 +177,7 @@ allow_non_counts
         """
         from scalloy.transfer import shown
 
+        to = self._asked(to, kwargs)
         auto = kwargs.get("route", "auto") == "auto"
         seen = shown(self, kwargs.get("target_sum", 1e4)) if auto else None
         most = max(1, DECODED_ENTRIES // self._sizes().n_vars)
@@ -201,15 +210,17 @@ allow_non_counts
         -------
         What :meth:`transfer` returns, and by gene the change of mean log-normalised expression.
         """
-        for name, given in {"ctrl_key": ctrl_key, "stim_key": stim_key}.items():
-            _options.one_of(name, str(given), self.conditions)
+        ctrl_key, stim_key = (
+            _options.category(name, given, self.conditions)
+            for name, given in {"ctrl_key": ctrl_key, "stim_key": stim_key}.items()
+        )
         if (celltype_to_predict is None) == (adata_to_predict is None):
             msg = "Pass one of `celltype_to_predict` and `adata_to_predict`."
             raise ValueError(msg)
         cells = adata_to_predict
         if cells is None:
-            cells = self._of_type(str(celltype_to_predict), str(ctrl_key), str(stim_key))
-        out = self.transfer(cells, to=str(stim_key), **kwargs)
+            cells = self._of_type(celltype_to_predict, ctrl_key, stim_key)
+        out = self.transfer(cells, to=stim_key, **kwargs)
         cells = self._fitting(cells, self.registry)
         counts = checks.check_layer(cells, self.registry["setup_args"].get("layer"))
         observed = counts.toarray() if sp.issparse(counts) else counts
@@ -224,7 +235,7 @@ allow_non_counts
         if key is None:
             msg = "`celltype_to_predict` needs labels: call `setup_anndata(adata, labels_key=...)`."
             raise ValueError(msg)
-        _options.one_of("celltype_to_predict", name, self.labels)
+        name = _options.category("celltype_to_predict", name, self.labels)
         of, under = obs[key].astype(str) == name, obs[self.condition_key].astype(str)
         if n := int((of & (under == treated)).sum()):
             warnings.warn(

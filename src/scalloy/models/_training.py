@@ -14,10 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import scvi
 import torch
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.model.base import UnsupervisedTrainingMixin
+from scvi.train import SimpleLogger
 
 from scalloy._seeds import seeded
 from scalloy.data import fingerprint
@@ -120,6 +122,8 @@ class Training(UnsupervisedTrainingMixin):
         kwargs.setdefault("early_stopping_monitor", "validation_loss")
         kwargs.setdefault("early_stopping_patience", max(10, max_epochs // 5))
         kwargs.setdefault("log_every_n_steps", 10**9)
+        if kwargs.get("logger") is not None:
+            kwargs["logger"] = with_history(kwargs["logger"])
         self._cells = None  # training has its own
         self.module.train()  # an earlier training has left it in the mode of evaluation
         if kwargs.get("datamodule") is None:
@@ -184,6 +188,17 @@ class Training(UnsupervisedTrainingMixin):
         merged = {**self._plan_defaults, **(given or {})}
         weights = {**self._plan_defaults.get("weights", {}), **(given or {}).get("weights", {})}
         return {**merged, "weights": weights}
+
+
+def with_history(given: Any) -> Any:
+    """Lightning's loggers after scvi-tools' own, which alone keeps the history of the model."""
+    if given is True:
+        from lightning.pytorch.loggers import CSVLogger
+
+        given = CSVLogger(scvi.settings.logging_dir)
+    others = list(given) if isinstance(given, list | tuple) else [given] if given else []
+    own = [logger for logger in others if isinstance(logger, SimpleLogger)] or [SimpleLogger()]
+    return [*own, *(logger for logger in others if logger not in own)]
 
 
 def default_batch_size(n_obs: int, largest: int = 512) -> int:

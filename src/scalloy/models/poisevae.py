@@ -100,8 +100,8 @@ class POISEVAE(PairGetters, ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, n_chains=n_chains)
-        _options.positive(n_sweeps=n_sweeps)
+        _options.whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, n_chains=n_chains)
+        _options.whole(n_sweeps=n_sweeps)
         _options.shares(hidden_rate=hidden_rate, hide=hide[0])
         _options.shares(hide=hide[1])
         _options.shares(hide=sum(hide))

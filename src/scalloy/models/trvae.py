@@ -74,7 +74,7 @@ class TRVAE(ConditionModel):
         *,
         seed: int | None = None,
     ) -> None:
-        _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
+        _options.whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
         _options.one_of("norm", norm, _options.NORMS)
         _options.one_of("inject", inject, ("all", "first"))
         _options.one_of("kernel", kernel, ("median", "trvae"))
@@ -139,10 +139,9 @@ class TRVAE(ConditionModel):
             "pairs": "sum",
         }
         options = {**paper, **kwargs}
-        _options.positive(n_latent=options["n_latent"])
+        _options.whole(n_latent=options["n_latent"])
         return cls(adata, **{"kl_weight": PUBLISHED["z"] / options["n_latent"], **options})
 
 
-#: In the paper eta = 100 weighs a sum over 512 cells, beta = 500 and alpha = 5e-5 weigh means; the KL is a mean
-#: over the dimensions of the code too.
+#: The paper weighs a sum over 512 cells by eta = 100, and means by beta = 500 and alpha = 5e-5.
 PUBLISHED = {"mmd": 500 / (100 * 512), "z": 5e-5 / (100 * 512)}

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from matplotlib import patheffects
+from matplotlib.lines import Line2D
 
 from scalloy.data.arrays import check_obsm
 from scalloy.data.checks import LARGEST, check_layer, check_type, find_column
 from scalloy.models._options import one_of
+from scalloy.pl._legend import legend as named_legend
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -192,15 +194,17 @@ def _draw(
         points = np.where(codes[order, None] < 0, MISSING, table[codes[order]])
         ax.scatter(*xy[order].T, c=points, **style)
         if legend == "right":
-            for i, name in enumerate(groups.categories):
-                ax.plot([], [], "o", color=table[i], label=name)
+            colors = table[: len(groups.categories)]
+            handles = [Line2D([], [], linestyle="", marker="o", color=each) for each in colors]
             columns = 1 + (len(groups.categories) > LONG)
             place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "ncols": columns}
-            ax.legend(frameon=False, fontsize="small", handletextpad=0.2, columnspacing=0.8, **place)
+            style = {"fontsize": "small", "handletextpad": 0.2, "columnspacing": 0.8}
+            named_legend(ax, handles, groups.categories, **style, **place)
         elif legend == "on data":
             for i, name in enumerate(groups.categories):
                 if (codes == i).any():
                     text = ax.text(*np.median(xy[codes == i], 0), str(name), ha="center", va="center")
+                    text.set_parse_math(False)
                     text.set(
                         fontsize="small", path_effects=[patheffects.withStroke(linewidth=2.5, foreground="w")]
                     )
