@@ -97,6 +97,33 @@ def test_mudata_without_set_up_and_with_layers(quick):
     )
 
 
+@pytest.mark.parametrize("lacks", [False, True])
+def test_numeric_columns_of_a_modality_are_numbers(lacks, quick):
+    """The same model as with the columns in the MuData's own table, to the last bit."""
+    mdata = pair(slice(0, 150), slice(50, 200)) if lacks else pair()
+    rng = np.random.default_rng(0)
+    values = pd.DataFrame(
+        {"size": rng.uniform(50, 90, mdata.n_obs), "age": rng.integers(20, 60, mdata.n_obs)},
+        index=mdata.obs_names,
+    )
+    lane = pd.Series(rng.integers(0, 2, mdata.n_obs), index=mdata.obs_names)
+    known = {"size_factor_key": "size", "continuous_covariate_keys": ["age"], "batch_key": "lane"}
+    codes = []
+    for own in (True, False):
+        some = mdata.copy()
+        for table in [some.obs] if own else [m.obs for m in some.mod.values()]:
+            table[["size", "age"]] = values.loc[table.index]
+            table["lane"] = lane.loc[table.index]
+        sa.POISEVAE.setup_mudata(some, **known)
+        model = sa.POISEVAE(some, **SMALL)
+        assert model.get_state_registry("batch")["categorical_mapping"].tolist() == [0, 1]
+        model.train(**quick)
+        codes.append(model.get_latent_representation())
+        new = some[:40].copy()
+        np.testing.assert_allclose(model.get_latent_representation(new), codes[-1][:40], atol=1e-5)
+    np.testing.assert_array_equal(*codes)
+
+
 def test_a_copy_of_a_mudata_is_not_set_up(quick, caplog):
     mdata = pair()
     sa.POISEVAE.setup_mudata(mdata, batch_key="batch")

@@ -190,7 +190,7 @@ def test_coupling_carries_one_modality_to_the_other():
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_gaussian_noise_is_learned_from_cells_whose_encoders_see_the_modality(side):
-    """Its gradient is that of the cells that are seen, in closed form; the value of the terms is not touched."""
+    """Its gradient is that of the cells that are seen, in closed form; the terms keep their values."""
     torch.manual_seed(0)
     likelihoods = [Gaussian(8, 12, on="given"), Gaussian(8, 4, on="given")]
     module = POISEVAE(

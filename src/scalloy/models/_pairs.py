@@ -155,9 +155,9 @@ class PairGetters:
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
         scale
-            ``"counts"``, with the usual library size of genes where these are not looked at (other data as they
-            are); or ``"log1p"``, the expected logarithm of the counts of the second modality, and of those of
-            the first one scaled to 10,000 per cell.
+            ``"counts"``, with the usual library size of genes where these are not looked at (other data as
+            they are); or ``"log1p"``, the expected logarithm of the counts of the second modality, and of
+            those of the first one scaled to 10,000 per cell.
         n_samples
             Samples of the codes over which the mean is taken.
         interval

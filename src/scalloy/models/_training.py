@@ -19,7 +19,7 @@ import torch
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.model.base import UnsupervisedTrainingMixin
-from scvi.train import SimpleLogger
+from scvi.train._logger import SimpleLogger
 
 from scalloy._seeds import seeded
 from scalloy.data import fingerprint
