@@ -52,7 +52,7 @@ def calls(model, folder):
         "deregister_manager": lambda: model.deregister_manager(),
         "differential_abundance": lambda: model.differential_abundance(),
         "differential_expression": lambda: model.differential_expression(
-            groupby="batch", group1="0.0", group2="1.0"
+            groupby="cluster", group1="cluster_0", group2="cluster_1"
         ),
         "get_anndata_manager": lambda: model.get_anndata_manager(model.adata),
         "get_elbo": lambda: model.get_elbo(cells),
@@ -146,7 +146,7 @@ def test_without_cells_what_was_registered_is_asked_for(models, tmp_path):
     models["VAE"].save(tmp_path / "model")
     alone = sa.load(tmp_path / "model")
     assert alone.get_setup_arg("batch_key") == "batch"
-    assert sa.VAE.load_registry(tmp_path / "model") == alone.registry
+    assert sa.VAE.load_registry(tmp_path / "model")["setup_args"] == alone.registry["setup_args"]
     for call in (
         alone.view_registry,
         alone.view_anndata_setup,
@@ -191,6 +191,12 @@ class Lazy(ad.AnnData):
     def obs(self):
         return Columns()
 
+    @classmethod
+    def of(cls, adata):
+        made = adata.copy()
+        made.__class__ = cls
+        return made
+
 
 class Columns:
     """As ``Dataset2D``."""
@@ -207,7 +213,7 @@ def foreign(adata):
         "columns": Columns(),
         "collection": Collection(adata),
         "AnnCollection": AnnCollection({"a": adata}, join_vars="inner"),
-        "lazy": Lazy(adata),
+        "lazy": Lazy.of(adata),
         "list": [adata],
     }
 
@@ -264,7 +270,6 @@ def test_what_is_no_anndata_is_refused_in_our_words(models, name, tmp_path):
 
 TOTALS = (0, -1, float("inf"), float("nan"), 1e300, "a lot", True, [1.0])
 WHOLE = (0, -1, 1.5, float("inf"), float("nan"), "3", True, None)
-EXCEPT = {("n_samples_overall", None), ("n_genes", None)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -286,7 +291,7 @@ def test_totals_and_numbers_of_samples_that_make_no_sense_are_refused(models, na
             if argument not in known and argument not in also:
                 continue
             for value in values:
-                if (argument, value) in EXCEPT or (argument, method) == ("n", "predict"):
+                if value is None and argument in ("n_samples_overall", "n_genes"):
                     continue
                 tried.add((method, argument))
                 with pytest.raises(

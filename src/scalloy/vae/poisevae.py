@@ -27,7 +27,6 @@ coupled prior.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from scalloy.blocks.joints import ExpertHead, Joint, Posterior
-from scalloy.blocks.likelihoods import Gaussian, Likelihood
+from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.networks import Encoder, Stack
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
@@ -146,12 +145,6 @@ class POISEVAE(VAEModule):
 
     @torch.no_grad()
     def start_at(self, middle: Tensor, log_ell: Tensor) -> None:
-        """Begin at the mean of the second modality, as the encoder sees it, and the usual library size.
-
-        Gaussian noise begins at half of the standard deviation of the data: the codes explain the rest.
-        """
+        """Begin at the mean of the second modality, as the encoder sees it, and the usual library size."""
         self.middle.copy_(middle)
         self.usual_log_ell.copy_(log_ell.mean())
-        for likelihood in (self.likelihood, self.likelihood2):
-            if isinstance(likelihood, Gaussian) and likelihood.on == "given":
-                likelihood.log_sigma -= math.log(2.0)
