@@ -18,7 +18,13 @@ SMALL = {"n_hidden": 8, "n_latent": 3}
 OURS = (ValueError, TypeError, KeyError, NotImplementedError)
 WAY_OUT = r"\b(Pass|Call) |only an `scvi.model.SCVI`"
 #: Refused by design: with a word on what to call instead.
-REFUSED = {"differential_abundance", "update_setup_method_args", "convert_legacy_save", "from_scvi"}
+REFUSED = {
+    "differential_abundance",
+    "update_setup_method_args",
+    "convert_legacy_save",
+    "from_scvi",
+    "setup_annbatch",
+}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +82,7 @@ def calls(model, folder):
         "report": lambda: model.report(folder / "page.html", overwrite=True),
         "save": lambda: model.save(saved, overwrite=True),
         "setup_anndata": lambda: None,
+        "setup_annbatch": lambda: cls.setup_annbatch(model.adata),
         "to_device": lambda: model.to_device("cpu"),
         "train": lambda: None,
         "transfer_fields": lambda: model.transfer_fields(cells),

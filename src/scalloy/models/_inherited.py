@@ -191,6 +191,15 @@ class Inherited:
         )
         raise NotImplementedError(msg)
 
+    @classmethod
+    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: data on the disk are read from a store (:func:`scalloy.data.open_store`)."""
+        msg = (
+            "`setup_annbatch` is not there. Call `sa.data.write_store(files, folder)` and then "
+            f"`{cls.__name__}.setup_anndata(sa.data.open_store(folder))`."
+        )
+        raise NotImplementedError(msg)
+
     def update_setup_method_args(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: a set-up is not changed once there is a model."""
         name = type(self).__name__

@@ -122,8 +122,6 @@ class Training(UnsupervisedTrainingMixin):
         kwargs.setdefault("early_stopping_monitor", "validation_loss")
         kwargs.setdefault("early_stopping_patience", max(10, max_epochs // 5))
         kwargs.setdefault("log_every_n_steps", 10**9)
-        if kwargs.get("logger") is not None:
-            kwargs["logger"] = with_history(kwargs["logger"])
         self._cells = None  # training has its own
         self.module.train()  # an earlier training has left it in the mode of evaluation
         if kwargs.get("datamodule") is None:
@@ -150,7 +148,7 @@ class Training(UnsupervisedTrainingMixin):
         ):
             for message in (".*smaller than the logging interval.*", ".*LeafSpec.*deprecated.*"):
                 warnings.filterwarnings("ignore", message=message)
-            super().train(**arguments, **run)
+            super().train(**arguments, **with_history(run))
         self._data = data
 
     @contextmanager
@@ -190,15 +188,19 @@ class Training(UnsupervisedTrainingMixin):
         return {**merged, "weights": weights}
 
 
-def with_history(given: Any) -> Any:
-    """Lightning's loggers after scvi-tools' own, which alone keeps the history of the model."""
+def with_history(run: dict[str, Any]) -> dict[str, Any]:
+    """Put scvi-tools' own logger, which alone keeps the history of the model, before those of the user."""
+    given, folder = run.get("logger"), run.get("log_save_dir")
+    if given is None:
+        return run
     if given is True:
         from lightning.pytorch.loggers import CSVLogger
 
         given = CSVLogger(scvi.settings.logging_dir)
     others = list(given) if isinstance(given, list | tuple) else [given] if given else []
-    own = [logger for logger in others if isinstance(logger, SimpleLogger)] or [SimpleLogger()]
-    return [*own, *(logger for logger in others if logger not in own)]
+    own = [logger for logger in others if isinstance(logger, SimpleLogger)]
+    own = own or [SimpleLogger(save_dir=folder, save_log_on_disk=bool(folder))]
+    return {**run, "logger": [*own, *(logger for logger in others if logger not in own)]}
 
 
 def default_batch_size(n_obs: int, largest: int = 512) -> int:
