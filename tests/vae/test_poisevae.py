@@ -196,7 +196,7 @@ def test_gaussian_noise_is_learned_from_cells_whose_encoders_see_the_modality(si
     module = POISEVAE(
         SIZES,
         *likelihoods,
-        joint(),
+        joint("poise"),
         n_hidden=8,
         n_latent=3,
         dropout_rate=0.0,
