@@ -266,9 +266,7 @@ allow_non_counts
         if is_mudata(data):
             layers = given.get("layers", (None, None))
             data = joined(data, given["modalities"], layers, keys=_columns(given), names=names)
-        if not isinstance(data, AnnData):
-            return data
-        if key in data.obsm:
+        if key in checks.check_type(data).obsm:
             return with_columns(data, key, known[1])
         logger.info(
             "`adata.obsm` has no %r: cells of which %r was not measured.", key, given["modalities"][1]
