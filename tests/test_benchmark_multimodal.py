@@ -66,6 +66,19 @@ def test_circle_beside_digits(benchmark_data, monkeypatch):
     assert residual.var() == pytest.approx(0.2, rel=0.15)
 
 
+@pytest.mark.parametrize(("radius", "expected"), [(5.0, (4.2, 1.95)), (3.0, (2.5, 1.34)), (2.0, (1.8, 1.09))])
+def test_references_without_clusters_are_far_from_the_centres(radius, expected):
+    """As another program measured them, with other draws."""
+    rng, angle = np.random.default_rng(1), 2 * np.pi * np.arange(8) / 8
+    centres = radius * np.c_[np.cos(angle), np.sin(angle)]
+    points = centres[rng.integers(8, size=6000)] + rng.normal(0, 0.2**0.5, (6000, 2))
+
+    real = np.min([np.hypot(*(points - c).T) for c in centres], axis=0).mean()
+    for made, known in zip(coupling.references(points).values(), expected, strict=True):
+        found = np.min([np.hypot(*(made - c).T) for c in centres], axis=0).mean() / real
+        assert found == pytest.approx(known, rel=0.04)
+
+
 def test_command_line(tmp_path):
     torch.manual_seed(0)
     args = ["benchmark", "multimodal", "--data", "citeseq_subset", "--model", "ridge", "--folds", "1"]

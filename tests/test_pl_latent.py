@@ -38,6 +38,43 @@ def test_categories_with_the_colours_of_uns(placed):
     assert [t.get_text() for t in ax.get_legend().get_texts()] == list(names)
 
 
+ODD = ["_none", "__x", "$5", "a$b$", "T"]
+
+
+def test_legends_show_names_as_they_are(placed):
+    """Names that matplotlib would leave out (``_``) or read as mathematics (``$``), in every legend."""
+    placed.obs["odd"] = pd.Categorical(np.resize(ODD, 200), categories=ODD)
+    ax = sa.pl.latent(placed, "odd")
+    drawn = ax.get_legend()
+    ax.figure.canvas.draw()
+    assert [t.get_text() for t in drawn.get_texts()] == ODD
+    assert not any(t.get_parse_math() for t in drawn.get_texts())
+    colors = {tuple(np.round(mpl.colors.to_rgb(h.get_color()), 4)) for h in drawn.legend_handles}
+    assert colors == {tuple(c) for c in np.round(ax.collections[0].get_facecolors()[:, :3], 4)}
+    assert len(colors) == len(ODD)
+    ax = sa.pl.latent(placed, "odd", legend="on data")
+    assert {t.get_text() for t in ax.texts} == set(ODD)
+    assert not any(t.get_parse_math() for t in ax.texts)
+    ax = sa.pl.clusters(placed, "cluster", "odd", kind="composition")
+    drawn = ax.get_legend()
+    shown = dict(zip([t.get_text() for t in drawn.get_texts()], drawn.legend_handles, strict=True))
+    share = pd.crosstab(placed.obs["odd"], placed.obs["cluster"], normalize="columns")
+    assert set(shown) == set(ODD)
+    for bars, name in zip(ax.containers, ODD, strict=True):
+        assert [b.get_height() for b in bars] == pytest.approx(list(share.loc[name]))
+        assert shown[name].get_facecolor() == bars[0].get_facecolor()
+
+
+def test_genes_with_an_underscore_are_in_the_legend(cells, quick):
+    cells.var_names = [f"_{name}" for name in cells.var_names]
+    sa.VAE.setup_anndata(cells)
+    model = sa.VAE(cells, n_hidden=8, n_latent=2)
+    model.train(**quick)
+    ax = sa.pl.traversal(model, 0, n_genes=3)
+    assert len(ax.get_legend().get_texts()) == 3
+    assert all(t.get_text().startswith("_gene") for t in ax.get_legend().get_texts())
+
+
 def test_numbers_genes_and_several_colourings(placed):
     axes = sa.pl.latent(placed, ["score", "gene_3", "cluster", "batch"], legend="none")
     assert axes.shape == (4,)

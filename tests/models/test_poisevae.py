@@ -97,6 +97,33 @@ def test_mudata_without_set_up_and_with_layers(quick):
     )
 
 
+@pytest.mark.parametrize("lacks", [False, True])
+def test_numeric_columns_of_a_modality_are_numbers(lacks, quick):
+    """The same model as with the columns in the MuData's own table, to the last bit."""
+    mdata = pair(slice(0, 150), slice(50, 200)) if lacks else pair()
+    rng = np.random.default_rng(0)
+    values = pd.DataFrame(
+        {"size": rng.uniform(50, 90, mdata.n_obs), "age": rng.integers(20, 60, mdata.n_obs)},
+        index=mdata.obs_names,
+    )
+    lane = pd.Series(rng.integers(0, 2, mdata.n_obs), index=mdata.obs_names)
+    known = {"size_factor_key": "size", "continuous_covariate_keys": ["age"], "batch_key": "lane"}
+    codes = []
+    for own in (True, False):
+        some = mdata.copy()
+        for table in [some.obs] if own else [m.obs for m in some.mod.values()]:
+            table[["size", "age"]] = values.loc[table.index]
+            table["lane"] = lane.loc[table.index]
+        sa.POISEVAE.setup_mudata(some, **known)
+        model = sa.POISEVAE(some, **SMALL)
+        assert model.get_state_registry("batch")["categorical_mapping"].tolist() == [0, 1]
+        model.train(**quick)
+        codes.append(model.get_latent_representation())
+        new = some[:40].copy()
+        np.testing.assert_allclose(model.get_latent_representation(new), codes[-1][:40], atol=1e-5)
+    np.testing.assert_array_equal(*codes)
+
+
 def test_a_copy_of_a_mudata_is_not_set_up(quick, caplog):
     mdata = pair()
     sa.POISEVAE.setup_mudata(mdata, batch_key="batch")
@@ -160,6 +187,87 @@ def test_data_that_are_no_counts(quick):
     half.X = half.X * np.sign(half.X.sum(1, keepdims=True))  # totals are positive now
     same = model.predict("prot", from_="prot", adata=half, n_samples=3)
     pd.testing.assert_frame_equal(same, model.predict("prot", from_="prot", n_samples=3))
+
+
+SECOND = {
+    "background": lambda rng: rng.poisson(5.0, (120, 4)).astype(float),
+    "nb": lambda rng: rng.poisson(5.0, (120, 4)).astype(float),
+    "normal": lambda rng: rng.normal(-3.0, 2.0, (120, 4)),
+    "bernoulli": lambda rng: rng.uniform(size=(120, 4)),
+}
+FIRST = {
+    "nb": lambda rng: rng.poisson(3.0, (120, 6)) + 1.0,
+    "zinb": lambda rng: rng.poisson(3.0, (120, 6)) + 1.0,
+    "gaussian": lambda rng: rng.poisson(3.0, (120, 6)) + 1.0,
+    "bernoulli": lambda rng: rng.poisson(1.0, (120, 6)) + np.eye(120, 6),
+    "normal": lambda rng: rng.normal(-3.0, 2.0, (120, 6)),
+    "bernoulli_given": lambda rng: rng.uniform(0.1, 1.0, (120, 6)),
+}
+NO_LOGARITHM = ("normal", "bernoulli", "bernoulli_given")
+
+
+@pytest.fixture(scope="module")
+def of_likelihoods():
+    """Models by their two likelihoods; all cells are decoded alike, with logits or means of -1."""
+
+    def make(first, second):
+        rng = np.random.default_rng(0)
+        adata = ad.AnnData(FIRST[first](rng).astype(np.float32))
+        adata.obsm["protein_b"] = pd.DataFrame(SECOND[second](rng), index=adata.obs_names)
+        sa.POISEVAE.setup_anndata(adata, allow_non_counts=True)
+        model = sa.POISEVAE(adata, gene_likelihood=first, protein_likelihood=second, **SMALL)
+        model.is_trained_ = True
+        for likelihood, kind in ((model.module.likelihood, first), (model.module.likelihood2, second)):
+            if kind in (*NO_LOGARITHM, "gaussian"):
+                likelihood.head.weight.data.zero_()
+                likelihood.head.bias.data.fill_(2.0 if kind == "gaussian" else -1.0)
+        return model
+
+    return make
+
+
+PAIRS = [*[("nb", k) for k in SECOND], *[(k, "nb") for k in FIRST if k != "nb"]]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_only_counts_have_logarithms(first, second, of_likelihoods):
+    """All is finite; continuous data and probabilities are as they are, and their logarithm is refused."""
+    model = of_likelihoods(first, second)
+    for side, (name, kind) in enumerate((("rna", first), ("prot", second))):
+        parts = model.predict(name, n_samples=40, interval=0.8)
+        along = model.get_cross_traversal(0, of=model.modalities[1 - side]).to_numpy()
+        assert all(np.isfinite(p.to_numpy()).all() for p in parts)
+        assert np.isfinite(along).all()
+        if kind in NO_LOGARITHM:
+            exact = -1.0 if kind == "normal" else 1 / (1 + np.e)
+            np.testing.assert_allclose(parts[0], exact, rtol=1e-5)
+            np.testing.assert_allclose(along, exact, rtol=1e-5)
+            argument = ("gene_likelihood", "protein_likelihood")[side]
+            with pytest.raises(
+                ValueError, match=rf"`scale='log1p'` has no meaning for '{name}'.*`{argument}="
+            ):
+                model.predict(name, scale="log1p", n_samples=3)
+            continue
+        logged = model.predict(name, scale="log1p", n_samples=40, interval=0.8)
+        assert all(np.isfinite(p.to_numpy()).all() for p in logged)
+        assert (logged[1].to_numpy() <= logged[2].to_numpy()).all()
+    if first == "gaussian":  # counts are expected of data that were logged, and quantiles are of counts too
+        totals = np.asarray(model.adata.X).sum(1, keepdims=True)
+        sigma = float(model.module.likelihood.log_sigma[0].detach().exp())
+        mean, low, high = model.predict("rna", n_samples=400, interval=0.8)
+        np.testing.assert_allclose(mean, np.broadcast_to(np.expm1(2.0) / 1e4 * totals, mean.shape), rtol=1e-4)
+        for frame, z in ((low, -1.2816), (high, 1.2816)):
+            np.testing.assert_allclose(
+                (frame / totals * 1e4).mean(), np.expm1(max(2.0 + z * sigma, 0.0)), rtol=0.1
+            )
+        logged = model.predict("rna", scale="log1p", n_samples=3)
+        np.testing.assert_allclose(logged, 2.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_pictures_say_whether_expression_is_logged(first, of_likelihoods):
+    label = sa.pl.traversal(of_likelihoods(first, "nb"), 0, n_genes=2).get_ylabel()
+    assert ("log1p" in label) == (first not in NO_LOGARITHM)
 
 
 def test_rna_alone_equals_proteins_that_are_missing(trained, cells):

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import scvi
+import torch
 
 import scalloy as sa
+from scalloy.blocks import divergences as div
+from scalloy.blocks.sparse import log_normalise
+from scalloy.vae.base import Batch
 from scalloy.vae.trvae import TRVAE as TRVAEMath
 
 KEYS = {"condition_key": "condition", "labels_key": "cluster"}
@@ -83,6 +87,48 @@ def test_the_papers_model(adata):
     assert "counts" not in model.transfer(cells, to="treated_1", route="decoder").layers
 
 
+def test_weights_of_the_papers_model_are_those_of_its_loss():
+    """eta / 2 SSE + alpha / 2 mean(mu^2 + var - log var - 1) + beta sum of MMD^2, over eta x 512 cells."""
+    cells = sa.datasets.simulate(512, 30, n_conditions=3, n_batches=1, seed=2)
+    sa.TRVAE.setup_anndata(cells, condition_key="condition")
+    model = sa.TRVAE.original(cells, n_hidden=16, n_latent=7)
+    module = model.module.eval()
+    (tensors,) = model._read(None, None, 512)
+    batch = Batch.of(tensors)
+    torch.manual_seed(0)
+    q = module.encode(batch)
+    p = module.decode(batch, latents := module.draw(q))
+    terms, weights = module.terms(batch, q, latents, p), model._plan(None)["weights"]
+    ours = terms.recon.mean() + weights["z"] * terms.kl["z"].mean() + weights["mmd"] * terms.penalty["mmd"]
+    x = log_normalise(batch.x.to_dense())
+    sse = (x - p["x"].mean).square().sum()
+    mu, var = q["z"].mean, q["z"].variance
+    kl = (mu.square() + var - var.log() - 1).mean()
+    parts = [p["h"].mean[batch.c == k] for k in range(3)]
+    pairs = ((0, 1), (0, 2), (1, 2))
+    mmd = sum(div.mmd2(parts[i], parts[j], div.TRVAE, unbiased=False) for i, j in pairs)
+    paper = 100 / 2 * sse + 5e-5 / 2 * kl + 500 * mmd
+    constant = 0.5 * 30 * np.log(2 * np.pi)
+    assert float(ours) - constant == pytest.approx(float(paper) / (100 * 512), rel=1e-5)
+    assert weights["z"] * float(terms.kl["z"].mean()) == pytest.approx(
+        5e-5 / 2 * float(kl) / (100 * 512), rel=1e-4
+    )
+    assert weights["mmd"] * float(terms.penalty["mmd"]) == pytest.approx(
+        500 * float(mmd) / (100 * 512), rel=1e-4
+    )
+
+
+def test_the_papers_weights_are_kept_in_a_file(tmp_path):
+    cells = sa.datasets.simulate(100, 20, n_conditions=3, n_batches=1, seed=2)
+    sa.TRVAE.setup_anndata(cells, condition_key="condition")
+    model = sa.TRVAE.original(cells, n_hidden=16, n_latent=7)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    model.save(tmp_path / "model")
+    loaded = sa.load(tmp_path / "model", cells)
+    assert loaded._plan(None) == model._plan(None)
+    assert loaded.module.sum_pairs
+
+
 def test_messages(adata):
     cells = adata.copy()
     sa.TRVAE.setup_anndata(cells, condition_key="condition")
@@ -90,6 +136,10 @@ def test_messages(adata):
         sa.TRVAE(cells, mmd_within_labels=True)
     with pytest.raises(ValueError, match="`mmd_weight=-1` must not be below zero"):
         sa.TRVAE(cells, mmd_weight=-1)
+    with pytest.raises(ValueError, match="`kl_weight=nan` must not be below zero"):
+        sa.TRVAE(cells, kl_weight=float("nan"))
+    with pytest.raises(ValueError, match=r"`pairs='all'` is not known. Pass one of: mean, sum"):
+        sa.TRVAE(cells, pairs="all")
     with pytest.raises(ValueError, match="`inject='last'` is not known"):
         sa.TRVAE(cells, inject="last")
     model = sa.TRVAE(cells, n_hidden=8)

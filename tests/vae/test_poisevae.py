@@ -186,3 +186,49 @@ def test_coupling_carries_one_modality_to_the_other():
     slope = (5.0 / math.sqrt(26.0)) * torch.ones(3)
     found = (z * z2).sum(0) / z.square().sum(0)
     torch.testing.assert_close(found, slope, atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_gaussian_noise_is_learned_from_cells_whose_encoders_see_the_modality(side):
+    """Its gradient is that of the cells that are seen, in closed form; the terms keep their values."""
+    torch.manual_seed(0)
+    likelihoods = [Gaussian(8, 12, on="given"), Gaussian(8, 4, on="given")]
+    module = POISEVAE(
+        SIZES,
+        *likelihoods,
+        joint("poise"),
+        n_hidden=8,
+        n_latent=3,
+        dropout_rate=0.0,
+        hidden_rate=0.0,
+        hide=(0.4, 0.5),
+    )
+    batch = cells(200)
+    module.train()
+    q = module.encode(batch)
+    hidden = q.seen[:, side] < batch.measured[:, side]
+    assert 40 < int(hidden.sum()) < 140
+    latents = module.draw(q)
+    p = module.decode(batch, latents)
+    terms = module.terms(batch, q, latents, p)
+    torch.testing.assert_close(terms.recon, -sum(module.log_likelihoods(batch, p)))
+    likelihood, x = likelihoods[side], (batch.x, batch.x2)[side]
+    found = torch.autograd.grad(terms.recon.sum(), likelihood.log_sigma, retain_graph=True)[0]
+    residual, sigma = x - p[("x", "x2")[side]].mean, likelihood.log_sigma.exp()
+    expected = (1 - (residual / sigma).square())[~hidden].sum(0)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-3, atol=1e-2)
+    decoder = (module.dec_x, module.dec_x2)[side]
+    of_hidden = torch.autograd.grad(terms.recon[hidden].sum(), decoder.parameters(), allow_unused=True)
+    assert sum(g.abs().sum() for g in of_hidden if g is not None) > 0  # the mean learns from all
+
+
+def test_dispersions_of_counts_learn_from_all_cells():
+    module, batch = made(hide=(0.4, 0.5)), cells(200)
+    module.train()
+    q = module.encode(batch)
+    latents = module.draw(q)
+    p = module.decode(batch, latents)
+    terms = module.terms(batch, q, latents, p)
+    hidden = q.seen[:, 1] == 0
+    slope = torch.autograd.grad(terms.recon[hidden].sum(), module.likelihood2.log_theta)[0]
+    assert slope.abs().sum() > 0

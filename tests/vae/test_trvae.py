@@ -1,6 +1,7 @@
 """TRVAE's mathematics: what its penalty compares, and where the condition goes."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.trvae import TRVAE
 
 SIZES = Sizes(n_vars=12, n_conditions=3, n_labels=2)
+PAPERS = [10.0**k for k in (-6, -5, -4, -3, -2, -1, 0)] + [5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6]
 
 
 def module(**more):
@@ -45,6 +47,26 @@ def test_penalty_is_that_of_the_first_layer_between_conditions():
     published = module(published_kernel=True)
     pairs = [div.mmd2(parts[i], parts[j], div.TRVAE, unbiased=False) for i, j in ((0, 1), (0, 2), (1, 2))]
     torch.testing.assert_close(penalty(published, cells), sum(pairs) / 3)
+
+
+def kernel(x, y):
+    """The paper's: mean over 19 widths."""
+    square = float(((x - y) ** 2).sum())
+    return sum(math.exp(-square / (2 * a)) for a in PAPERS) / len(PAPERS)
+
+
+def biased_mmd2(a, b):
+    def mean(p, q):
+        return sum(kernel(x, y) for x in p for y in q) / (len(p) * len(q))
+
+    return mean(a, a) + mean(b, b) - 2 * mean(a, b)
+
+
+def test_published_penalty_is_the_sum_over_pairs_of_a_double_loop():
+    made, cells = module(published_kernel=True, sum_pairs=True), batch()
+    parts = [hidden(made, cells)[cells.c == k].detach().double() for k in range(3)]
+    pairs = sum(biased_mmd2(parts[i], parts[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert float(penalty(made, cells).detach()) == pytest.approx(pairs, rel=1e-4)
 
 
 def test_names_of_conditions_do_not_matter_and_one_condition_has_no_penalty():

@@ -16,7 +16,7 @@ from anndata import AnnData
 
 from scalloy.baselines.predictors import seen_under_both
 from scalloy.data.checks import check_keys, check_type
-from scalloy.models._options import one_of
+from scalloy.models._options import category, totals
 from scalloy.models.vae import BetaVAE
 from scalloy.vae.base import Batch
 
@@ -110,8 +110,9 @@ class LatentShift:
         AnnData with expected log-normalised expression in ``.X``.
         """
         check_keys(check_type(cells), {"condition_key": self.condition_key, "labels_key": self.labels_key})
+        totals(target_sum=target_sum)
         known = self.model.adata.obs[self.condition_key].astype(str)
-        one_of("to", to, sorted(known.unique()))
+        to = category("to", to, sorted(known.unique()))
         obs = cells.obs[[self.labels_key, self.condition_key]].astype(str)
         learned, z = self.model.get_latent_representation(), self.model.get_latent_representation(cells)
         for (name, source), rows in obs.groupby([self.labels_key, self.condition_key]).indices.items():

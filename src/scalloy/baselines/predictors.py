@@ -148,9 +148,10 @@ class Baseline:
         ``.layers["counts"]``; of ``"partial pooling"`` the standard deviation of means in
         ``.uns["transfer"]["sd"]``.
         """
+        _options.totals(target_sum=target_sum)
         moments = self._moments_at(float(target_sum))
         cells = aligned(checks.check_type(cells), list(self.adata.var_names))
-        _options.one_of("to", to, sorted({c for _, c in moments}))
+        to = _options.category("to", to, sorted({c for _, c in moments}))
         checks.check_keys(cells, {"condition_key": self.condition_key, "labels_key": self.labels_key})
         checks.check_counts(cells, self.layer, genes=False)
         obs = cells.obs[[self.labels_key, self.condition_key]].astype(str)

@@ -26,6 +26,7 @@ from scalloy.models import POISEVAE
 
 N_CLASSES = 8
 KEY = "protein_counts"
+NOISE = 0.2**0.5  # standard deviation of the points around the centres of a circle
 
 
 def eight_classes(n: int = 2500, seed: int = 0) -> AnnData:
@@ -158,7 +159,7 @@ def circle_and_digits(radius: float, n: int = 6000, seed: int = 0) -> AnnData:
     rows = rng.choice(np.flatnonzero((digit >= 1) & (digit <= 8)), n, replace=False)
     cells = images[rows].copy()
     angle = 2 * np.pi * (digit[rows] - 1) / 8
-    points = radius * np.c_[np.cos(angle), np.sin(angle)] + rng.normal(0, 0.2**0.5, (n, 2))
+    points = radius * np.c_[np.cos(angle), np.sin(angle)] + rng.normal(0, NOISE, (n, 2))
     cells.obsm["protein_point"] = pd.DataFrame(points, index=cells.obs_names, columns=["x", "y"])
     return cells
 
@@ -175,7 +176,8 @@ def starvation(
 
     ``from_point`` and ``from_image`` are the shares of points whose class is that of the centre nearest to
     what is decoded from the point, or from the image, alone; ``distance`` is the mean distance of generated
-    points from the nearest centre, over that of real ones.
+    points from the nearest centre, over that of real ones; ``sigma`` is the learned standard deviation over
+    the true one. Two models without clusters are beside it: one Gaussian, and a ring (:func:`references`).
 
     Parameters
     ----------
@@ -197,6 +199,9 @@ def starvation(
             truth = cells.obs["digit"].astype(int).to_numpy() - 1
             POISEVAE.setup_anndata(cells, protein_obsm_key="protein_point", allow_non_counts=True)
             real, _ = _nearest(cells.obsm["protein_point"].to_numpy(), centres)
+            for name, points in references(cells.obsm["protein_point"].to_numpy(), seed).items():
+                away = _nearest(points, centres)[0].mean() / real.mean()
+                rows.append({"radius": radius, "joint": name, "seed": seed, "distance": away})
             for joint in joints:
                 scvi.settings.seed = seed
                 settings: dict[str, Any] = {
@@ -211,8 +216,28 @@ def starvation(
                     row[f"from_{name}"] = float((k == truth).mean())
                 made = model.generate(2000, seed=seed).obsm["prot"].to_numpy()
                 row["distance"] = _nearest(made, centres)[0].mean() / real.mean()
+                row["sigma"] = float(model.module.likelihood2.log_sigma.detach().exp().mean()) / NOISE
                 rows.append(row)
     return pd.DataFrame(rows)
+
+
+def references(points: np.ndarray, seed: int = 0, n: int = 20_000) -> dict[str, np.ndarray]:
+    """Points of two models that know no clusters: a Gaussian, and a ring with the same distances from zero.
+
+    Parameters
+    ----------
+    points
+        Real points.
+    seed
+        Random seed.
+    n
+        Number of points.
+    """
+    rng = np.random.default_rng(seed)
+    gaussian = rng.multivariate_normal(points.mean(0), np.cov(points.T), n)
+    radius, angle = rng.choice(np.linalg.norm(points, axis=1), n), rng.uniform(0, 2 * np.pi, n)
+    ring = radius[:, None] * np.c_[np.cos(angle), np.sin(angle)]
+    return {"one Gaussian": gaussian, "ring without clusters": ring}
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

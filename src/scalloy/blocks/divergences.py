@@ -65,6 +65,7 @@ def between_groups(
     n_within: int = 1,
     at_least: int = 8,
     unbiased: bool = True,
+    add_up: bool = False,
 ) -> Tensor:
     """Mean of :func:`mmd2` over all pairs of groups which have enough samples; 0 if there are no two.
 
@@ -82,6 +83,8 @@ def between_groups(
         Code of a set of each: only its samples are compared. The mean is over sets that have pairs.
     at_least
         Samples of a group.
+    add_up
+        Return the sum over pairs of groups instead of their mean.
     """
     sets = torch.zeros_like(groups) if within is None else within
     members = one_hot(sets * n_groups + groups, n_within * n_groups).to(x.dtype)
@@ -97,7 +100,8 @@ def between_groups(
     enough = sizes >= max(at_least, 1 + left_out)
     wanted = (enough.unsqueeze(-1) & enough.unsqueeze(-2)).triu(1).to(x.dtype)
     pairs = wanted.sum((-2, -1))
-    of_set = (found * wanted).sum((-2, -1)) / pairs.clamp_min(1)
+    of_set = (found * wanted).sum((-2, -1))
+    of_set = of_set if add_up else of_set / pairs.clamp_min(1)
     return of_set.sum() / (pairs > 0).sum().clamp_min(1)
 
 

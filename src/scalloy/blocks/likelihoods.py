@@ -62,6 +62,19 @@ class Likelihood(nn.Module):
         """Expected counts of a cell with its own library size."""
         return p_x.mean
 
+    def unlogged(self, x: Tensor, log_ell: Tensor) -> Tensor:
+        """Samples as counts of a cell with its own library size."""
+        return x
+
+    @property
+    def has_log_scale(self) -> bool:
+        """Whether values have a ``log1p``: counts do, continuous data as given and probabilities do not."""
+        return self.draws_counts
+
+    def noise_from(self, p_x: Distribution, rows: Tensor) -> Distribution:
+        """The same distribution, whose noise is learned from the chosen rows alone (continuous data)."""
+        return p_x
+
     def features(self, x: Tensor) -> Tensor:
         """What the encoder sees."""
         return map_values(x, torch.log1p)
@@ -264,6 +277,11 @@ class Gaussian(Likelihood):
         scale = dist.bounded(self.log_sigma, lower=-5.0, upper=10.0).exp()
         return Independent(Normal(loc, scale.expand_as(loc), validate_args=False), 1)
 
+    def noise_from(self, p_x: Distribution, rows: Tensor) -> Independent:
+        loc, scale = p_x.base_dist.loc, p_x.base_dist.scale  # type: ignore[attr-defined]
+        scale = torch.where(rows.unsqueeze(-1), scale, scale.detach())
+        return Independent(Normal(loc, scale, validate_args=False), 1)
+
     def features(self, x: Tensor) -> Tensor:
         return log_normalise(x) if self.on == "log1p" else x
 
@@ -285,7 +303,14 @@ class Gaussian(Likelihood):
         return torch.expm1(p_x.mean.clamp(0, 80)) / 1e4 if self.on == "log1p" else p_x.mean
 
     def expected(self, p_x: Distribution, log_ell: Tensor) -> Tensor:
-        return self.fraction(p_x) * log_ell.exp() if self.on == "log1p" else p_x.mean
+        return self.unlogged(p_x.mean, log_ell)
+
+    def unlogged(self, x: Tensor, log_ell: Tensor) -> Tensor:
+        return torch.expm1(x.clamp(0, 80)) / 1e4 * log_ell.exp() if self.on == "log1p" else x
+
+    @property
+    def has_log_scale(self) -> bool:
+        return self.on == "log1p"
 
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
         if self.on == "given":

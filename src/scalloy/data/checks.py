@@ -17,6 +17,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from anndata.abc import CSRDataset
 
+from scalloy.data.kinds import check_type
+
 LARGEST = 1e15  # value with which single precision still computes
 KINDS = ("string", "integer", "floating", "boolean")  # of categories
 
@@ -26,20 +28,6 @@ def few(names: Iterable[Any], n: int = 10) -> str:
     names = [str(name) for name in names]
     more = f", and {len(names) - n} more" if len(names) > n else ""
     return ", ".join(names[:n]) + more
-
-
-def check_type(adata: Any) -> AnnData:
-    """An AnnData, with cells in it."""
-    if not isinstance(adata, AnnData):
-        msg = (
-            f"`adata` is a {type(adata).__name__}. Expected an AnnData of raw counts, cells x genes; "
-            "make one with `anndata.AnnData(counts)`."
-        )
-        raise TypeError(msg)
-    if adata.n_obs == 0:
-        msg = "`adata` has no cells. Was a mask or a filter empty? Pass at least one cell."
-        raise ValueError(msg)
-    return adata
 
 
 def check_object(adata: Any) -> AnnData:

@@ -142,7 +142,7 @@ def _column(mdata: Any, modalities: Sequence[str], key: str) -> pd.Series | None
         if name in mdata.mod and key in mdata.mod[name].obs:
             own = mdata.mod[name].obs[key].astype(object).reindex(mdata.obs_names)
             found = own if found is None else found.combine_first(own)
-    return found
+    return None if found is None else found.infer_objects()  # numbers are numbers again
 
 
 def check_second(

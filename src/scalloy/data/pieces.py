@@ -14,6 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from anndata.io import write_elem
+from mudata import MuData
 from pandas.api.types import union_categoricals
 
 from scalloy.data import cells, writing
@@ -30,6 +31,8 @@ SUFFIXES = (".h5ad", ".zarr")
 
 def in_memory(data: Any, indices: Any = None, most: int = PIECE) -> Iterator[tuple[Any, Any]]:
     """Cells and their rows; of an object on the disk in pieces, each of which is read once."""
+    if data is not None and not isinstance(data, MuData):
+        check_type(data)
     if indices is not None:
         indices = as_positions(indices, data.n_obs) if isinstance(data, AnnData) else indices
     data, viewed = whole_of(data)

@@ -38,6 +38,7 @@ from scalloy.data.pieces import occurring, pieces_of, writable, write_pieces
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
 from scalloy.models._getters import Getters, known_categories
+from scalloy.models._inherited import Inherited
 from scalloy.models._report import Report
 from scalloy.models._training import Training
 from scalloy.models._traverse import Traverse
@@ -47,7 +48,7 @@ from scalloy.vae.vae import LibraryPrior, library_prior
 logger = logging.getLogger("scalloy")
 
 
-class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass):
+class ScalloyModel(Getters, Evidence, Traverse, Report, Training, Inherited, BaseModelClass):
     """Base of the users' classes. A leaf builds ``self.module`` and says ``self.init_params_``."""
 
     _data_loader_cls = CellLoader

@@ -142,6 +142,10 @@ allow_non_counts
     def _changed(self, cells: AnnData | None, to: str | None, **settings: Any) -> AnnData:
         from scalloy.transfer import transfer
 
+        return transfer(self, cells, self._asked(to, settings), **settings)
+
+    def _asked(self, to: Any, settings: dict[str, Any]) -> str:
+        """Name of the condition that is asked for, if all that is asked makes sense."""
         if self.condition_key is None:
             name = type(self).__name__
             msg = (
@@ -149,7 +153,14 @@ allow_non_counts
                 "train again."
             )
             raise ValueError(msg)
-        return transfer(self, cells, to, **settings)
+        route = _options.one_of("route", settings.get("route", "auto"), self.ROUTES)
+        if settings.get("context") is not None and route != "auto":
+            msg = f"`context` says where groups begin, and `route={route!r}` has none. Leave one of them out."
+            raise ValueError(msg)
+        _options.totals(None, library_size=settings.get("library_size"))
+        _options.totals(target_sum=settings.get("target_sum", 1e4))
+        _options.whole(n_samples=settings.get("n_samples", 1))
+        return _options.category("to", to, self.conditions)
 
     def write_transfer(
         self,
@@ -178,8 +189,8 @@ allow_non_counts
 
         if cells is None or cells is self._adata:
             self._own_manager()  # its pieces are read like any cells, so what was changed is noticed here
-        changes = None
-        if kwargs.get("route", "auto") == "auto" and self.condition_key is not None:
+        to, changes = self._asked(to, kwargs), None
+        if kwargs.get("route", "auto") == "auto":
             how = How(
                 "auto", kwargs.get("n_samples", 3), kwargs.get("target_sum", 1e4), kwargs.get("seed", 0)
             )
@@ -215,15 +226,17 @@ allow_non_counts
         -------
         What :meth:`transfer` returns, and by gene the change of mean log-normalised expression.
         """
-        for name, given in {"ctrl_key": ctrl_key, "stim_key": stim_key}.items():
-            _options.one_of(name, str(given), self.conditions)
+        ctrl_key, stim_key = (
+            _options.category(name, given, self.conditions)
+            for name, given in {"ctrl_key": ctrl_key, "stim_key": stim_key}.items()
+        )
         if (celltype_to_predict is None) == (adata_to_predict is None):
             msg = "Pass one of `celltype_to_predict` and `adata_to_predict`."
             raise ValueError(msg)
         cells = adata_to_predict
         if cells is None:
-            cells = self._of_type(str(celltype_to_predict), str(ctrl_key), str(stim_key))
-        out = self.transfer(cells, to=str(stim_key), **kwargs)
+            cells = self._of_type(celltype_to_predict, ctrl_key, stim_key)
+        out = self.transfer(cells, to=stim_key, **kwargs)
         before = self._mean_log(cells, out.uns["transfer"]["target_sum"])
         change = pd.Series(np.asarray(out.X).mean(0), index=out.var_names) - before.reindex(out.var_names)
         return out, change.rename("change")
@@ -243,7 +256,7 @@ allow_non_counts
         if key is None:
             msg = "`celltype_to_predict` needs labels: call `setup_anndata(adata, labels_key=...)`."
             raise ValueError(msg)
-        _options.one_of("celltype_to_predict", name, self.labels)
+        name = _options.category("celltype_to_predict", name, self.labels)
         of, under = obs[key].astype(str) == name, obs[self.condition_key].astype(str)
         if n := int((of & (under == treated)).sum()):
             warnings.warn(

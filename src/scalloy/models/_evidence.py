@@ -88,7 +88,7 @@ class Evidence:
         seed
             Of what is drawn; ``None`` is that of the model.
         """
-        _options.positive(n_mc_samples=n_mc_samples)
+        _options.whole(n_mc_samples=n_mc_samples)
         rows: Any = self.held_out() if adata is None and indices is None else indices
 
         def marginal(tensors: Tensors) -> torch.Tensor:

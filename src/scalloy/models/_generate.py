@@ -26,7 +26,8 @@ def generate(
     Batch, covariates and library size of each cell are those of a cell of the same cluster that the model was
     trained on: a template.
     """
-    _options.positive(n=n)
+    _options.whole(n=n)
+    _options.totals(None, library_size=library_size)
     if model.adata is None:
         msg = (
             "Batches and library sizes are taken from the cells that the model was trained on, and it was "
@@ -34,8 +35,9 @@ def generate(
         )
         raise ValueError(msg)
     names, prior = model.cluster_names, model.module.prior
-    only = None if cluster is None else names.index(_options.one_of("cluster", str(cluster), names))
-    code = None if to is None else model.conditions.index(_options.one_of("condition", to, model.conditions))
+    only = None if cluster is None else names.index(_options.category("cluster", cluster, names))
+    to = None if to is None else _options.category("condition", to, model.conditions)
+    code = None if to is None else model.conditions.index(to)
     clusters = np.asarray(model.get_clusters().cat.codes)
     rng = np.random.default_rng(seed)
     with torch.no_grad(), seeded(seed):

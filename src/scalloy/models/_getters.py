@@ -143,15 +143,15 @@ class Getters:
 
     def _batch_codes(self, transform_batch: Any) -> list[int | None]:
         """Codes of the named batches; ``None`` stands for the observed one."""
-        wanted = [transform_batch] if np.isscalar(transform_batch) else transform_batch
-        if wanted is None:
+        if transform_batch is None:
             return [None]
+        wanted = [transform_batch] if np.ndim(transform_batch) == 0 else list(transform_batch)
         state = self.registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]
         known = [str(k) for k in state["categorical_mapping"]]
-        for name in wanted:
-            if name is not None:
-                _options.one_of("transform_batch", str(name), known)
-        return [None if name is None else known.index(str(name)) for name in wanted]
+        named = (
+            name if name is None else _options.category("transform_batch", name, known) for name in wanted
+        )
+        return [None if name is None else known.index(name) for name in named]
 
     # getters ------------------------------------------------------------------------------------
 
@@ -244,6 +244,10 @@ class Getters:
         if weights not in (None, "uniform"):
             msg = f"`weights={weights!r}` is not supported; pass `'uniform'`."
             raise NotImplementedError(msg)
+        _options.whole(n_samples=n_samples)
+        if n_samples_overall is not None:
+            _options.whole(n_samples_overall=n_samples_overall)
+        _options.totals("latent", library_size=library_size)
         genes, parts = self._genes(gene_list), []
         with seeded(seed, self.seed):
             if n_samples_overall is not None:
@@ -308,6 +312,7 @@ class Getters:
         seed: int | None = None,
     ) -> np.ndarray:
         """Counts that the model would have produced: ``(n, G)``, or ``(n, G, S)`` with several samples."""
+        _options.whole(n_samples=n_samples)
         genes, (code, *_) = self._genes(gene_list), self._batch_codes(transform_batch)
 
         def draw(tensors: Tensors) -> torch.Tensor:

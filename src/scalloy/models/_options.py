@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from scalloy.blocks import likelihoods as lik
@@ -14,7 +15,7 @@ from scalloy.blocks import mixtures as mix
 from scalloy.blocks.coupling import FirstOrder, SecondOrder, Uncoupled
 from scalloy.blocks.joints import Coupled, Joint, Mixture, Product
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.data.checks import few
+from scalloy.data.checks import LARGEST, few
 from scalloy.vae.base import Sizes
 
 GeneLikelihood = Literal[
@@ -49,11 +50,49 @@ def one_of(argument: str, given: Any, known: Collection[str]) -> str:
     return str(given)
 
 
+def category(argument: str, given: Any, known: Sequence[str]) -> str:
+    """Return the name of a category that is given by its name or its value, such as ``1`` for ``"1.0"``."""
+    name = given if given is None or isinstance(given, str) else str(given)
+    if name not in known and isinstance(given, Real) and not isinstance(given, bool):
+        same = [k for k in known if _as_number(k) == float(given)]
+        name = same[0] if same else given
+    return one_of(argument, name, known)
+
+
+def _as_number(name: str) -> float:
+    try:
+        return float(name)
+    except ValueError:
+        return float("nan")
+
+
 def positive(**arguments: float) -> None:
     """Sizes and weights that must be above zero."""
     for name, value in arguments.items():
-        if not isinstance(value, Real) or not value > 0:
-            msg = f"`{name}={value}` must be above zero."
+        if not isinstance(value, Real) or isinstance(value, bool | np.bool_) or not 0 < value < float("inf"):
+            msg = f"`{name}={value!r}` must be above zero: pass a finite number."
+            raise ValueError(msg)
+
+
+def whole(**arguments: int) -> None:
+    """Numbers of things, from one."""
+    for name, value in arguments.items():
+        if not isinstance(value, Integral) or isinstance(value, bool | np.bool_) or value < 1:
+            msg = f"`{name}={value!r}` must be above zero: pass a whole number from 1."
+            raise ValueError(msg)
+
+
+def totals(own: str | None = "", **arguments: Any) -> None:
+    """Totals of counts to which a cell is scaled; ``own`` stands for the one that it has."""
+    for name, value in arguments.items():
+        if own != "" and (value is own or (isinstance(value, str) and value == own)):
+            continue
+        if not isinstance(value, Real) or isinstance(value, bool | np.bool_) or not 0 < value <= LARGEST:
+            or_own = "" if own == "" else f", or {own!r} for each cell's own"
+            msg = (
+                f"`{name}={value!r}` is not a total of counts. Pass a number above zero and up to "
+                f"{LARGEST:.0e}{or_own}."
+            )
             raise ValueError(msg)
 
 

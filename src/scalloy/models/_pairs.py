@@ -17,6 +17,7 @@ from scalloy.blocks import gibbs
 from scalloy.blocks.coupling import SecondOrder
 from scalloy.blocks.expected import mean_log1p
 from scalloy.blocks.joints import BOTH, Coupled
+from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.sparse import log_normalise, map_values
 from scalloy.models import _options
 from scalloy.models._traverse import span
@@ -34,6 +35,7 @@ class PairGetters:
     module: POISEVAE
     registry: dict[str, Any]
     name: str
+    init_params_: dict[str, Any]
     get_var_names: Callable[[], Any]
     _read: Callable[..., Iterator[dict[str, torch.Tensor]]]
     _names: Callable[..., pd.Index]
@@ -153,9 +155,9 @@ class PairGetters:
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
         scale
-            ``"counts"``, with the usual library size of genes where these are not looked at; or ``"log1p"``,
-            the expected logarithm of the counts of the second modality, and of those of the first one scaled
-            to 10,000 per cell.
+            ``"counts"``, with the usual library size of genes where these are not looked at (other data as
+            they are); or ``"log1p"``, the expected logarithm of the counts of the second modality, and of
+            those of the first one scaled to 10,000 per cell.
         n_samples
             Samples of the codes over which the mean is taken.
         interval
@@ -171,8 +173,8 @@ class PairGetters:
         the same scale, for which ``n_samples`` should be 200 or more.
         """
         side, seen = self._side("modality", modality), None if from_ is None else self._side("from_", from_)
-        _options.one_of("scale", scale, ("counts", "log1p"))
-        _options.positive(n_samples=n_samples)
+        self._check_scale(scale, side)
+        _options.whole(n_samples=n_samples)
         if interval is not None and not 0 < interval < 1:
             msg = f"`interval={interval}` is a probability: pass a number between 0 and 1."
             raise ValueError(msg)
@@ -180,8 +182,7 @@ class PairGetters:
         with seeded(seed):
             for tensors in self._read(adata, indices, batch_size, decodes=True):
                 batch = only(Batch.of(tensors), seen)
-                if code is not None:
-                    batch = replace(batch, b=torch.full_like(batch.b, code))
+                batch = batch if code is None else replace(batch, b=torch.full_like(batch.b, code))
                 parts.append(self._predicted(batch, side, scale, n_samples, interval))
         names, columns = self._names(adata, indices), self.get_variables(modality)
         frames = [
@@ -190,24 +191,35 @@ class PairGetters:
         ]
         return frames[0] if interval is None else tuple(frames)  # type: ignore[return-value]
 
+    def _check_scale(self, scale: str, side: int) -> None:
+        """A scale that the values of a modality have."""
+        likelihood = getattr(self.module, LIKELIHOODS[side])
+        if _options.one_of("scale", scale, ("counts", "log1p")) == "log1p" and not likelihood.has_log_scale:
+            argument = ("gene_likelihood", "protein_likelihood")[side]
+            given = self.init_params_["non_kwargs"][argument]
+            msg = (
+                f"`scale='log1p'` has no meaning for {self.modalities[side]!r}, which is no counts by "
+                f"`{argument}={given!r}`. Pass `scale='counts'` for the values as they are."
+            )
+            raise ValueError(msg)
+
     def _predicted(
         self, batch: Batch, side: int, scale: str, n_samples: int, interval: float | None
     ) -> tuple[torch.Tensor, ...]:
         """Mean, and the bounds of the interval, of some cells."""
         q, total, drawn = self.module.encode(batch), torch.zeros(()), []
-        likelihood = getattr(self.module, LIKELIHOODS[side])
-        logged = log_normalise if side == 0 else torch.log1p
+        likelihood, log_ell = getattr(self.module, LIKELIHOODS[side]), self.module.log_ell(batch)
         for _ in range(n_samples):
             p = self.module.decode_one(X[side], batch, self.module.draw(q))
             if interval is not None:
                 x = p.sample()
-                drawn.append(logged(x) if scale == "log1p" else x)
+                drawn.append(
+                    _logged(likelihood, x, side) if scale == "log1p" else likelihood.unlogged(x, log_ell)
+                )
             if scale == "counts":
-                total = total + p.mean
-            elif side == 0:
-                total = total + likelihood.mean_observed(p)
+                total = total + likelihood.expected(p, log_ell)
             else:
-                total = total + (mean_log1p(p) if likelihood.draws_counts else torch.log1p(p.sample()))
+                total = total + (likelihood.mean_observed(p) if side == 0 else mean_log1p(p))
         mean = total / n_samples
         if interval is None:
             return (mean,)
@@ -245,6 +257,7 @@ class PairGetters:
         By annealed importance sampling with ``n_chains`` chains in ``n_steps`` steps; training and evaluation
         use 1,024 and 100. Of ``joint="gaussian"`` it is exact.
         """
+        _options.whole(n_chains=n_chains, n_steps=n_steps)
         coupling = self._coupled().coupling
         if not isinstance(coupling, SecondOrder):
             return float(coupling.log_partition()), 0.0
@@ -260,6 +273,7 @@ class PairGetters:
         prior has modes between which they hardly move, as where there are distinct types of cells; that is
         why the log-partition and :meth:`generate` anneal.
         """
+        _options.whole(n_sweeps=n_sweeps, n_chains=n_chains)
         g = self._coupled().coupling()
         generator = torch.Generator(g.device).manual_seed(seed)
         state, kept = gibbs.start(g, n_chains, generator), []
@@ -294,10 +308,10 @@ class PairGetters:
 
         Returns
         -------
-        AnnData with counts of genes in ``.X`` and of the second modality in ``.obsm`` under its name; codes
-        are in ``.obsm["X_<model>"]``.
+        AnnData with counts of genes in ``.X`` and of the second modality in ``.obsm`` under its name (or
+        other values, as its likelihood draws them); codes are in ``.obsm["X_<model>"]``.
         """
-        _options.positive(n=n, n_steps=n_steps)
+        _options.whole(n=n, n_steps=n_steps)
         n_obs = len(self._names(None, None))
         rows, parts = np.random.default_rng(seed).integers(n_obs, size=n), []
         with seeded(seed):
@@ -344,8 +358,10 @@ class PairGetters:
 
         Returns
         -------
-        A row for each value, a column for each variable: ``log1p`` of counts (of genes, scaled to 10,000).
+        A row for each value, a column for each variable: ``log1p`` of counts (of genes, scaled to 10,000),
+        and other data as they are.
         """
+        _options.whole(n_steps=n_steps, n_samples=n_samples)
         a = self._side("of", of)
         b = 1 - a if to is None else self._side("to", to)
         coupled, codes = self._coupled(), self.get_latent_representation(which=of)
@@ -362,9 +378,16 @@ class PairGetters:
                     z[:, latent] = float(value)
                     p = self.module.decode_one(X[b], batch, coupled.from_one(z, a))
                     likelihood = getattr(self.module, LIKELIHOODS[b])
-                    total.append(likelihood.predicted(p) if b == 0 else p.mean.log1p())
+                    logged = b == 1 and likelihood.has_log_scale
+                    total.append(p.mean.log1p() if logged else likelihood.predicted(p))
                 out.append(torch.cat(total).mean(0).cpu().numpy())
         return pd.DataFrame(np.stack(out), index=at, columns=self.get_variables(self.modalities[b]))
+
+
+def _logged(likelihood: Likelihood, x: torch.Tensor, side: int) -> torch.Tensor:
+    """Samples as ``log1p``, which those of some likelihoods are already."""
+    logged = log_normalise if side == 0 else torch.log1p
+    return logged(x) if likelihood.draws_counts else x
 
 
 def only(batch: Batch, side: int | None) -> Batch:

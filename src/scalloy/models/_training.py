@@ -15,10 +15,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import scvi
 import torch
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.model.base import UnsupervisedTrainingMixin
+from scvi.train._logger import SimpleLogger
 
 from scalloy._seeds import seeded
 from scalloy.data import fingerprint
@@ -148,7 +150,7 @@ class Training(UnsupervisedTrainingMixin):
         ):
             for message in (".*smaller than the logging interval.*", ".*LeafSpec.*deprecated.*"):
                 warnings.filterwarnings("ignore", message=message)
-            super().train(**arguments, **run)
+            super().train(**arguments, **with_history(run))
         self._data = data
 
     @contextmanager
@@ -186,6 +188,21 @@ class Training(UnsupervisedTrainingMixin):
         merged = {**self._plan_defaults, **(given or {})}
         weights = {**self._plan_defaults.get("weights", {}), **(given or {}).get("weights", {})}
         return {**merged, "weights": weights}
+
+
+def with_history(run: dict[str, Any]) -> dict[str, Any]:
+    """Put scvi-tools' own logger, which alone keeps the history of the model, before those of the user."""
+    given, folder = run.get("logger"), run.get("log_save_dir")
+    if given is None:
+        return run
+    if given is True:
+        from lightning.pytorch.loggers import CSVLogger
+
+        given = CSVLogger(scvi.settings.logging_dir)
+    others = list(given) if isinstance(given, list | tuple) else [given] if given else []
+    own = [logger for logger in others if isinstance(logger, SimpleLogger)]
+    own = own or [SimpleLogger(save_dir=folder, save_log_on_disk=bool(folder))]
+    return {**run, "logger": [*own, *(logger for logger in others if logger not in own)]}
 
 
 def default_batch_size(n_obs: int, largest: int = 512) -> int:

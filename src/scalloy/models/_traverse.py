@@ -55,6 +55,7 @@ class Traverse:
         A row for each value (the index), a column for each gene: log1p of expression per 10,000 (of
         likelihoods of data as given, these; of Bernoulli, probabilities).
         """
+        _options.whole(n_steps=n_steps)
         codes, rows = self._codes(adata, indices)
         _options.check_latent(latent, codes.shape[1])
         at = np.linspace(*span(codes[:, latent]), n_steps) if values is None else np.asarray(values, float)
@@ -80,6 +81,8 @@ class Traverse:
         -------
         ``latent``, ``gene``, ``change`` (on the scale of :meth:`get_traversal`), the strongest first.
         """
+        if n_genes is not None:
+            _options.whole(n_genes=n_genes)
         codes, rows = self._codes(adata, indices)
         ends = {j: np.asarray(span(codes[:, j])) for j in range(codes.shape[1])}
         parts = []

@@ -45,7 +45,7 @@ class AE(ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
+        _options.whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
         _options.one_of("norm", norm, _options.NORMS)
         _options.one_of("library", library, ("observed", "none"))
         super().__init__(adata, registry)

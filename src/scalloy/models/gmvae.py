@@ -69,7 +69,7 @@ encode_covariates, norm
         *,
         seed: int | None = None,
     ) -> None:
-        _options.positive(n_clusters=n_clusters, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
+        _options.whole(n_clusters=n_clusters, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
         _options.one_of("norm", norm, _options.NORMS)
         if n_decoded < 2:
             msg = f"`n_decoded={n_decoded}` must be at least 2: one code has nothing to be compared with."

@@ -100,8 +100,8 @@ class POISEVAE(PairGetters, ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, n_chains=n_chains)
-        _options.positive(n_sweeps=n_sweeps)
+        _options.whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, n_chains=n_chains)
+        _options.whole(n_sweeps=n_sweeps)
         _options.shares(hidden_rate=hidden_rate, hide=hide[0])
         _options.shares(hide=hide[1])
         _options.shares(hide=sum(hide))
@@ -266,9 +266,7 @@ allow_non_counts
         if is_mudata(data):
             layers = given.get("layers", (None, None))
             data = joined(data, given["modalities"], layers, keys=_columns(given), names=names)
-        if not isinstance(data, AnnData):
-            return data
-        if key in data.obsm:
+        if key in checks.check_type(data).obsm:
             return with_columns(data, key, known[1])
         logger.info(
             "`adata.obsm` has no %r: cells of which %r was not measured.", key, given["modalities"][1]

@@ -36,6 +36,11 @@ class TRVAE(ConditionModel):
     mmd_within_labels
         Whether only cells of the same label are compared, so that a different composition of cell types under
         the conditions is no discrepancy. Needs ``labels_key``.
+    pairs
+        Whether the discrepancies of several pairs of conditions are averaged (``"mean"``) or added up
+        (``"sum"``, as published).
+    kl_weight
+        Weight of the KL divergence of the code.
     seed
         As in :class:`~scalloy.VAE`.
 
@@ -64,16 +69,20 @@ class TRVAE(ConditionModel):
         kernel: Literal["median", "trvae"] = "median",
         mmd_within_labels: bool = False,
         norm: str = "layer",
+        pairs: Literal["mean", "sum"] = "mean",
+        kl_weight: float = 1.0,
         *,
         seed: int | None = None,
     ) -> None:
-        _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
+        _options.whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
         _options.one_of("norm", norm, _options.NORMS)
         _options.one_of("inject", inject, ("all", "first"))
         _options.one_of("kernel", kernel, ("median", "trvae"))
-        if mmd_weight < 0:
-            msg = f"`mmd_weight={mmd_weight}` must not be below zero."
-            raise ValueError(msg)
+        _options.one_of("pairs", pairs, ("mean", "sum"))
+        for name, weight in {"mmd_weight": mmd_weight, "kl_weight": kl_weight}.items():
+            if not 0 <= weight < float("inf"):
+                msg = f"`{name}={weight}` must not be below zero, and finite."
+                raise ValueError(msg)
         super().__init__(adata, registry)
         if mmd_within_labels and not self.labels:
             msg = "`mmd_within_labels` needs labels. Call `TRVAE.setup_anndata(adata, labels_key=...)`."
@@ -89,8 +98,10 @@ class TRVAE(ConditionModel):
             inject_all=inject == "all",
             published_kernel=kernel == "trvae",
             by_label=mmd_within_labels,
+            sum_pairs=pairs == "sum",
         )
-        self._plan_defaults = {"weights": {"mmd": mmd_weight}}
+        own = {} if kl_weight == 1.0 else {"z": kl_weight}  # so that `plan_kwargs` can weigh it as "kl"
+        self._plan_defaults = {"weights": {"mmd": mmd_weight, **own}}
         self._model_summary_string = (
             f"TRVAE: {gene_likelihood}, n_latent {n_latent}, penalty {mmd_weight}, condition into {inject}"
         )
@@ -98,16 +109,20 @@ class TRVAE(ConditionModel):
 
     @classmethod
     def original(cls, adata: AnnData, **kwargs: Any) -> TRVAE:
-        """The paper's model (Lotfollahi et al. 2020), for comparison.
+        """Make the model of the paper (Lotfollahi et al. 2020), for comparison.
 
-        Squared errors of log-normalised expression, the condition in the first layers only, its 19 kernels.
-        Its weights make it a deterministic autoencoder: beside the squared error of a cell the KL weighs
-        2e-11 and the discrepancy 0.01. Batches are of 512 cells there: ``train(batch_size=512)``.
+        Squared errors of log-normalised expression, its 19 kernels, the discrepancies of all pairs of
+        conditions added up, and the condition in the first layer of the decoder only. Its weights make it a
+        deterministic autoencoder: beside the squared error of a cell, the mean KL of a dimension of the code
+        weighs 1e-9 and a discrepancy 0.01. Batches are of 512 cells there: ``train(batch_size=512)``.
+
+        Differs from the paper in that the further layers of the encoder see the condition too, units are
+        rectified where theirs leak, and the decoder has no dropout and ends without a rectifier.
 
         Parameters
         ----------
         adata
-            As in the constructor.
+            Cells, registered with :meth:`setup_anndata` with a ``condition_key``.
         **kwargs
             Other arguments of the constructor; those of the paper are the defaults.
         """
@@ -121,11 +136,12 @@ class TRVAE(ConditionModel):
             "inject": "first",
             "kernel": "trvae",
             "norm": "batch",
+            "pairs": "sum",
         }
-        made = cls(adata, **{**paper, **kwargs})
-        made._plan_defaults["weights"]["z"] = PUBLISHED["z"]
-        return made
+        options = {**paper, **kwargs}
+        _options.whole(n_latent=options["n_latent"])
+        return cls(adata, **{"kl_weight": PUBLISHED["z"] / options["n_latent"], **options})
 
 
-#: eta = 100 on a sum over 512 cells, beta = 500 and alpha = 5e-5 on means, the KL over 40 dimensions too.
-PUBLISHED = {"mmd": 500 / (100 * 512), "z": 5e-5 / (100 * 512 * 40)}
+#: The paper weighs a sum over 512 cells by eta = 100, and means by beta = 500 and alpha = 5e-5.
+PUBLISHED = {"mmd": 500 / (100 * 512), "z": 5e-5 / (100 * 512)}

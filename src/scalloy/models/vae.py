@@ -78,7 +78,7 @@ class VAE(ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
+        _options.whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
         _options.one_of("norm", norm, _options.NORMS)
         super().__init__(adata, registry)
         self.module = VAEMath(

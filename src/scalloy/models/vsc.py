@@ -219,6 +219,7 @@ class BetaVSC(ScalloyModel):
         ``active`` (share of the cells), ``spread`` (standard deviation of the code), ``up``, ``down``; the
         most used latents first, the index is their number.
         """
+        _options.whole(n_genes=n_genes)
         active, code = self.get_active(adata).to_numpy(), self.get_latent_representation(adata)
         frame = pd.DataFrame({"active": (active > 0.5).mean(0), "spread": code.std(0)})
         frame.index.name = "latent"

@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from scalloy.data.checks import check_type, find_column
 from scalloy.models._options import one_of
+from scalloy.pl._legend import legend
 from scalloy.pl.latent import MISSING, category_colors, drawable, largest
 
 if TYPE_CHECKING:
@@ -129,14 +130,16 @@ def _composition(adata: AnnData, table: pd.DataFrame, key: str, by: str, ax: Axe
         )
     names = list(drawable(adata.obs[by]).astype("category").cat.categories)  # also those without cells
     colors, below = dict(zip(names, category_colors(adata, by, len(names)))), np.zeros(share.shape[1])
+    bars = []
     for name, row in zip(share.index, share.to_numpy(), strict=True):
         at = np.flatnonzero(row) if share.size > READABLE else np.arange(len(row))
         shade = colors.get(name, MISSING)
-        ax.bar(at, row[at], bottom=below[at], width=0.85, color=shade, label=str(name))
+        bars.append(ax.bar(at, row[at], bottom=below[at], width=0.85, color=shade))
         below = below + row
     ticks = [f"{c}\n{n:,}" for c, n in table.sum().items()]
     _name_columns(ax, ticks, 12, "small")
     ax.set(xlabel=f"{key}, number of cells", ylabel=f"share of each {by}", ylim=(0, 1))
     ax.margins(x=0.01)
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", reverse=True)
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    legend(ax, bars, list(share.index), fontsize="small", reverse=True, **place)
     return ax

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from scalloy.data.checks import few
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -27,9 +29,9 @@ def history(model: ScalloyModel, term: str = "elbo", *, ax: Axes | None = None) 
     ax
         Axes to draw into.
     """
-    known = sorted(k.removesuffix("_train") for k in model.history if k.endswith("_train"))
+    known = sorted(k.removesuffix("_train") for k in _kept(model) if k.endswith("_train"))
     if term not in known:
-        msg = f"`term={term!r}` is not in the history. Pass one of: {', '.join(known)}."
+        msg = f"`term={term!r}` is not in the history. Pass one of: {few(known)}."
         raise ValueError(msg)
     ax = plt.subplots(layout="constrained")[1] if ax is None else ax
     for mode, style in (("train", "-"), ("validation", "--")):
@@ -39,6 +41,14 @@ def history(model: ScalloyModel, term: str = "elbo", *, ax: Axes | None = None) 
     ax.set(xlabel="epoch", ylabel=f"{NAMES.get(term, term)} (nats per cell)")
     ax.legend(frameon=False)
     return ax
+
+
+def _kept(model: ScalloyModel) -> dict[str, Any]:
+    """History of a model that has one."""
+    if not model.history:
+        msg = "The model has no training history. Call `model.train()` first."
+        raise ValueError(msg)
+    return model.history
 
 
 def term_names(history: Any) -> list[str]:
@@ -56,7 +66,7 @@ def terms(model: ScalloyModel) -> np.ndarray:
     model
         A trained model.
     """
-    names = term_names(model.history)
+    names = term_names(_kept(model))
     n_columns = min(3, len(names))
     n_rows = -(-len(names) // n_columns)
     size = (3.4 * n_columns, 2.6 * n_rows)

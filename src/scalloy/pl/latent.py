@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from matplotlib import patheffects
+from matplotlib.lines import Line2D
 
 from scalloy.data.arrays import check_obsm
 from scalloy.data.checks import LARGEST, check_layer, check_type, find_column
 from scalloy.models._options import one_of
+from scalloy.pl._legend import legend as named_legend
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -194,17 +196,21 @@ def _draw(
         points = np.where(codes[order, None] < 0, MISSING, table[codes[order]])
         ax.scatter(*xy[order].T, c=points, **style)
         if legend == "right":
-            for i in (shown := largest(np.bincount(codes[codes >= 0], minlength=len(groups.categories)))):
-                ax.plot([], [], "o", color=table[i], label=groups.categories[i])
+            shown = largest(np.bincount(codes[codes >= 0], minlength=len(groups.categories)))
+            handles = [Line2D([], [], linestyle="", marker="o", color=table[i]) for i in shown]
+            names = [groups.categories[i] for i in shown]
             if left := len(groups.categories) - len(shown):
-                ax.plot([], [], " ", label=f"and {left:,} more")
+                handles.append(Line2D([], [], linestyle=""))
+                names.append(f"and {left:,} more")
             columns = 1 + (len(groups.categories) > LONG)
             place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "ncols": columns}
-            ax.legend(frameon=False, fontsize="small", handletextpad=0.2, columnspacing=0.8, **place)
+            style = {"fontsize": "small", "handletextpad": 0.2, "columnspacing": 0.8}
+            named_legend(ax, handles, names, **style, **place)
         elif legend == "on data":
             for i, name in enumerate(groups.categories):
                 if (codes == i).any():
                     text = ax.text(*np.median(xy[codes == i], 0), str(name), ha="center", va="center")
+                    text.set_parse_math(False)
                     text.set(
                         fontsize="small", path_effects=[patheffects.withStroke(linewidth=2.5, foreground="w")]
                     )

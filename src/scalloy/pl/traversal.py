@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 
+from scalloy.pl._legend import legend
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -52,8 +54,11 @@ def traversal(
     chosen = frame[list(genes)]
     chosen = chosen[chosen.iloc[-1].sort_values(ascending=False).index]  # the legend as the lines end
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(chosen.columns)))
-    for gene, color in zip(chosen, colors, strict=True):
-        ax.plot(chosen.index, chosen[gene], "o-", markersize=3, color=color, label=gene)
-    ax.set(xlabel=f"latent {latent}", ylabel="log1p of expression per 10,000")
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    lines = [
+        ax.plot(chosen.index, chosen[gene], "o-", markersize=3, color=color)[0]
+        for gene, color in zip(chosen, colors, strict=True)
+    ]
+    logged = model.module.likelihood.has_log_scale
+    ax.set(xlabel=f"latent {latent}", ylabel="log1p of expression per 10,000" if logged else "expected value")
+    legend(ax, lines, list(chosen), loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     return ax

@@ -137,8 +137,8 @@ def search(
     folder
         Where trials and their models are kept.
     resume
-        Go on with the search in ``folder``, given the same cells and arguments. This reads the pickles in which
-        Ray keeps its state, and a pickle can run any code.
+        Go on with the search in ``folder``, given the same cells and arguments. This reads the pickles in
+        which Ray keeps its state, and a pickle can run any code.
     allow_pickle
         Whether to go on in a folder that you have not begun on this machine: only if you trust who made it.
     address

@@ -16,7 +16,9 @@ bound has one sample of the latents and nothing else that is not exact.
 
 In training one modality of some cells is hidden from the encoders, and not from the likelihood: the bound
 holds for whatever the posterior sees, and it teaches each modality to tell what the other one will be. The
-latent of the one that is not seen is the first to be drawn, by the message alone.
+latent of the one that is not seen is the first to be drawn, by the message alone. The bound is loose there:
+whatever the other modality does not tell would be taken for noise of the measurement. So the standard
+deviation of a Gaussian likelihood is learned only from cells whose encoders see the modality.
 
 Kumar, Gong & Pearson, "Product of identifiable sufficient experts" (POISE-VAE). Differs from it: no chain per
 cell but a posterior in two steps, the second of them exact, so that there is an ELBO; the KL is that from the
@@ -114,12 +116,16 @@ class POISEVAE(VAEModule):
 
     def decode_one(self, which: str, batch: Batch, latents: Latents) -> Distribution:
         """Distribution of one modality, ``"x"`` or ``"x2"``."""
-        log_ell = torch.where(batch.measured[:, :1] > 0, batch.log_ell, self.usual_log_ell)
+        log_ell = self.log_ell(batch)
         if which == "x":
             return self.likelihood(self.dec_x(latents["z"], batch.removed, batch.cont), log_ell, batch.b)
         depth = (log_ell - self.usual_log_ell) * self.likelihood.draws_counts
         cont = depth if batch.cont is None else torch.cat([batch.cont, depth], -1)
         return self.likelihood2(self.dec_x2(latents["z2"], batch.removed, cont), log_ell, batch.b)
+
+    def log_ell(self, batch: Batch) -> Tensor:
+        """Logarithm of the library size of each cell; the usual one where genes were not measured."""
+        return torch.where(batch.measured[:, :1] > 0, batch.log_ell, self.usual_log_ell)
 
     def log_likelihoods(self, batch: Batch, p: Distributions) -> tuple[Tensor, Tensor]:
         """``log p(x | z)`` and ``log p(x2 | z2)`` of what was measured."""
@@ -129,7 +135,9 @@ class POISEVAE(VAEModule):
         return log_p, torch.where(batch.x2.isnan(), 0.0, each).sum(-1)
 
     def terms(self, batch: Batch, q: Posterior, latents: Latents, p: Distributions) -> Terms:  # type: ignore[override]
-        recon = -sum(self.log_likelihoods(batch, p))
+        seen = (q.seen >= batch.measured).unbind(-1)
+        both = zip(("x", "x2"), (self.likelihood, self.likelihood2), seen, strict=True)
+        recon = -sum(self.log_likelihoods(batch, {k: lik.noise_from(p[k], rows) for k, lik, rows in both}))
         return Terms(recon, {"z": self.joint.kl(q, latents)})
 
     def log_weight(self, batch: Batch, q: Posterior, latents: Latents, p: Distributions) -> Tensor:  # type: ignore[override]

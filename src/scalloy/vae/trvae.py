@@ -7,7 +7,7 @@
 
     -ELBO = E[-log p(x | z, c)]                                        recon
           + KL(q(z | x, c) || N(0, I))                                 z
-    penalty: mean over pairs of conditions of MMD^2(h | c, h | c')     mmd
+    penalty: mean over pairs of conditions of MMD^2(h | c, h | c')     mmd      (or their sum, as published)
 
 Lotfollahi et al., "Conditional out-of-distribution generation for unpaired data using transfer VAE",
 Bioinformatics 2020. Where ``h`` is alike under all conditions, only what follows it can make a difference
@@ -48,6 +48,8 @@ class TRVAE(VAEModule):
         The 19 kernels and the biased estimate of the paper.
     by_label
         Whether only cells of the same label are compared.
+    sum_pairs
+        Whether the discrepancies of pairs of conditions are added up, as in the paper, and not averaged.
     """
 
     def __init__(
@@ -63,10 +65,11 @@ class TRVAE(VAEModule):
         inject_all: bool = True,
         published_kernel: bool = False,
         by_label: bool = False,
+        sum_pairs: bool = False,
     ) -> None:
         super().__init__()
         self.likelihood, self.n_latent = likelihood, n_latent
-        self.published_kernel, self.by_label = published_kernel, by_label
+        self.published_kernel, self.by_label, self.sum_pairs = published_kernel, by_label, sum_pairs
         self.n_conditions, self.n_sets = sizes.n_conditions, sizes.n_labels + 1  # one of cells without label
         removed, all_known = sizes.removed, (*sizes.removed, sizes.n_conditions)
         self.after = len(all_known) if inject_all else len(removed)
@@ -96,7 +99,7 @@ class TRVAE(VAEModule):
         return Terms(recon, kl, penalty={"mmd": self.discrepancy(p["h"].mean, batch)})
 
     def discrepancy(self, h: Tensor, batch: Batch) -> Tensor:
-        """Mean squared MMD between conditions."""
+        """Squared MMD between conditions, averaged or added up over pairs of them."""
         within = batch.y if self.by_label else None
         return div.between_groups(
             h,
@@ -107,4 +110,5 @@ class TRVAE(VAEModule):
             at_least=1 if self.published_kernel else 8,
             within=within,
             n_within=1 if within is None else self.n_sets,
+            add_up=self.sum_pairs,
         )
