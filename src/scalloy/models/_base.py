@@ -34,6 +34,7 @@ from scalloy.data.align import aligned, shallow
 from scalloy.data.disk import DiskRows, is_on_disk
 from scalloy.data.loader import CellLoader, Cells
 from scalloy.data.pieces import pieces_of, write_pieces
+from scalloy.data.roles import check_roles
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
 from scalloy.models._getters import Getters, known_categories
@@ -109,6 +110,8 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, BaseModelClass
         given = args["setup_args"]
         checks.check_object(adata)
         checks.check_keys(adata, given)
+        if "source_registry" not in kwargs:
+            check_roles(adata, given)
         allow = given["allow_non_counts"]
         known = cls._known_otherwise(adata, given)
         checks.check_counts(adata, given.get("layer"), allow_non_counts=allow, known=known)
