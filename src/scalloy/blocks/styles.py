@@ -9,8 +9,9 @@ increasing map that takes the one to the other.
 
 The ELBO alone teaches no p(w | c). If decoder and encoder know c, then q(w | x, c) = p(w | c) costs nothing
 wherever p(w | c) is: it stays where it began. So where it is learned, q(w | x) does not see c, and w has to
-tell c by what is in the cell (the penalty ``-log p(c | w)``). The KL then draws the prior to the moments of
-q(w | x) under c, since for q = N(a, b)
+tell c by what is in the cell: the penalty ``-log p(c | w)`` at the mean of q(w | x), since in the noise of a
+sample the small differences of the beginning would drown. The KL then draws the prior to the moments of
+q(w | x) under c, for with q = N(a, b)
 
     d KL / d m     = (m - a) / s^2                zero in the mean over cells where m = E a
     d KL / d log s = 1 - (b^2 + (a - m)^2) / s^2  and where s^2 = E[b^2 + (a - m)^2]

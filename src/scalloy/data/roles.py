@@ -62,7 +62,7 @@ def _check_unlabeled(obs: pd.DataFrame, given: dict[str, Any]) -> None:
             "Pass `labels_key=` as well, or leave `unlabeled_category` out."
         )
         raise ValueError(msg)
-    names = list(obs[key].unique())
+    names = obs[key].unique().tolist()
     if unlabeled in names:
         return
     if near := _near(unlabeled, names):

@@ -23,6 +23,7 @@ from scalloy.models._options import GeneLikelihood
 from scalloy.vae.cgmdvae import CGMDVAE as CGMDVAEMath
 
 THESIS, THESIS_LIKELIHOOD = Domain(5.0, (-9.0, 1.0)), "mse"
+CONDITION_WEIGHT = 5.0  # with 1 it takes some trainings too long to part conditions that begin together
 W_OF_OLD_FILES = ("relative",)  # prior of w, in place of "condition" in files of formats 1 to 3
 
 
@@ -141,6 +142,8 @@ class CGMDVAE(LabelModel, MixtureModel, ConditionModel):
             domain=THESIS if as_published else UNBOUNDED,
         )
         self._plan_defaults = plan(gene_likelihood, label_weight if self.labels else None, as_published)
+        if self.module.w_prior == "condition":
+            self._plan_defaults["weights"]["condition"] = CONDITION_WEIGHT
         self._model_summary_string = f"CGMDVAE: {n_components} components for {clusters or 'any number of'} \
 clusters, {gene_likelihood}, n_latent {n_latent}"
         self.init_params_ = self._get_init_params(locals())

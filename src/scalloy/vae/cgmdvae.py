@@ -14,7 +14,7 @@
           + KL(q(pi) || Dir(alpha)) / N                                           pi
           + ridge |own shifts of components under conditions|^2 / N               own
     penalty: - log sum_{k in S_y} r_k   of cells whose label is known             label
-             - log p(w | c) / sum_c' p(w | c')                                    condition
+             - log p(w | c) / sum_c' p(w | c')   at w = E q(w | x)                condition
 
 ``r`` is the posterior of the component given the sampled ``z``: then z and y add up to
 ``log q(z) - log sum_k pi_k p(z | k)``, the component integrated out. A known label leaves to ``r`` the
@@ -167,7 +167,7 @@ class CGMDVAE(VAEModule):
         if "w" in q:
             kl["w"] = kl_divergence(q["w"], p["w"])
             if self.w_prior == "condition":
-                penalty["condition"] = -self.style.log_told(latents["w"]).gather(-1, c.unsqueeze(-1))[:, 0]
+                penalty["condition"] = -self.style.log_told(q["w"].mean).gather(-1, c.unsqueeze(-1))[:, 0]
         of_all_cells = self.prior.of_all_cells(self.ridge)
         return Terms(-self.likelihood.log_prob(p["x"], batch.x), kl, of_all_cells, penalty)
 
