@@ -213,7 +213,7 @@ def test_every_plan_argument_is_documented():
 
 
 SOURCE = Path(sa.__file__).parent
-CHECKS = ("checks", "arrays", "align", "modalities")  # of which each message is in the table
+CHECKS = ("checks", "roles", "arrays", "align", "modalities")  # of which each message is in the table
 
 
 def rendered(node):
