@@ -68,6 +68,26 @@ def test_labels_of_models_that_knew_straight_boundaries_only(stored):
     torch.testing.assert_close(model.module.readers.of_z(z), torch.softmax(z @ weight + bias, -1))
 
 
+@pytest.mark.parametrize("kind", ["cgmdvae_style", "cgmdvae_one"])
+def test_models_of_format_3_that_are_made_otherwise_now(kind, tmp_path):
+    """A learned prior of ``w``, in units of which its posterior was; and one cluster of 25 components."""
+    folder = STORED / "format-3-python-3.11" / kind
+    expected, model = np.load(folder / "expected.npz"), sa.load(folder)
+    for again in (False, True):
+        if again:
+            model.save(tmp_path / "again", save_anndata=True)
+            model = sa.load(tmp_path / "again")
+        np.testing.assert_allclose(model.get_latent_representation(), expected["z"], atol=1e-5)
+        np.testing.assert_allclose(model.get_cluster_probabilities(), expected["clusters"], atol=1e-5)
+        if kind == "cgmdvae_style":
+            mean, variance = model.get_latent_representation(which="w", return_dist=True)
+            np.testing.assert_allclose(mean, expected["w"], atol=1e-5)
+            np.testing.assert_allclose(variance, expected["w_var"], rtol=1e-4)
+        else:
+            assert model.cluster_names == ["0"]
+    model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
+
+
 def test_a_file_cannot_say_that_it_is_older_than_it_is(saved, tmp_path):
     folder = Path(shutil.copytree(saved, tmp_path / "m"))
     about = json.loads((folder / "model.json").read_text())

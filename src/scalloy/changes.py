@@ -177,19 +177,24 @@ def _noise(names: np.ndarray, n: int, key: tuple[int, ...]) -> np.ndarray:
 
 
 def moved(module: Any, batch: Batch, code: int, q: Any, latents: Any, route: str) -> dict[str, torch.Tensor]:
-    """Latents of cells under the condition ``code``, by the given route."""
+    """Return the latents of cells under the condition ``code``, by the given route.
+
+    ``w`` is carried from p(w | c) to p(w | c'), so the components are where they are for c' and w' there; a
+    known label leaves to ``r`` its own components. The component of the route ``"style"`` is the most
+    probable one at the means of the posteriors, whatever sample of them is given.
+    """
     if route in {"auto", "decoder"}:
         return latents
-    c, w = batch.condition, latents.get("w")
-    w = q["w"].mean if route == "style" else w
-    changed = torch.full_like(c, code)
-    here, there = module.prior(c, w), module.prior(changed, w)
-    r = module.log_assignment(here, latents["z"], c).exp()
+    c, to, new = batch.condition, torch.full_like(batch.condition, code), dict(latents)
+    z, w = (q["z"].mean, q["w"].mean) if route == "style" else (latents["z"], latents.get("w"))
+    if w is not None:
+        new["w"] = module.style.carried(w, c, to)
+    here, there = module.prior(c, w), module.prior(to, new.get("w"))
+    r = module.known(module.log_assignment(here, z, c), batch.y)[0].exp()
     if route == "style":
-        return {**latents, "w": w, "z": there.of_component(r.argmax(-1))[0]}
-    residual = (latents["z"].unsqueeze(-2) - here.loc) / here.scale
-    z = (r.unsqueeze(-1) * (there.loc + there.scale * residual)).sum(-2)
-    return {**latents, "z": z}
+        return {**new, "z": there.of_component(r.argmax(-1))[0]}
+    residual = (z.unsqueeze(-2) - here.loc) / here.scale
+    return {**new, "z": (r.unsqueeze(-1) * (there.loc + there.scale * residual)).sum(-2)}
 
 
 def batches(

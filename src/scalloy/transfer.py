@@ -2,8 +2,8 @@
 
     route         code under the new condition c'                               counts
     "decoder"     z ~ q(z | x, c)                                               p(x | z, c')
-    "transport"   z' = sum_k r_k [m_k(c') + s_k(c') / s_k(c) (z - m_k(c))]      p(x | z', c')
-    "style"       z' = m_y(w, c'), w = E q(w | x, c), y the component (Kolb)    p(x | z', c')
+    "transport"   z' = sum_k r_k [m_k(w', c') + s_k(w') / s_k(w) (z - m_k(w, c))]   p(x | z', c')
+    "style"       z' = m_y(w', c'), w = E q(w | x, c), y the component (Kolb)   p(x | z', c')
     "auto"        z, moved to the pooled shift of the cell's group              x itself, changed
 
 What changes is a property of a group of cells (:mod:`scalloy.changes`), found once from the *context*: the

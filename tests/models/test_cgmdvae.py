@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 import scvi
 import torch
+from scipy.stats import norm
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 import scalloy as sa
+from scalloy.models import _generate
+from scalloy.vae.base import Batch
 
 SMALL = {"n_hidden": 32, "n_latent": 5}
 SHORT = {"max_epochs": 60, "enable_progress_bar": False, "accelerator": "cpu"}
@@ -222,6 +225,32 @@ def test_transport_to_the_own_condition_is_the_reconstruction(held_out):
     torch.testing.assert_close(z[control], latents["z"][control], rtol=1e-4, atol=1e-4)
 
 
+def test_labels_that_are_not_known_are_not_taken_for_the_first_one(held_out):
+    """All cells of the model have labels: new ones without them must not count as of the first label."""
+    adata, model = held_out
+    some = adata[(adata.obs["cluster"] == "cluster_3").to_numpy()][:60].copy()
+    bare = some.copy()
+    del bare.obs["cluster"]
+    lied = some.copy()
+    lied.obs["cluster"] = "cluster_0"
+    half = some.copy()
+    half.obs["cluster"] = np.where(np.arange(60) % 2, "cluster_3", "of a new type")
+    true, unknown, wrong, mixed = (
+        model.get_elbo(cells, return_mean=False, seed=0) for cells in (some, bare, lied, half)
+    )
+    assert (unknown > wrong + 1).mean() > 0.9  # that they were of the first one explains them far worse
+    assert (
+        unknown >= true - 1e-3
+    ).all()  # one of all components explains them as well as that of their label
+    np.testing.assert_allclose(mixed[::2], unknown[::2], rtol=1e-5)
+    np.testing.assert_allclose(mixed[1::2], true[1::2], rtol=1e-5)
+    rows = [7, 2, 59, 3]
+    again = model.get_elbo(half, indices=rows, return_mean=False, batch_size=3, seed=0)
+    assert ((again - mixed[rows]) < 25).all()
+    codes = torch.cat([t["labels"][:, 0] for t in model._read(half, rows, 3)]).tolist()
+    assert codes == [3, 6, 3, 3]
+
+
 def test_same_seed_same_prediction_and_library_size(held_out):
     adata, model = held_out
     some = adata[adata.obs["condition"] == "control"][:40].copy()
@@ -250,7 +279,97 @@ def test_style_route_gives_prototypes(simulated):
         model.get_latent_representation(which="v")
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_learned_prior_of_w_tells_conditions(seed):
+    adata = sa.datasets.simulate(600, 100, n_clusters=3, seed=3)
+    model = with_style(adata, seed)
+    c = (adata.obs["condition"] != "control").to_numpy()
+    m, s = model.module.prior_w.detach()[:, 0].numpy(), model.module.prior_w.detach()[:, 1].exp().numpy()
+    mean, variance = (v[:, 0] for v in model.get_latent_representation(which="w", return_dist=True))
+    told = norm.logpdf(mean, m[1], s[1]) > norm.logpdf(mean, m[0], s[0])
+    new = model.validation_indices
+    assert (told == c).mean() > 0.95
+    assert (told == c)[new].mean() > 0.85
+    for k in (0, 1):  # the prior is where the posteriors are
+        of = c == k
+        assert m[k] == pytest.approx(mean[of].mean(), abs=0.2 * s[k])
+        assert s[k] ** 2 == pytest.approx((variance[of] + (mean[of] - m[k]) ** 2).mean(), rel=0.3)
+
+
+def test_without_an_effect_the_priors_of_w_stay_together():
+    model = with_style(sa.datasets.simulate(600, 100, n_clusters=3, effect=0.0, seed=3), 0)
+    m, log_s = model.module.prior_w.detach().T
+    assert (m[1] - m[0]).abs() < 0.1 * log_s.exp().mean()
+
+
+def with_style(adata, seed):
+    sa.CGMDVAE.setup_anndata(adata, condition_key="condition")
+    few = {"n_clusters": 3, "weights": "uniform", "n_hidden": 16, "n_latent": 4}
+    model = sa.CGMDVAE(adata, n_w=1, w_prior="condition", seed=seed, **few)
+    model.train(**{**SHORT, "max_epochs": 40}, early_stopping=False)
+    return model
+
+
+def test_a_prior_of_w_needs_a_w(simulated):
+    sa.CGMDVAE.setup_anndata(adata := simulated.copy(), condition_key="condition")
+    with pytest.raises(ValueError, match=r"`w_prior='condition'` is the prior of `w`.*Pass `n_w=1`"):
+        sa.CGMDVAE(adata, w_prior="condition")
+
+
+def test_one_cluster_is_one_component(simulated):
+    adata = simulated.copy()
+    model = fit(adata, condition_key="condition", model={"n_clusters": 1}, short={**SHORT, "max_epochs": 5})
+    prior = model.module.prior
+    assert len(prior.components.loc) == 1
+    assert model.cluster_names == ["0"]
+    np.testing.assert_allclose(model.get_cluster_probabilities(), 1.0)
+    assert float(model.history["kl_y_train"].abs().max().iloc[0]) < 1e-4
+    assert float(model.history["kl_global_pi_train"].abs().max().iloc[0]) < 1e-4  # nothing to be known of it
+    assert prior.is_placed
+
+
 # generation -------------------------------------------------------------------------------------
+
+
+COUNTS = ["nb", "zinb", "poisson", "zip", "constrained_poisson"]
+OTHERS = ["gaussian", "mse", "normal", "bernoulli", "bernoulli_given"]
+
+
+@pytest.mark.parametrize("likelihood", COUNTS + OTHERS)
+def test_generated_cells_are_observations_of_the_likelihood(simulated, likelihood, monkeypatch):
+    """Of one code and one template: mean and variance of each gene are those of the likelihood there."""
+    adata = simulated[:, :20].copy()
+    if likelihood == "bernoulli_given":
+        adata.X = (adata.X > 0).astype(np.float32)
+    sa.CGMDVAE.setup_anndata(adata, allow_non_counts=likelihood in {"normal", "bernoulli_given"})
+    model = sa.CGMDVAE(adata, gene_likelihood=likelihood, n_hidden=8, n_latent=3)
+    model.train(**{**SHORT, "max_epochs": 2})
+    z = torch.tensor([0.3, -0.5, 0.2])
+    monkeypatch.setattr(_generate, "draw", lambda module, batch, only: (
+        {"z": z.expand(len(batch.b), -1)}, torch.zeros(len(batch.b), dtype=torch.long)))  # fmt: skip
+    monkeypatch.setattr(_generate, "templates", lambda clusters, only: np.array([5]))
+    n = 4000
+    made = model.generate(n).X.toarray()
+    mean = model.generate(3, noise=False).X.toarray()
+    with torch.no_grad():
+        batch = Batch.of(next(iter(model._read(None, [5], None))))
+        p = model.module.decode(batch, {"z": z.unsqueeze(0)})["x"]
+    np.testing.assert_allclose(mean, p.mean.expand(3, -1).numpy(), rtol=1e-4, atol=1e-5)
+    variance = p.variance[0].numpy()
+    error = np.sqrt(variance / n) + 1e-4
+    assert (np.abs(made.mean(0) - mean[0]) < 5 * error).all()
+    assert made.var(0).sum() == pytest.approx(variance.sum(), rel=0.15)
+    if likelihood in COUNTS:
+        assert (made == np.round(made)).all()
+        assert (made >= 0).all()
+    if likelihood.startswith("bernoulli"):
+        assert set(np.unique(made)) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("size", [0, -1.0, np.inf, np.nan])
+def test_library_sizes_that_are_none(labelled, size):
+    with pytest.raises(ValueError, match=r"`library_size=.*`"):
+        labelled.generate(3, library_size=size)
 
 
 def test_generated_cells_have_the_moments_of_real_ones(held_out):

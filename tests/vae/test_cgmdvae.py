@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from scalloy import transfer
 from scalloy.blocks.priors import MixturePrior
 from scalloy.models import _options
 from scalloy.vae import placing
@@ -149,10 +150,18 @@ def test_a_known_label_leaves_its_component_only(amortised):
 
 
 @pytest.mark.parametrize("conditioning", ["decoder", "shared", "interaction", "full"])
-@pytest.mark.parametrize("n_w", [0, 2])
+@pytest.mark.parametrize(
+    ("n_w", "w_prior"), [(0, "standard"), (2, "standard"), (2, "condition"), (2, "free")]
+)
 @pytest.mark.parametrize("amortised", [False, True])
-def test_gradient_reaches_every_parameter(conditioning, n_w, amortised):
-    made = {"conditioning": conditioning, "n_w": n_w, "amortised": amortised, "w_prior": True, "ridge": 1.0}
+def test_gradient_reaches_every_parameter(conditioning, n_w, w_prior, amortised):
+    made = {
+        "conditioning": conditioning,
+        "n_w": n_w,
+        "amortised": amortised,
+        "w_prior": w_prior,
+        "ridge": 1.0,
+    }
     module = build(n_labels=2, **made)
     t = terms(module, cells(y=torch.arange(N) % 3))
     loss = total(t).mean() + sum(v.mean() for v in t.penalty.values()) + sum(t.kl_global.values())
@@ -161,9 +170,39 @@ def test_gradient_reaches_every_parameter(conditioning, n_w, amortised):
     assert not missing
 
 
-def test_nothing_draws_the_priors_of_w_together():
-    """Its posterior follows the prior of its condition, at the same cost."""
-    module, batch = build(n_w=2, w_prior=True), cells()
+# style ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("w_prior", ["condition", "free"])
+def test_the_kl_teaches_the_prior_of_w_where_its_posteriors_are(w_prior):
+    """The derivatives (m - a) / s^2 and 1 - (b^2 + (a - m)^2) / s^2, at m = 0 and log s = 0."""
+    module, batch = build(n_w=2, w_prior=w_prior), cells()
+    assert not module.prior_w.any()
+    q = module.encode(batch)["w"]
+    terms(module, batch).kl["w"].sum().backward()
+    a, b = q.mean, q.stddev
+    each = torch.cat([-a, 1 - b**2 - a**2], -1)
+    expected = torch.zeros(2, 4).index_add_(0, batch.c, each)
+    torch.testing.assert_close(module.prior_w.grad, expected, rtol=1e-4, atol=1e-5)
+    assert (expected.abs() > 0.1).any(-1).all()
+
+
+def test_w_tells_a_condition_that_it_has_not_been_told():
+    module, batch, other = build(n_w=2, w_prior="condition"), cells(), cells(c=1 - torch.arange(N) % 2)
+    assert torch.equal(module.encode(batch)["w"].mean, module.encode(other)["w"].mean)
+    with torch.no_grad():
+        module.prior_w.normal_()
+    t, w = terms(module, batch), module.encode(batch)["w"].mean
+    m, s = module.prior_w.detach().chunk(2, -1)
+    density = torch.distributions.Normal(m, s.exp()).log_prob(w.unsqueeze(1)).sum(-1).exp()
+    told = density[torch.arange(N), batch.c] / density.sum(-1)
+    torch.testing.assert_close(t.penalty["condition"], -told.log(), rtol=1e-4, atol=1e-5)
+    assert "condition" not in terms(build(n_w=2), batch).penalty
+    assert "condition" not in terms(build(n_w=2, w_prior="free"), batch).penalty
+
+
+def test_in_old_models_the_posterior_of_w_follows_its_prior():
+    module, batch = build(n_w=2, w_prior="relative"), cells()
     before, q = terms(module, batch).kl["w"], module.encode(batch)["w"]
     with torch.no_grad():
         module.prior_w[1, :2] += 5.0
@@ -171,7 +210,111 @@ def test_nothing_draws_the_priors_of_w_together():
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
     step = 5.0 * (batch.c == 1).float().unsqueeze(-1).expand(-1, 2)
     torch.testing.assert_close(moved.mean - q.mean, step, rtol=1e-4, atol=1e-5)
-    assert (module.prior_w[0, :2] - module.prior_w[1, :2]).abs().max() > 1
+
+
+# routes -----------------------------------------------------------------------------------------
+
+
+def by_route(route, y=None, seed=0, **made):
+    """Module, cells under condition 0, their posteriors and the latents under condition 1."""
+    module = build(n_w=2, w_prior="condition", conditioning="interaction", **made)
+    with torch.no_grad():
+        module.prior_w.normal_()
+        module.prior.components.head.weight.normal_()
+    batch = cells(y=y, c=torch.zeros(N, dtype=torch.long))
+    q = module.encode(batch)
+    torch.manual_seed(seed)
+    latents = module.draw(q)
+    return module, batch, q, latents, transfer.moved(module, batch, 1, q, latents, route)
+
+
+@pytest.mark.parametrize("route", ["transport", "style"])
+def test_routes_carry_w_to_the_prior_of_the_new_condition(route):
+    module, _, q, latents, new = by_route(route)
+    (m, log_s), (m_to, log_s_to) = (row.chunk(2) for row in module.prior_w)
+    w = q["w"].mean if route == "style" else latents["w"]
+    torch.testing.assert_close(new["w"], m_to + (log_s_to - log_s).exp() * (w - m))
+
+
+def test_transport_is_that_of_each_component_at_its_w():
+    module, batch, _, latents, new = by_route("transport")
+    one, zero = torch.ones(N, dtype=torch.long), torch.zeros(N, dtype=torch.long)
+    here, there = module.prior(zero, latents["w"]), module.prior(one, new["w"])
+    r = module.log_assignment(here, latents["z"], batch.c).exp()
+    expected = torch.zeros_like(latents["z"])
+    for i in range(N):
+        for k in range(K):
+            residual = (latents["z"][i] - here.loc[i, k]) / here.scale[i, k]
+            expected[i] += r[i, k] * (there.loc[i, k] + there.scale[i, k] * residual)
+    torch.testing.assert_close(new["z"], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("route", ["transport", "style"])
+def test_a_known_label_stays_on_every_route(route):
+    y = torch.arange(N) % 3  # two labels and unknown
+    module, _, _, latents, new = by_route(route, y=y, n_labels=2)
+    one = torch.ones(N, dtype=torch.long)
+    here, there = module.prior(0 * one, latents["w"]), module.prior(one, new["w"])
+    for i in range(N):
+        if y[i] == 2:
+            continue
+        k = int(y[i])
+        if route == "style":
+            expected = there.loc[i, k]
+        else:
+            expected = (
+                there.loc[i, k] + there.scale[i, k] * (latents["z"][i] - here.loc[i, k]) / here.scale[i, k]
+            )
+        torch.testing.assert_close(new["z"][i], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_prototype_does_not_depend_on_a_sample():
+    found = [by_route("style", seed=seed)[-1] for seed in (0, 1)]
+    for key in ("w", "z"):
+        assert torch.equal(found[0][key], found[1][key])
+
+
+# evidence ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["global", "condition", "empirical", "uniform", "local"])
+def test_weights_of_a_new_cell_are_their_posterior_means_and_sum_to_one(weights):
+    module, c = build(weights=weights), torch.tensor([0, 1])
+    with torch.no_grad():
+        for parameter in module.prior.weights.parameters():
+            parameter.normal_()
+    pi = module.prior.density(c).log_pi.exp().expand(2, -1)
+    torch.testing.assert_close(pi.sum(-1), torch.ones(2))
+    if weights in {"global", "condition"}:
+        gamma = module.prior.weights.log_gamma.exp().expand(2, -1)
+        drawn = torch.distributions.Dirichlet(gamma).sample((100_000,))
+        torch.testing.assert_close(pi, drawn.mean(0), atol=5e-3, rtol=0)
+        lower = module.prior(c).log_pi.exp()
+        assert (lower.sum(-1) < 0.99).all()  # exp(E log pi), for the ELBO
+    module.prior.used[2] = False
+    torch.testing.assert_close(module.prior.density(c).log_pi.exp().sum(-1).expand(2), torch.ones(2))
+    assert (module.prior.density(c).log_pi.exp()[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("n_w", [0, 2])
+def test_evidence_where_all_components_are_alike_is_that_of_a_vae(n_w):
+    """q(z | x) and all components are N(0, I): every importance weight is p(x | z), as of a VAE."""
+    module, batch = build(n_w=n_w), cells()
+    with torch.no_grad():
+        for of in ("loc", "log_scale"):
+            getattr(module.prior.components, of).zero_()
+        for head in (e.head for e in (module.enc_z, module.enc_w) if e is not None):
+            for layer in (head.loc, head.log_variance):
+                layer.weight.zero_()
+                layer.bias.zero_()
+        if n_w:
+            module.prior.components.head.weight.zero_()
+            module.prior.components.head.bias.zero_()
+    q = module.encode(batch)
+    latents = module.draw(q)
+    p = module.decode(batch, latents)
+    expected = module.likelihood.log_prob(p["x"], batch.x)
+    torch.testing.assert_close(module.log_weight(batch, q, latents, p), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_placing_happens_once_and_where_the_cells_are():

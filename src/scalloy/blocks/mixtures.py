@@ -34,7 +34,8 @@ class GaussianMixture(Distribution):
     r""":math:`p(z) = \sum_k \pi_k N(z; \mu_k, \sigma_k)` with one event per cell.
 
     ``log_pi`` is ``(n, K)``, ``loc`` and ``scale`` are ``(n, K, L)``; any ``n`` may be one for all cells.
-    Weights that do not sum to one (:math:`e^{E \log \pi}`) make a lower bound of the density.
+    Weights that do not sum to one (:math:`e^{E \log \pi}`) give a lower bound of the density, for the ELBO;
+    those of a density are :meth:`Weights.log_mean`.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -164,6 +165,10 @@ class Weights(nn.Module):
         """``(n or 1, K)``."""
         raise NotImplementedError
 
+    def log_mean(self, c: Tensor) -> Tensor:
+        """Return ``log E pi`` of each cell's condition, ``(n or 1, K)``: the weights for a new cell."""
+        return self(c)
+
     def cost(self, r: Tensor, log_r: Tensor, c: Tensor) -> Tensor:
         """``E log r - E log pi`` per cell."""
         return (r * (log_r - self(c))).sum(-1)
@@ -228,6 +233,11 @@ class Dirichlet(Weights):
     def forward(self, c: Tensor) -> Tensor:
         gamma = self.log_gamma.exp()
         log_pi = torch.digamma(gamma) - torch.digamma(gamma.sum(-1, keepdim=True))
+        return log_pi if len(log_pi) == 1 else log_pi[c]
+
+    def log_mean(self, c: Tensor) -> Tensor:
+        """Return ``log(gamma_k / sum_j gamma_j)``, which :meth:`forward` is below (Jensen)."""
+        log_pi = torch.log_softmax(self.log_gamma, -1)
         return log_pi if len(log_pi) == 1 else log_pi[c]
 
     def divergence(self) -> Tensor:

@@ -74,10 +74,25 @@ class MixturePrior(nn.Module):
             nn.init.normal_(components.loc)
 
     def forward(self, c: Tensor, w: Tensor | None = None) -> GaussianMixture:
-        loc, scale = self.components(c, w)
-        log_pi = self.weights(c)
+        """With weights ``exp(E log pi)``, as in the ELBO."""
+        return self._mixture(self._log_pi(self.weights(c)), c, w)
+
+    def density(self, c: Tensor, w: Tensor | None = None) -> GaussianMixture:
+        """``p(z | w, c)`` of a new cell: the weights are ``E pi`` among the components in use.
+
+        With q(pi) = Dir(gamma), the integral of sum_k pi_k N(z; k) over pi is sum_k E[pi_k] N(z; k). Of a
+        Dirichlet the shares among some of its components are a Dirichlet of theirs, whose means are
+        gamma_k / (sum over these).
+        """
+        return self._mixture(torch.log_softmax(self._log_pi(self.weights.log_mean(c)), -1), c, w)
+
+    def _log_pi(self, log_pi: Tensor) -> Tensor:
+        """Uniform before the components are placed; without those that are not used."""
         uniform = torch.full_like(log_pi, 1.0 / log_pi.shape[-1]).log()
-        log_pi = torch.lerp(uniform, log_pi, self.placed).masked_fill(~self.used, NEVER)
+        return torch.lerp(uniform, log_pi, self.placed).masked_fill(~self.used, NEVER)
+
+    def _mixture(self, log_pi: Tensor, c: Tensor, w: Tensor | None) -> GaussianMixture:
+        loc, scale = self.components(c, w)
         return GaussianMixture(log_pi, loc * self.placed, scale**self.placed)
 
     def allowed(self, y: Tensor | None) -> Tensor | None:
@@ -113,7 +128,9 @@ class MixturePrior(nn.Module):
 
         Each stands for so many cells.
         """
-        r = partition(mean, self.label_of, y, self.n_labels, self.n_clusters, observed)
+        r = mean.new_ones(len(mean), 1)
+        if len(self.used) > 1:
+            r = partition(mean, self.label_of, y, self.n_labels, self.n_clusters, observed)
         r = r if self.n_labels else self.weights.arranged(r)
         self._begin(mean, variance, c, r, each)
         self.placed.fill_(1.0)

@@ -35,6 +35,7 @@ from scalloy.data.disk import DiskRows
 from scalloy.data.fingerprint import Seal
 from scalloy.data.loader import CellLoader, Cells
 from scalloy.data.pieces import occurring, pieces_of, writable, write_pieces
+from scalloy.data.roles import check_roles
 from scalloy.models import _files, _options
 from scalloy.models._evidence import Evidence
 from scalloy.models._getters import Getters, known_categories
@@ -112,6 +113,8 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, Inherited, Bas
         given = args["setup_args"]
         checks.check_object(adata)
         checks.check_keys(adata, given)
+        if "source_registry" not in kwargs:
+            check_roles(adata, given)
         allow = given["allow_non_counts"]
         known = cls._known_otherwise(adata, given)
         checks.check_counts(adata, given.get("layer"), allow_non_counts=allow, known=known)

@@ -25,6 +25,7 @@ class Evidence:
 
     module: VAEModule
     seed: int
+    summary_stats: Any
     get_var_names: Callable[[], Any]
     _read: Callable[..., Any]
     _per_cell: Callable[..., np.ndarray]
@@ -37,13 +38,29 @@ class Evidence:
         return_mean: bool = True,
         seed: int | None = None,
     ) -> float | np.ndarray:
-        """Evidence lower bound in nats, one sample of the latents (by ``seed``); higher is better."""
+        """Return the evidence lower bound in nats per cell, by one sample of the latents; higher is better.
+
+        ``-(recon + sum(kl) + sum(kl_global) / N)``: terms of the whole data set, such as the divergence of
+        the weights of a mixture, are shared by the N cells of training. But for noise it is not above
+        :meth:`get_marginal_ll`, which is of the same cells by default.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`; neither given, the cells that training left out
+            (:meth:`held_out`).
+        return_mean
+            Whether to average over cells.
+        seed
+            Random seed; ``None`` is that of the model.
+        """
+        n_trained = self._n_trained()
 
         def elbo(tensors: Tensors) -> torch.Tensor:
             t = self.module.objective(Batch.of(tensors))
-            return -(t.recon + sum(t.kl.values()))
+            return -(t.recon + sum(t.kl.values()) + sum(t.kl_global.values()) / n_trained)
 
-        values = self._per_cell(adata, indices, batch_size, elbo, seed)
+        values = self._per_cell(adata, self._or_held_out(adata, indices), batch_size, elbo, seed)
         return float(values.mean(dtype=np.float64)) if return_mean else values
 
     def get_reconstruction_error(
@@ -54,12 +71,15 @@ class Evidence:
         return_mean: bool = True,
         seed: int | None = None,
     ) -> dict[str, float | np.ndarray]:
-        """``-log p(x | latents)`` in nats, one sample of the latents (by ``seed``); lower is better."""
+        """Return ``-log p(x | latents)`` in nats per cell, by one sample of the latents; lower is better.
+
+        Of the same cells and samples it is the first term of :meth:`get_elbo`, whose arguments it has.
+        """
 
         def recon(tensors: Tensors) -> torch.Tensor:
             return self.module.objective(Batch.of(tensors)).recon
 
-        values = self._per_cell(adata, indices, batch_size, recon, seed)
+        values = self._per_cell(adata, self._or_held_out(adata, indices), batch_size, recon, seed)
         return {"reconstruction_loss": float(values.mean(dtype=np.float64)) if return_mean else values}
 
     def get_marginal_ll(
@@ -89,7 +109,7 @@ class Evidence:
             Of what is drawn; ``None`` is that of the model.
         """
         _options.whole(n_mc_samples=n_mc_samples)
-        rows: Any = self.held_out() if adata is None and indices is None else indices
+        rows = self._or_held_out(adata, indices)
 
         def marginal(tensors: Tensors) -> torch.Tensor:
             return self.module.marginal_ll(tensors, n_mc_samples=n_mc_samples)
@@ -113,6 +133,20 @@ class Evidence:
         """
         sets = (getattr(self, name, None) for name in ("test_indices", "validation_indices"))
         return next((np.asarray(rows) for rows in sets if rows is not None and len(rows)), None)
+
+    def _or_held_out(self, adata: Any, indices: Any) -> Any:
+        """Return the rows that are given, or else those of the model's cells that training left out."""
+        return self.held_out() if adata is None and indices is None else indices
+
+    def _n_trained(self) -> float:
+        """Return the number of cells that share what is of the whole data set.
+
+        A query has nothing to share: its prior of the weights is what the reference has learned.
+        """
+        if self.module.free is not None:
+            return np.inf
+        rows = getattr(self, "train_indices_", None)
+        return len(rows) if rows is not None and len(rows) else int(self.summary_stats["n_cells"])
 
     @torch.inference_mode()
     def get_gene_statistics(

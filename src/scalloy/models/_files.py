@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     Known = type[ScalloyModel] | Mapping[str, type[ScalloyModel]]
 
-FORMAT = 3
+FORMAT = 4
 ABOUT = "model.json"
 NAMES = re.compile(r"(weights|cells)-[0-9a-f]{16}\.(safetensors|h5ad)")
 NAMES_OF_1 = {"weights": "model.safetensors", "cells": "adata.h5ad"}
@@ -267,7 +267,18 @@ def _from_2(about: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**about, "format": 3, "without": BENT}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1, 2: _from_2}
+def _from_3(about: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Format 3: a learned prior of ``w`` was the unit of its posterior; one cluster had 25 components."""
+    init, setup = dict(about["init"]), about["registry"]["setup_args"]
+    if init.get("w_prior") == "condition":
+        init["w_prior"] = "relative"
+    merged = about["model"] == "CGMDVAE" and init.get("weights") not in ("uniform", "local")
+    if merged and init.get("n_clusters") == 1 and setup.get("labels_key") is None:
+        init["n_clusters"] = None  # as many components, of which the weights say that they are one cluster
+    return {**about, "format": 4, "init": init}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}
 
 
 def _check_about(about: dict[str, Any]) -> None:

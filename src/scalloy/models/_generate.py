@@ -12,14 +12,20 @@ import torch
 from anndata import AnnData
 
 from scalloy._seeds import seeded
-from scalloy.blocks.distributions import CountDistribution
 from scalloy.data.pieces import occurring
 from scalloy.models import _options
 from scalloy.vae.base import Batch
 
 
 def generate(
-    model: Any, n: int, *, cluster: str | None, to: str | None, library_size: float | None, seed: int
+    model: Any,
+    n: int,
+    *,
+    cluster: str | None,
+    to: str | None,
+    library_size: float | None,
+    noise: bool,
+    seed: int,
 ) -> AnnData:
     """The body of :meth:`scalloy.CGMDVAE.generate`.
 
@@ -51,7 +57,7 @@ def generate(
                 batch = replace(batch, log_ell=torch.full_like(batch.log_ell, float(np.log(library_size))))
             latents, k = draw(model.module, batch, only)
             p = model.module.decode(batch, latents)["x"]
-            x = p.sample() if isinstance(p, CountDistribution) else p.mean
+            x = p.sample() if noise else p.mean
             parts.append(sp.csr_matrix(x.cpu().numpy()))
             components.append(prior.cluster_of[k].cpu().numpy())
     return _as_anndata(model, sp.vstack(parts, format="csr"), np.concatenate(components), rows, to)
@@ -64,12 +70,11 @@ def templates(clusters: np.ndarray, only: int | None) -> np.ndarray:
 
 
 def draw(module: Any, batch: Batch, only: int | None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Latents from the prior, and the component of each cell."""
+    """Draw latents from the prior, and the component of each cell with its weight ``E pi``."""
     prior, c, latents = module.prior, batch.condition, {}
     if module.enc_w is not None:
-        like = torch.zeros(len(c), module.enc_w.head.loc.out_features, device=c.device)
-        latents["w"] = module.style(c, like).sample()
-    p_z = prior(c, latents.get("w"))
+        latents["w"] = module.style.at(c).sample()
+    p_z = prior.density(c, latents.get("w"))
     log_pi = p_z.log_pi.expand(len(c), -1)
     if only is not None:
         log_pi = log_pi.masked_fill(prior.cluster_of != only, -torch.inf)

@@ -26,6 +26,7 @@ from scalloy.models import _options
 from scalloy.vae.base import Batch, Sizes, VAEModule
 
 DECODED_ENTRIES = 8_000_000  # cells x genes decoded at once
+UNLABELLED = "_scalloy_unlabelled"  # mask of new cells, beside them while they are read
 Tensors = dict[str, torch.Tensor]
 PerCell = Callable[[Tensors], torch.Tensor]
 
@@ -37,6 +38,7 @@ class Getters:
     seed: int
     adata: AnnData
     registry: dict[str, Any]
+    labels: list[str]
     get_var_names: Callable[[], Any]
     _adata: AnnData | None
     _adata_manager: AnnDataManager | None
@@ -115,6 +117,8 @@ class Getters:
         position = pd.Index(known.astype(str)).get_indexer(given.astype(str))
         unknown = pd.Index(known.astype(str)).get_indexer([str(state.get("unlabeled_category"))])[0]
         cells.obs[key] = known[np.where(position < 0, max(unknown, 0), position)]
+        if unknown < 0:  # no label says that a cell has none: their code does, in `_read`
+            cells.uns[UNLABELLED] = position < 0
 
     def _read(
         self,
@@ -134,7 +138,15 @@ class Getters:
         self.module.eval()
         own = adata is self._adata
         for part, rows in in_memory(None if own else adata, indices):
-            for tensors in CellLoader(self._manager_of(part), rows, batch_size=batch_size):
+            manager, n_read = self._manager_of(part), 0
+            unlabelled = manager.adata.uns.get(UNLABELLED)
+            unlabelled = None if unlabelled is None else torch.from_numpy(unlabelled[_order(rows, manager)])
+            for tensors in CellLoader(manager, rows, batch_size=batch_size):
+                if unlabelled is not None:
+                    y = tensors[REGISTRY_KEYS.LABELS_KEY]
+                    lacks = unlabelled[n_read : n_read + len(y)].unsqueeze(-1)
+                    n_read += len(y)
+                    tensors = {**tensors, REGISTRY_KEYS.LABELS_KEY: y.masked_fill(lacks, len(self.labels))}
                 yield {k: v.to(device) for k, v in tensors.items()}
 
     def _names(self, adata: AnnData | None, indices: Sequence[int] | None) -> pd.Index:
@@ -354,6 +366,12 @@ def _codes_are_there(manager: AnnDataManager) -> bool:
     """Whether the columns and arrays that a registration has written are in the cells."""
     places = ((place["attr_name"], place["attr_key"]) for place in manager.data_registry.values())
     return all(key is None or key in getattr(manager.adata, name) for name, key in places)
+
+
+def _order(rows: Any, manager: AnnDataManager) -> np.ndarray:
+    """Return the positions of the cells in the order in which they are read."""
+    n = manager.adata.n_obs
+    return np.arange(n) if rows is None else as_positions(rows, n)
 
 
 def known_categories(registry: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -185,6 +185,7 @@ def clusters(n_clusters: int | None, n_labels: int, *, merges: bool) -> tuple[in
     if n_clusters < n_labels:
         msg = f"`n_clusters={n_clusters}` is less than the {n_labels} labels. Pass at least {n_labels}."
         raise ValueError(msg)
+    merges &= n_clusters > 1  # one cluster is one component
     return n_clusters, max(MANY, int(PER_CLUSTER * n_clusters)) if merges else n_clusters
 
 

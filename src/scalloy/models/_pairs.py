@@ -41,6 +41,7 @@ class PairGetters:
     _names: Callable[..., pd.Index]
     _batch_codes: Callable[..., list[int | None]]
     _per_cell: Callable[..., np.ndarray]
+    _or_held_out: Callable[[Any, Any], Any]
     seed: int
 
     @property
@@ -115,14 +116,18 @@ class PairGetters:
         return_mean: bool = True,
         seed: int | None = None,
     ) -> dict[str, float | np.ndarray]:
-        """``-log p(x | latents)`` in nats, of both modalities and of each by its name; lower is better."""
+        """Return ``-log p(x | latents)`` in nats per cell, of both modalities and of each; lower is better.
+
+        The cells are those of :meth:`get_elbo`.
+        """
 
         def recon(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
             batch = Batch.of(tensors)
             p = self.module.decode(batch, self.module.draw(self.module.encode(batch)))
             return -torch.stack(self.module.log_likelihoods(batch, p), -1)
 
-        each = self._per_cell(adata, indices, batch_size, recon, seed).astype(np.float64)
+        rows = self._or_held_out(adata, indices)
+        each = self._per_cell(adata, rows, batch_size, recon, seed).astype(np.float64)
         values = {"reconstruction_loss": each.sum(-1), **dict(zip(self.modalities, each.T, strict=True))}
         return {k: float(v.mean()) for k, v in values.items()} if return_mean else values
 

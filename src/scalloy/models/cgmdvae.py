@@ -23,6 +23,8 @@ from scalloy.models._options import GeneLikelihood
 from scalloy.vae.cgmdvae import CGMDVAE as CGMDVAEMath
 
 THESIS, THESIS_LIKELIHOOD = Domain(5.0, (-9.0, 1.0)), "mse"
+CONDITION_WEIGHT = 5.0  # with 1 it takes some trainings too long to part conditions that begin together
+W_OF_OLD_FILES = ("relative",)  # prior of w, in place of "condition" in files of formats 1 to 3
 
 
 class CGMDVAE(LabelModel, MixtureModel, ConditionModel):
@@ -35,10 +37,11 @@ class CGMDVAE(LabelModel, MixtureModel, ConditionModel):
     registry
         What :meth:`setup_anndata` stored, to work without cells.
     n_clusters
-        Clusters to find; more than needed is no harm, what is not needed stays empty. ``None`` finds out: 25
-        components are merged where they share cells (:mod:`scalloy.blocks.partition`). With labels, the
-        first clusters are bound to them and the others are free; ``None`` then is five free ones (as it is
-        with weights ``"uniform"`` and ``"local"``, which do not merge).
+        Clusters to find; more than needed is no harm, what is not needed stays empty. One is one component:
+        a conditional VAE with a single Gaussian as its prior. ``None`` finds out: 25 components are merged
+        where they share cells (:mod:`scalloy.blocks.partition`). With labels, the first clusters are bound to
+        them and the others are free; ``None`` then is five free ones (as it is with weights ``"uniform"`` and
+        ``"local"``, which do not merge).
     n_hidden, n_latent, n_layers, dropout_rate, norm
         Of the networks, as in :class:`~scalloy.VAE`.
     n_w
@@ -56,7 +59,9 @@ class CGMDVAE(LabelModel, MixtureModel, ConditionModel):
     assignment
         ``"exact"`` integrates the component out, ``"amortised"`` has a network for it.
     w_prior
-        ``"standard"`` or ``"condition"``: a mean and a scale for each.
+        Prior of the style latent: ``"standard"`` is N(0, I); under ``"condition"`` a mean and a scale of each
+        condition are learned, and ``w`` tells conditions apart (:mod:`scalloy.blocks.styles`);
+        ``"relative"`` is what became of the latter in models that were saved in formats 1 to 3.
     label_weight
         Weight of the penalty on labels which the components do not tell. More of it tells labels a little
         better where half of them are known, and makes worse predictions under another condition.
@@ -95,7 +100,7 @@ class CGMDVAE(LabelModel, MixtureModel, ConditionModel):
         weights: Literal["global", "condition", "empirical", "uniform", "local"] = "global",
         alpha: float = 1.0,
         assignment: Literal["exact", "amortised"] = "exact",
-        w_prior: Literal["standard", "condition"] = "standard",
+        w_prior: Literal["standard", "condition", "relative"] = "standard",
         norm: str = "layer",
         label_weight: float = 1.0,
         as_published: bool = False,
@@ -105,7 +110,10 @@ class CGMDVAE(LabelModel, MixtureModel, ConditionModel):
         _options.positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, alpha=alpha)
         _options.one_of("norm", norm, _options.NORMS)
         _options.one_of("assignment", assignment, ("exact", "amortised"))
-        _options.one_of("w_prior", w_prior, ("standard", "condition"))
+        _options.one_of("w_prior", w_prior, ("standard", "condition", *W_OF_OLD_FILES))
+        if w_prior == "condition" and not n_w:
+            msg = "`w_prior='condition'` is the prior of `w`, and there is none. Pass `n_w=1`, say."
+            raise ValueError(msg)
         super().__init__(adata, registry)
         sizes, merges = replace(self._sizes(), n_labels=len(self.labels)), not self.labels
         merges &= weights in {"global", "condition", "empirical"}
@@ -128,12 +136,14 @@ class CGMDVAE(LabelModel, MixtureModel, ConditionModel):
             dropout_rate=dropout_rate,
             norm=norm,
             n_w=n_w,
-            w_prior=w_prior == "condition",
+            w_prior="free" if as_published and w_prior == "condition" else w_prior,
             amortised=assignment == "amortised",
             ridge=1.0 if conditioning == "interaction" else 0.0,
             domain=THESIS if as_published else UNBOUNDED,
         )
         self._plan_defaults = plan(gene_likelihood, label_weight if self.labels else None, as_published)
+        if self.module.w_prior == "condition":
+            self._plan_defaults["weights"]["condition"] = CONDITION_WEIGHT
         self._model_summary_string = f"CGMDVAE: {n_components} components for {clusters or 'any number of'} \
 clusters, {gene_likelihood}, n_latent {n_latent}"
         self.init_params_ = self._get_init_params(locals())
@@ -165,7 +175,8 @@ allow_non_counts
         labels_key
             Column of ``.obs`` with cell types; components are bound to them.
         unlabeled_category
-            Value in that column of cells whose type is unknown; ``None``: all types are known.
+            Value in that column of cells whose type is unknown; ``None``: all types are known. If no cell has
+            it, a warning says so; if a label is spelled like it, an error.
         """
         cls._set_up(adata, cls._get_setup_method_args(**without(locals(), "__class__")), **kwargs)
 
@@ -183,7 +194,15 @@ allow_non_counts
 
         Squared errors of log-normalised expression, a Dirichlet of its own for each cell (integrated out),
         a network for the component, everything conditioned on the condition, a style latent as large as
-        ``z``, no warm-up. Differs from it in the optimizer's schedule and in best weights that are restored.
+        ``z``, no warm-up. Differs from it:
+
+        - Bounds. The thesis keeps means within (-5, 5) and log-variances within (-9, 1), softly, of q(z),
+          q(w), every component of p(z | w, y, c) and a learned p(w | c). Here only q(z) and q(w) have these
+          bounds (by a hyperbolic tangent and a clamp); log-scales of components are within (-5, 3).
+        - The Dirichlet of a cell is integrated out under the best q(d), where the thesis samples it from
+          what a network says.
+        - The optimizer and its schedule (the thesis has a ladder of learning rates), and that the best
+          weights are restored.
 
         Parameters
         ----------
@@ -222,9 +241,10 @@ allow_non_counts
         cluster: str | None = None,
         condition: str | None = None,
         library_size: float | None = None,
+        noise: bool = True,
         seed: int = 0,
     ) -> AnnData:
-        """Counts of cells that were never measured, drawn from the prior of ``z``.
+        """Return cells that were never measured, drawn from the prior of ``z``.
 
         Parameters
         ----------
@@ -237,16 +257,21 @@ allow_non_counts
         library_size
             Of each; ``None`` takes that of a template, a cell of the same cluster that the model was trained
             on, which gives batch and covariates in any case.
+        noise
+            Whether to draw observations from the likelihood; ``False`` gives their means, which vary less.
         seed
-            Of the draw.
+            Random seed.
 
         Returns
         -------
-        AnnData with counts in ``.X`` and batch, condition and cluster in ``.obs``.
+        AnnData with batch, condition and cluster in ``.obs``, and in ``.X`` what the likelihood is of:
+        counts; of ``"gaussian"`` and ``"mse"`` log-normalised expression; of ``"bernoulli"`` whether a gene
+        was detected; of ``"normal"`` and ``"bernoulli_given"`` values like those of the data.
         """
         from scalloy.models._generate import generate
 
-        return generate(self, n, cluster=cluster, to=condition, library_size=library_size, seed=seed)
+        given = {"library_size": library_size, "noise": noise, "seed": seed}
+        return generate(self, n, cluster=cluster, to=condition, **given)
 
 
 def plan(gene_likelihood: str, label_weight: float | None, as_published: bool) -> dict[str, Any]:

@@ -14,12 +14,14 @@
           + KL(q(pi) || Dir(alpha)) / N                                           pi
           + ridge |own shifts of components under conditions|^2 / N               own
     penalty: - log sum_{k in S_y} r_k   of cells whose label is known             label
+             - log p(w | c) / sum_c' p(w | c')   at w = E q(w | x)                condition
 
 ``r`` is the posterior of the component given the sampled ``z``: then z and y add up to
 ``log q(z) - log sum_k pi_k p(z | k)``, the component integrated out. A known label leaves to ``r`` the
 components bound to it, S_y; an unknown one leaves all. That is the only difference between unsupervised,
 semi-supervised and supervised training. A network for ``r`` (``assignment="amortised"``) takes the KL of
-each component in closed form instead, which is a looser bound.
+each component in closed form instead, which is a looser bound. The penalty ``condition`` is there where
+p(w | c) is learned; q(w | x) then does not see c (:mod:`scalloy.blocks.styles` says why).
 
 Differs from Kolb (MSc thesis 2023), who draws a Dirichlet per cell: integrated out it is a uniform weight
 whatever its alpha (``Local`` in :mod:`scalloy.blocks.mixtures` is that, exactly). Here one is shared by all
@@ -36,12 +38,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from scalloy.blocks.distributions import gaussian, standard_normal
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixtures import GaussianMixture
 from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Head, Stack
 from scalloy.blocks.priors import NEVER, MixturePrior
 from scalloy.blocks.readers import Readers
+from scalloy.blocks.styles import StylePrior
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 from scalloy.vae.placing import merge_components, nothing_removed, place_once
 
@@ -60,14 +62,14 @@ class CGMDVAE(VAEModule):
     n_w
         Size of the style latent; 0 is none.
     w_prior
-        Whether the prior of ``w`` has a mean and a scale for each condition, or is ``N(0, I)``.
+        ``"standard"``: N(0, I); ``"condition"``: learned, ``w`` tells it; ``"free"``: learned, without
+        that penalty, q(w | x, c) sees c; ``"relative"``: the same in units of the prior, of old files.
     amortised
         Whether a network gives ``r``.
     ridge
         Weight of the squared own shifts.
     place_at
-        Share of training after which the components are placed where the cells are; before, the prior of
-        ``z`` is ``N(0, I)``.
+        Share of training after which the components are placed; before, the prior of ``z`` is ``N(0, I)``.
     domain
         Bounds of the posteriors of ``z`` and ``w``.
     """
@@ -84,7 +86,7 @@ class CGMDVAE(VAEModule):
         dropout_rate: float = 0.1,
         norm: str = "layer",
         n_w: int = 0,
-        w_prior: bool = False,
+        w_prior: str = "standard",
         amortised: bool = False,
         ridge: float = 0.0,
         place_at: float = 0.2,
@@ -97,49 +99,44 @@ class CGMDVAE(VAEModule):
         known: dict[str, Any] = {"n_cats": (*sizes.removed, sizes.n_conditions), "n_cont": sizes.n_cont}
         width: dict[str, Any] = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm, **known}
 
-        def encoder(n_out: int) -> Encoder:
+        def encoder(n_out: int, **seen: Any) -> Encoder:
             head = GaussianHead(n_hidden, n_out, domain)
-            return Encoder(sizes.n_vars, head, dropout_rate=dropout_rate, **width)
+            return Encoder(sizes.n_vars, head, dropout_rate=dropout_rate, **{**width, **seen})
 
-        self.enc_z, self.enc_w = encoder(n_latent), encoder(n_w) if n_w else None
-        self.enc_y = None
+        self.w_prior, self.enc_y = w_prior if n_w else "standard", None
+        seen = {"n_cats": sizes.removed} if self.w_prior == "condition" else {}
+        self.enc_z, self.enc_w = encoder(n_latent), encoder(n_w, **seen) if n_w else None
         if amortised:
             cats = (sizes.n_conditions,)
             self.enc_y = Stack(n_latent, n_hidden=n_hidden, n_layers=1, norm=norm, n_cats=cats)
             self.head_y = Head(n_hidden, len(prior.used))
-        self.prior_w = None
-        if w_prior and n_w:  # apart, or nothing would ever part them
-            loc, log_scale = 3 * torch.randn(sizes.n_conditions, n_w), torch.zeros(sizes.n_conditions, n_w)
-            self.prior_w = nn.Parameter(torch.cat([loc, log_scale], -1))
+        together = torch.zeros(sizes.n_conditions, 2 * n_w)  # m(c) = 0 and log s(c) = 0
+        if self.w_prior == "standard":
+            self.register_buffer("prior_w", together, persistent=False)
+        else:
+            self.prior_w = nn.Parameter(together)
         self.dec_x = Stack(n_latent, **width)
-        n_labels = prior.n_labels
-        self.readers = Readers(n_latent, sizes.n_vars, n_labels) if n_labels else None
+        self.readers = Readers(n_latent, sizes.n_vars, prior.n_labels) if prior.n_labels else None
 
     def encode(self, batch: Batch) -> Distributions:
         x, known = self.likelihood.features(batch.x), (*batch.removed, batch.condition)
         q: Distributions = {"z": self.enc_z(x, known, batch.cont)}
         if self.enc_w is not None:
-            q["w"] = self.relative(self.enc_w(x, known, batch.cont), batch.condition)
+            q_w = self.enc_w(x, batch.removed if self.w_prior == "condition" else known, batch.cont)
+            q["w"] = q_w if self.w_prior != "relative" else self.style.scaled(q_w, batch.condition)
         return q
-
-    def relative(self, q_w: Any, c: Tensor) -> Any:
-        """Posterior of ``w`` in units of its prior, so that neither draws the other to where it began."""
-        p_w = self.style(c, q_w.mean)
-        return gaussian(p_w.mean + p_w.stddev * q_w.mean, p_w.stddev * q_w.stddev)
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
         h = self.dec_x(latents["z"], (*batch.removed, batch.condition), batch.cont)
         p: Distributions = {"z": self.prior(batch.condition, latents.get("w"))}
         if "w" in latents:
-            p["w"] = self.style(batch.condition, latents["w"])
+            p["w"] = self.style.at(batch.condition)
         return {**p, "x": self.likelihood(h, batch.log_ell, batch.b)}
 
-    def style(self, c: Tensor, w: Tensor) -> Any:
+    @property
+    def style(self) -> StylePrior:
         """Prior of ``w``."""
-        if self.prior_w is None:
-            return standard_normal(w)
-        loc, log_scale = self.prior_w[c].chunk(2, -1)
-        return gaussian(loc, log_scale.exp())
+        return StylePrior(self.prior_w)
 
     def log_assignment(self, p_z: GaussianMixture, z: Tensor, c: Tensor) -> Tensor:
         """``log r``, not knowing the label."""
@@ -148,13 +145,19 @@ class CGMDVAE(VAEModule):
         logits = self.head_y(self.enc_y(z, (c,)))
         return torch.log_softmax(logits.masked_fill(~self.prior.used, NEVER), -1)
 
+    def known(self, log_r: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``log r`` given the labels, and ``log sum_{k in S_y} r_k`` before; ``None`` without labels."""
+        allowed = self.prior.allowed(y)
+        if allowed is None:
+            return log_r, None
+        log_mass = torch.logsumexp(log_r.masked_fill(~allowed, NEVER), -1)
+        return (log_r - log_mass.unsqueeze(-1)).masked_fill(~allowed, NEVER), log_mass
+
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
-        z, c, p_z, allowed = latents["z"], batch.condition, p["z"], self.prior.allowed(batch.y)
-        log_r, penalty = self.log_assignment(p_z, z, c), {}
-        if allowed is not None:
-            log_mass = torch.logsumexp(log_r.masked_fill(~allowed, NEVER), -1)
+        z, c, p_z, penalty = latents["z"], batch.condition, p["z"], {}
+        log_r, log_mass = self.known(self.log_assignment(p_z, z, c), batch.y)
+        if log_mass is not None:
             penalty["label"] = -log_mass * self.prior.placed
-            log_r = (log_r - log_mass.unsqueeze(-1)).masked_fill(~allowed, NEVER)
         r = log_r.exp()
         if self.enc_y is None:
             kl_z = q["z"].log_prob(z) - (r * p_z.component_log_prob(z)).sum(-1)
@@ -163,8 +166,15 @@ class CGMDVAE(VAEModule):
         kl = {"z": kl_z, "y": self.prior.cost(r, log_r, c)}
         if "w" in q:
             kl["w"] = kl_divergence(q["w"], p["w"])
-        recon = -self.likelihood.log_prob(p["x"], batch.x)
-        return Terms(recon, kl, self.prior.of_all_cells(self.ridge), penalty)
+            if self.w_prior == "condition":
+                penalty["condition"] = -self.style.log_told(q["w"].mean).gather(-1, c.unsqueeze(-1))[:, 0]
+        of_all_cells = self.prior.of_all_cells(self.ridge)
+        return Terms(-self.likelihood.log_prob(p["x"], batch.x), kl, of_all_cells, penalty)
+
+    def log_weight(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Tensor:
+        """Return that of every model, with the mixture whose weights are ``E pi``: a density."""
+        p_z = self.prior.density(batch.condition, latents.get("w"))
+        return super().log_weight(batch, q, latents, {**p, "z": p_z})
 
     @torch.no_grad()
     def assignment(self, batch: Batch, n_samples: int = 0) -> Tensor:
