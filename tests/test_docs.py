@@ -214,13 +214,6 @@ def test_every_plan_argument_is_documented():
 
 SOURCE = Path(sa.__file__).parent
 CHECKS = ("checks", "kinds", "roles", "arrays", "align", "modalities")  # each message is in the table
-    "checks",
-    "kinds",
-    "roles",
-    "arrays",
-    "align",
-    "modalities",
-)  # of which each message is in the table
 
 
 def rendered(node):

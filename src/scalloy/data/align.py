@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,27 @@ def _rows(of_genes: Any, position: np.ndarray, names: pd.Index) -> Any:
     if (position < 0).any():
         out = np.array(out, dtype=np.result_type(out.dtype, np.float32))
         out[position < 0] = np.nan
+    return out
+
+
+def counted(adata: AnnData, layer: str | None) -> AnnData:
+    """Return predicted cells with their counts as the matrix, and other cells as they are.
+
+    ``transfer`` returns expected expression in ``.X``, and says in ``.uns`` in which layer the counts are.
+
+    Parameters
+    ----------
+    adata
+        Cells, which stay as they are.
+    layer
+        Layer in which the model has its counts; ``None`` is ``.X``.
+    """
+    said = adata.uns.get("transfer")
+    counts = said.get("counts") if isinstance(said, Mapping) else None
+    if layer is not None or not isinstance(counts, str) or counts not in named_layers(adata):
+        return adata
+    out = shallow(adata)
+    out.X = adata.layers[counts]
     return out
 
 

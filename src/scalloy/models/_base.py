@@ -30,7 +30,7 @@ from scvi.model.base import BaseModelClass
 from scalloy import _keys
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.data import checks
-from scalloy.data.align import aligned
+from scalloy.data.align import aligned, counted
 from scalloy.data.disk import DiskRows
 from scalloy.data.fingerprint import Seal
 from scalloy.data.loader import CellLoader, Cells
@@ -133,7 +133,7 @@ class ScalloyModel(Getters, Evidence, Traverse, Report, Training, Inherited, Bas
     def _fitting(cls, data: Any, registry: dict, max_missing: float = 0.0) -> AnnData:
         """The user's object as one AnnData with the genes of the model; itself where it is that already."""
         adata = checks.check_type(cls._joined(data, registry))
-        adata = adata.to_memory() if adata.isbacked else adata
+        adata = counted(adata.to_memory() if adata.isbacked else adata, registry["setup_args"].get("layer"))
         names = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
         return aligned(adata, list(names), max_missing)
 

@@ -116,10 +116,7 @@ class PairGetters:
         return_mean: bool = True,
         seed: int | None = None,
     ) -> dict[str, float | np.ndarray]:
-        """Return ``-log p(x | latents)`` in nats per cell, of both modalities and of each; lower is better.
-
-        The cells are those of :meth:`get_elbo`.
-        """
+        """``-log p(x | latents)`` of both modalities and of each, in nats; lower is better."""
 
         def recon(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
             batch = Batch.of(tensors)
@@ -217,10 +214,8 @@ class PairGetters:
         for _ in range(n_samples):
             p = self.module.decode_one(X[side], batch, self.module.draw(q))
             if interval is not None:
-                x = p.sample()
-                drawn.append(
-                    _logged(likelihood, x, side) if scale == "log1p" else likelihood.unlogged(x, log_ell)
-                )
+                x, logs = p.sample(), scale == "log1p"
+                drawn.append(_logged(likelihood, x, side) if logs else likelihood.unlogged(x, log_ell))
             if scale == "counts":
                 total = total + likelihood.expected(p, log_ell)
             else:
