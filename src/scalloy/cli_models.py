@@ -69,9 +69,7 @@ def transfer(
     ] = None,
     own_context: Annotated[
         bool,
-        typer.Option(
-            help="Begin at the means of DATA, not of the cells trained on: for a new patient or study."
-        ),
+        typer.Option(help="Groups begin at their means in DATA (of a new patient or study)."),
     ] = False,
     seed: Seed = 0,
     force: Force = False,
