@@ -34,7 +34,6 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from sklearn.neighbors import NearestNeighbors
 
 from scalloy import _keys
 from scalloy._seeds import seeded
@@ -50,13 +49,13 @@ from scalloy.changes import (
     drawn,
     moved,
 )
+from scalloy.data.checks import few
 from scalloy.models import _options
 from scalloy.perturbation.redraw_counts import kept_share, redraw, with_depth
 
 # columns that scanpy computes from counts
 OF_COUNTS = "(log1p_)?(total_counts|n_genes_by_counts).*|pct_counts_.*|n_counts|n_genes"
 COUNTS = "counts"  # layer of what is drawn
-NEIGHBOURS, MOST_NEIGHBOURS, RARE = 30, 20_000, 0.1  # by which cells without a group are told to be far
 
 
 def transfer(
@@ -94,7 +93,7 @@ def transfer(
             pairs = about.drop_duplicates("pair").itertuples()
             found = {row.pair: changes.of(row.group, row.source, to) for row in pairs}
             expected, counts = _changed(made, about["pair"], found, library_size, seed)
-            about["far"] = _far(model, cells, about, found, to)
+            about["far"] = _far(about, found, to)
     return _as_anndata(model, source, to, about, expected, counts, found, how)
 
 
@@ -151,26 +150,28 @@ def _redrawn(
     return changed if library_size is None else with_depth(changed, library_size, pattern * after, rng)
 
 
-def _far(
-    model: Any, cells: AnnData | None, about: pd.DataFrame, found: dict[str, Change | None], to: str
-) -> np.ndarray:
+def _far(about: pd.DataFrame, found: dict[str, Change | None], to: str) -> np.ndarray:
     """Whether each cell is unlike all that was seen under both conditions, so that nothing vouches for it."""
     of_pair = {pair: change is None or change.shift.far for pair, change in found.items()}
-    far = about["pair"].map(of_pair).to_numpy(dtype=bool) & (about["source"] != to).to_numpy()
-    alone = np.flatnonzero(far & (about["group"] == UNGROUPED).to_numpy())
-    if len(alone):
-        far[alone] = _without_treated_neighbours(model, cells, alone, to)
-    return far
+    return about["pair"].map(of_pair).to_numpy(dtype=bool) & (about["source"] != to).to_numpy()
 
 
-def _without_treated_neighbours(model: Any, cells: AnnData | None, rows: np.ndarray, to: str) -> np.ndarray:
-    """Whether next to no cell under the condition is among the model's cells that are nearest in the code."""
-    known = np.random.default_rng(0).permutation(model.adata.n_obs)[:MOST_NEIGHBOURS]
-    treated = (model.adata.obs[model.condition_key].astype(str) == to).to_numpy()[known]
-    code = model.get_latent_representation
-    nearest = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(known))).fit(code(None, known))
-    among = treated[nearest.kneighbors(code(cells, rows), return_distance=False)].mean(1)
-    return among < RARE * treated.mean()
+def _warn_of_far(about: pd.DataFrame, to: str) -> None:
+    """Name the groups that are far, and what would help where there are no groups."""
+    far = about[about["far"]]
+    if (far["group"] == UNGROUPED).any():
+        warnings.warn(
+            "The model knows no groups of cells, so the decoder alone predicts them, and nothing tells whether "
+            f"it has seen such cells under {to!r}: `.obs['transfer_far']` marks them. Pass `labels_key=` to "
+            "`setup_anndata`, or use CGMDVAE, which finds groups.",
+            stacklevel=5,
+        )
+    if names := sorted(far["pair"][far["group"] != UNGROUPED].unique()):
+        warnings.warn(
+            f"Far from what was seen under {to!r}: {few(names)}. `.obs['transfer_far']` marks these cells; do "
+            "not rely on what is predicted for them.",
+            stacklevel=5,
+        )
 
 
 def _sampled(
@@ -215,12 +216,7 @@ def _as_anndata(
     if "far" in about:
         out.obs["transfer_far"] = about["far"].to_numpy()
         said |= _explained(found, [str(v) for v in out.var_names])
-        if far := sorted(about["pair"][about["far"]].unique()):
-            warnings.warn(
-                f"Far from what was seen under {to!r}: {', '.join(far)}. `.obs['transfer_far']` marks these "
-                "cells; do not rely on what is predicted for them.",
-                stacklevel=4,
-            )
+        _warn_of_far(about, to)
     out.uns["transfer"] = said
     return out
 
