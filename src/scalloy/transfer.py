@@ -161,15 +161,15 @@ def _warn_of_far(about: pd.DataFrame, to: str) -> None:
     far = about[about["far"]]
     if (far["group"] == UNGROUPED).any():
         warnings.warn(
-            "The model knows no groups of cells, so the decoder alone predicts them, and nothing tells whether "
-            f"it has seen such cells under {to!r}: `.obs['transfer_far']` marks them. Pass `labels_key=` to "
-            "`setup_anndata`, or use CGMDVAE, which finds groups.",
+            "The model knows no groups of cells, so the decoder alone predicts them, and nothing tells "
+            f"whether it has seen such cells under {to!r}: `.obs['transfer_far']` marks them. Pass "
+            "`labels_key=` to `setup_anndata`, or use CGMDVAE, which finds groups.",
             stacklevel=5,
         )
     if names := sorted(far["pair"][far["group"] != UNGROUPED].unique()):
         warnings.warn(
-            f"Far from what was seen under {to!r}: {few(names)}. `.obs['transfer_far']` marks these cells; do "
-            "not rely on what is predicted for them.",
+            f"Far from what was seen under {to!r}: {few(names)}. `.obs['transfer_far']` marks these cells; "
+            "do not rely on what is predicted for them.",
             stacklevel=5,
         )
 
