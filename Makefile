@@ -1,12 +1,16 @@
 # make demo   install into .venv and run the demo on the embedded data
-# make test   install into .venv and run the tests
+# make test   install into .venv and run the tests, two at once
+# make test-all   the same with the long sweeps (processes that are killed, many rounds)
 # make test PYTHON=python3.12   the same on another Python
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
 VENV := .venv-$(VERSION)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs tutorials clean
+# one thread each: torch's threads wait for each other where something else holds a core
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-all lint docs tutorials clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +22,10 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/scalloy demo
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.installed
+	$(PYTEST)
 
 lint: $(VENV)/.installed
 	$(PIP) -e ".[dev]"
