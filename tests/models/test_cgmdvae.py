@@ -289,7 +289,7 @@ def test_a_learned_prior_of_w_tells_conditions(seed):
     new = model.validation_indices
     assert (told == c).mean() > 0.95
     assert (told == c)[new].mean() > 0.85
-    for k in (0, 1):  # the prior follows the posteriors; it began 1 or more of its scales away
+    for k in (0, 1):  # the prior has followed the posteriors
         of = c == k
         assert float(m[k]) == pytest.approx(float(mean[of].mean()), abs=0.5 * float(s[k]))
         assert float(s[k]) ** 2 == pytest.approx(
