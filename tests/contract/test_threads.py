@@ -18,7 +18,7 @@ from scipy.sparse import issparse
 import scalloy as sa
 from scalloy._seeds import seeded
 
-SECONDS = 120  # after which a thread is taken to wait for ever
+SECONDS = 600  # after which a thread is taken to wait for ever
 KEYS = {"condition_key": "condition", "labels_key": "cluster"}
 NAMES = ("VAE", "CGMDVAE", "TRVAE", "POISEVAE")
 
