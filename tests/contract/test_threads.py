@@ -25,9 +25,10 @@ NAMES = ("VAE", "CGMDVAE", "TRVAE", "POISEVAE")
 
 def at_once(*calls):
     """Results of functions that begin together, each in a thread of its own."""
-    start = threading.Barrier(len(calls))
+    start, n = threading.Barrier(len(calls)), torch.get_num_threads()
 
     def one(call):
+        torch.set_num_threads(n)  # numba's OpenMP, in UMAP, changes those of the thread that began it
         start.wait(SECONDS)
         return call()
 
