@@ -18,16 +18,17 @@ from scipy.sparse import issparse
 import scalloy as sa
 from scalloy._seeds import seeded
 
-SECONDS = 120  # after which a thread is taken to wait for ever
+SECONDS = 600  # after which a thread is taken to wait for ever
 KEYS = {"condition_key": "condition", "labels_key": "cluster"}
 NAMES = ("VAE", "CGMDVAE", "TRVAE", "POISEVAE")
 
 
 def at_once(*calls):
     """Results of functions that begin together, each in a thread of its own."""
-    start = threading.Barrier(len(calls))
+    start, n = threading.Barrier(len(calls)), torch.get_num_threads()
 
     def one(call):
+        torch.set_num_threads(n)  # numba's OpenMP, in UMAP, changes those of the thread that began it
         start.wait(SECONDS)
         return call()
 
