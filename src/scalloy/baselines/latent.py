@@ -109,7 +109,8 @@ class LatentShift:
         -------
         AnnData with expected log-normalised expression in ``.X``.
         """
-        check_keys(check_type(cells), {"condition_key": self.condition_key, "labels_key": self.labels_key})
+        cells = self.model._fitting(cells, self.model.registry)
+        check_keys(cells, {"condition_key": self.condition_key, "labels_key": self.labels_key})
         known = self.model.adata.obs[self.condition_key].astype(str)
         one_of("to", to, sorted(known.unique()))
         obs = cells.obs[[self.labels_key, self.condition_key]].astype(str)
