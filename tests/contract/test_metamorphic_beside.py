@@ -6,8 +6,8 @@ A new function that takes an AnnData is a line in ``FUNCTIONS``.
 from __future__ import annotations
 
 import inspect
-import sys
 from functools import cache
+from importlib import import_module
 
 import anndata as ad
 import matplotlib as mpl
@@ -98,7 +98,7 @@ def joint(adata, cells):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sc.pp, "neighbors", lambda *_, **__: None)
         patch.setattr(sc.tl, "umap", lambda *_, **__: None)
-        picture = sys.modules["scalloy.pl.transfer"]  # the function has the same name
+        picture = import_module("scalloy.pl.transfer")  # the function has the same name
         patch.setattr(picture, "latent", lambda both, *_, **__: shown.update(both=both))
         sa.pl.joint(cells[cells.obs["condition"] == "control"].copy(), treated, adata_of(adata, predicted))
     both = shown["both"]
