@@ -12,8 +12,10 @@ import os
 import warnings
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from relations import (
     EVERYWHERE,
     OTHER_CELLS,
@@ -32,6 +34,13 @@ from scalloy.models import MODELS
 ALL = "SCALLOY_EVERY_FORM" in os.environ  # every method of every model in every form: some minutes
 TAKES = {"adata", "cells", "mdata", "data", "adata_to_predict", "context"}
 REGISTERS = {"setup_anndata", "setup_mudata", "original"}  # they say what the cells of a model are
+REGISTERED = {  # of scvi-tools, about registrations
+    "deregister_manager",
+    "get_anndata_manager",
+    "get_from_registry",
+    "transfer_fields",
+    "view_anndata_setup",
+}
 BY_ROUTE = {f"transfer {route}": route for route in ("auto", "decoder", "transport", "style")}
 
 
@@ -318,9 +327,24 @@ def test_other_cells(known, name, method, relation):
         check(known, name, method, relation, still=True)
 
 
+@pytest.mark.parametrize("method", [method for name, method in PAIRS if name == "CGMDVAE"])
+def test_counts_in_a_layer(known, method):
+    """Counts are read where the set-up has said that they are, whatever else there is."""
+
+    def layered():
+        cells = known.cells.copy()
+        cells.layers["raw"], cells.X = cells.X, sp.csr_matrix(np.log1p(cells.X.toarray()[:, ::-1]))
+        return cells
+
+    if "in a layer" not in known:
+        known["in a layer"] = trained("CGMDVAE", layered(), layer="raw")
+    found = METHODS[method](known["in a layer"], layered(), known.folder)
+    same(found, known.expected("CGMDVAE", method, False))
+
+
 def test_every_method_that_takes_cells_is_asked():
     told = {(name.split("_")[0], method.split()[0]) for name, method in PAIRS}
-    told |= {(name, method) for name in MODELS for method in (*REGISTERS, "report")}
+    told |= {(name, method) for name in MODELS for method in (*REGISTERS, *REGISTERED, "report")}
     for name, cls in MODELS.items():
         for method, function in inspect.getmembers(cls, callable):
             if method.startswith("_") or not function.__module__.startswith("scalloy"):

@@ -109,7 +109,8 @@ class LatentShift:
         -------
         AnnData with expected log-normalised expression in ``.X``.
         """
-        check_keys(check_type(cells), {"condition_key": self.condition_key, "labels_key": self.labels_key})
+        cells = self.model._fitting(cells, self.model.registry)
+        check_keys(cells, {"condition_key": self.condition_key, "labels_key": self.labels_key})
         totals(target_sum=target_sum)
         known = self.model.adata.obs[self.condition_key].astype(str)
         to = category("to", to, sorted(known.unique()))

@@ -266,6 +266,7 @@ allow_non_counts
         if is_mudata(data):
             layers = given.get("layers", (None, None))
             data = joined(data, given["modalities"], layers, keys=_columns(given), names=names)
+            data.obsm[key] = data.obsm.pop(given["modalities"][1])  # where the set-up has it
         if key in checks.check_type(data).obsm:
             return with_columns(data, key, known[1])
         logger.info(
