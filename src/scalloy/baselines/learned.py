@@ -42,8 +42,12 @@ TREE: dict[str, Any] = {
 }
 EPSILON, LARGEST = 0.05, 50.0  # added to expression before ratios; logarithm above which it is no logarithm
 Rows = tuple[np.ndarray, np.ndarray]
-AXES = {"control": ("groups", "genes"), "shift": ("groups", "genes")}
-AXES |= {"within": ("genes",), "inverse_size": ("groups",)}
+AXES: dict[str, tuple[str, ...]] = {
+    "control": ("groups", "genes"),
+    "shift": ("groups", "genes"),
+    "within": ("genes",),
+    "inverse_size": ("groups",),
+}
 
 
 @dataclass

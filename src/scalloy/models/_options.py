@@ -52,7 +52,7 @@ def one_of(argument: str, given: Any, known: Collection[str]) -> str:
 
 def category(argument: str, given: Any, known: Sequence[str]) -> str:
     """Return the name of a category that is given by its name or its value, such as ``1`` for ``"1.0"``."""
-    name = given if given is None or isinstance(given, str) else str(given)
+    name: Any = given if given is None or isinstance(given, str) else str(given)
     if name not in known and isinstance(given, Real) and not isinstance(given, bool):
         same = [k for k in known if _as_number(k) == float(given)]
         name = same[0] if same else given

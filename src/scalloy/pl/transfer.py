@@ -51,7 +51,7 @@ def transfer(
         Axes to draw into.
     """
     given = {"genes": genes, "predicted": predicted, "truth": truth, "control": control}
-    genes, predicted, truth, control = _by_gene(given)
+    names, predicted, truth, control = _by_gene(given)
     ax = plt.subplots(figsize=(4.4, 4.4), layout="constrained")[1] if ax is None else ax
     base = control if change else np.zeros_like(control)
     x, y = truth - base, predicted - base
@@ -59,10 +59,10 @@ def transfer(
     span = [min(x.min(), y.min()), max(x.max(), y.max())]
     ax.plot(span, span, color="0.6", linewidth=0.8, zorder=0)
     for i in apart(
-        np.stack([x, y]), np.argsort(-np.abs(truth - control)), n_named if genes is not None else 0
+        np.stack([x, y]), np.argsort(-np.abs(truth - control)), n_named if names is not None else 0
     ):
-        assert genes is not None
-        ax.annotate(genes[i], (x[i], y[i]), xytext=(3, 3), textcoords="offset points", fontsize="x-small")
+        assert names is not None
+        ax.annotate(names[i], (x[i], y[i]), xytext=(3, 3), textcoords="offset points", fontsize="x-small")
     skill, r = metrics.skill(predicted, truth, control), metrics.pearson_delta(predicted, truth, control)
     what = "change" if change else "mean expression"
     ax.set(xlabel=f"true {what}", ylabel=f"predicted {what}")
@@ -70,7 +70,7 @@ def transfer(
     return ax
 
 
-def _by_gene(given: dict[str, Any]) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray]:
+def _by_gene(given: dict[str, Any]) -> tuple[Any, ...]:
     """Names, where there are some, and the values in one order."""
     axes, names = dict.fromkeys(given, ("genes",)), given["genes"]
     known = names_of("genes", given, axes)
