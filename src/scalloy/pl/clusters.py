@@ -134,7 +134,7 @@ def _composition(adata: AnnData, table: pd.DataFrame, key: str, by: str, ax: Axe
     for name, row in zip(share.index, share.to_numpy(), strict=True):
         at = np.flatnonzero(row) if share.size > READABLE else np.arange(len(row))
         shade = colors.get(name, MISSING)
-        bars.append(ax.bar(at, row[at], bottom=below[at], width=0.85, color=shade))
+        bars.append(ax.bar(at, row[at], bottom=below[at], width=0.85, color=shade, label=str(name)))
         below = below + row
     ticks = [f"{c}\n{n:,}" for c, n in table.sum().items()]
     _name_columns(ax, ticks, 12, "small")
