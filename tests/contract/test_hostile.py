@@ -58,6 +58,7 @@ GETTERS = {
     "get_sparsity": {},
     "transfer": {"to": "stim", "n_samples": 2},
 }
+OF_HELD_OUT = ("get_elbo", "get_reconstruction_error", "get_marginal_ll")  # by default
 BY_GENE = ("get_gene_statistics", "get_latent_genes", "get_traversal")
 
 
@@ -69,12 +70,13 @@ def ask(model, getter, adata):
         return found
     values = found["reconstruction_loss"] if isinstance(found, dict) else found
     if getter == "transfer":
-        values = pd.DataFrame(found.X, index=found.obs_names)
+        values = pd.DataFrame(found.X, index=found.obs["transfer_of"])
     if getter == "annotate":
         values = pd.DataFrame(found.obsm[f"X_{model.name}"], index=found.obs_names)
     cells = model.adata if adata is None else adata
     if getter not in BY_GENE:
-        assert getter == "get_marginal_ll" or len(values) == cells.n_obs
+        held_out = adata is None and getter in OF_HELD_OUT
+        assert held_out or len(values) == cells.n_obs
         if isinstance(values, pd.DataFrame | pd.Series):
             assert list(values.index) == list(cells.obs_names)
     numbers = values.select_dtypes("number") if isinstance(values, pd.DataFrame) else values

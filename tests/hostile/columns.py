@@ -115,7 +115,7 @@ ODD_KEYS = {
     "float": 0.5,
     "list": ["batch"],
     "empty list": [],
-    "tuple": ("batch", "lane"),
+    "tuple": ("donor", "lane"),
     "missing": "nope",
     "empty": "",
     "bytes": b"batch",

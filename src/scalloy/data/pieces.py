@@ -77,6 +77,8 @@ def pieces_of(data: AnnData, most: int = PIECE) -> Iterator[AnnData]:
 
 def writable(data: Any, *, copy: bool) -> Any:
     """Return the cells, or a copy of them, into which columns can be written."""
+    if not isinstance(data, MuData):
+        check_type(data)
     backed = isinstance(data, AnnData) and data.isbacked
     if copy:
         return shallow(data) if is_on_disk(data) else data.to_memory() if backed else data.copy()
