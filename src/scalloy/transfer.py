@@ -92,7 +92,9 @@ def transfer(
             changes = changes or changes_of(model, how, context)
             pairs = about.drop_duplicates("pair").itertuples()
             found = {row.pair: changes.of(row.group, row.source, to) for row in pairs}
-            expected, counts = _changed(made, about["pair"], found, library_size, seed)
+            names = pd.util.hash_array(source.obs_names.to_numpy().astype(object))
+            rng = np.random.default_rng([seed, int(names.sum() % 2**32)])  # pieces have draws of their own
+            expected, counts = _changed(made, about["pair"], found, library_size, rng)
             about["far"] = _far(about, found, to)
     return _as_anndata(model, source, to, about, expected, counts, found, how)
 
@@ -110,10 +112,10 @@ def _changed(
     pairs: pd.Series,
     found: dict[str, Change | None],
     library_size: float | None,
-    seed: int,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, sp.csr_matrix | None]:
     """Expected expression and counts of each cell, by the change of its group or else by the decoder."""
-    expected, rng, parts, order = made.after.copy(), np.random.default_rng(seed), [], []
+    expected, parts, order = made.after.copy(), [], []
     for pair, rows in pairs.groupby(pairs, sort=True).indices.items():
         if (change := found[pair]) is not None:
             expected[rows] = made.middle[rows] * change.factor + change.offset

@@ -251,6 +251,8 @@ def with_cells(model, folder):
             key = takes[0] if takes else "adata"
             if name == "differential_expression":
                 given |= {"groupby": "batch"}
+            if name == "report":
+                given["path"] = given["path"].with_suffix(".html")
             if name == "deregister_manager":
                 continue
             yield name, lambda x, m=method, g=given, k=key: m(**g, **{k: x})
