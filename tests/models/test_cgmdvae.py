@@ -292,10 +292,9 @@ def test_a_learned_prior_of_w_tells_conditions(seed):
     assert (told == c)[new].mean() > 0.85
     for k in (0, 1):  # the prior has followed the posteriors
         of = c == k
-        assert float(m[k]) == pytest.approx(float(mean[of].mean()), abs=0.5 * float(s[k]))
-        assert float(s[k]) ** 2 == pytest.approx(
-            float((variance[of] + (mean[of] - m[k]) ** 2).mean()), rel=0.5
-        )
+        assert float(m[k]) == pytest.approx(float(mean[of].mean()), abs=0.2 * float(s[k]))
+        moment = float((variance[of] + (mean[of] - m[k]) ** 2).mean())
+        assert float(s[k]) ** 2 == pytest.approx(moment, rel=0.25)
 
 
 def test_without_an_effect_the_priors_of_w_stay_together():
@@ -308,7 +307,7 @@ def with_style(adata, seed):
     sa.CGMDVAE.setup_anndata(adata, condition_key="condition")
     few = {"n_clusters": 3, "weights": "uniform", "n_hidden": 16, "n_latent": 4}
     model = sa.CGMDVAE(adata, n_w=1, w_prior="condition", seed=seed, **few)
-    model.train(**{**SHORT, "max_epochs": 40}, early_stopping=False)
+    model.train(**{**SHORT, "max_epochs": 80}, early_stopping=False)
     return model
 
 
