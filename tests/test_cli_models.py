@@ -109,7 +109,7 @@ def test_transfer(place, tmp_path):
     assert re.search(r"cluster_1 +control +\w+ +\d+", said)
     made, adata = sa.data.read(out), sa.data.read(data)
     keep = (adata.obs["condition"] == "control") & adata.obs["cluster"].isin(["cluster_1", "cluster_2"])
-    assert list(made.obs_names) == list(adata.obs_names[keep])
+    assert list(made.obs["transfer_of"]) == list(adata.obs_names[keep])
     assert set(made.obs["condition"]) == {"treated_1"}
     model = sa.load(place / "model", adata)
     same = model.transfer(adata[keep.to_numpy()].copy(), to="treated_1", n_samples=2)
