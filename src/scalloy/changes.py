@@ -103,7 +103,8 @@ class Changes:
         if key not in self.known:
             rows = np.flatnonzero((self.groups == group) & (self.under == source))
             rows = np.random.default_rng(self.how.seed).permutation(rows)[:MOST_CELLS]
-            lacks = group == UNGROUPED or not len(rows)
+            ungrouped = group == UNGROUPED and group not in self.model.labels
+            lacks = ungrouped or not len(rows)
             self.known[key] = None if lacks else self._find(*key, np.sort(rows))
         return self.known[key]
 

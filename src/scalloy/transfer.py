@@ -50,7 +50,6 @@ from scalloy.changes import (
     moved,
 )
 from scalloy.data.checks import few
-from scalloy.models import _options
 from scalloy.perturbation.redraw_counts import kept_share, redraw, with_depth
 
 # columns that scanpy computes from counts
@@ -61,7 +60,7 @@ COUNTS = "counts"  # layer of what is drawn
 def transfer(
     model: Any,
     cells: AnnData | None,
-    to: str | None,
+    to: str,
     *,
     route: str = "auto",
     n_samples: int = 3,
@@ -72,9 +71,6 @@ def transfer(
     changes: Changes | None = None,
 ) -> AnnData:
     """The body of ``transfer`` of every model with conditions; ``changes`` are those of earlier pieces."""
-    _options.one_of("route", route, model.ROUTES)
-    to = _options.one_of("to", to, model.conditions)
-    _options.positive(n_samples=n_samples, target_sum=target_sum)
     if route == "style" and model.module.enc_w is None:
         msg = "`route='style'` goes through `w`, and the model has none. Pass `n_w=` to the model."
         raise ValueError(msg)
