@@ -7,8 +7,8 @@ VERSION := $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2
 VENV := .venv-$(VERSION)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# one thread each: torch's threads wait for each other where something else holds a core
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+# one thread each, also after numba has set the number: torch's threads wait for each other where a core is taken
+PYTEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-all lint docs tutorials clean
 
@@ -25,7 +25,7 @@ test: $(VENV)/.installed
 	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.installed
-	$(PYTEST)
+	SCALLOY_SWEEPS=1 $(PYTEST)
 
 lint: $(VENV)/.installed
 	$(PIP) -e ".[dev]"

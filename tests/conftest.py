@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 
 import scalloy as sa
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is in its background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 logging.getLogger("scvi").setLevel(logging.ERROR)
 ACCELERATOR = os.environ.get("SCALLOY_ACCELERATOR", "cpu")  # "gpu" tries most of it on one
@@ -33,6 +36,20 @@ def cells():
     return adata
 
 
+@pytest.fixture
+def registries():
+    """What a test registers is forgotten after it."""
+    from scalloy.blocks.gene_likelihoods import LIKELIHOODS
+    from scalloy.blocks.mixture_weights import WEIGHTS
+
+    every = (LIKELIHOODS, WEIGHTS, sa.baselines.SHIFTS, sa.metrics.METRICS, sa.models.MODELS)
+    before = [dict(registry) for registry in every]
+    yield
+    for registry, known in zip(every, before, strict=True):
+        registry.clear()
+        registry.update(known)
+
+
 @pytest.fixture(scope="session")
 def quick():
     return QUICK
@@ -50,7 +67,7 @@ def benchmark_data() -> Path:
 @pytest.fixture(scope="session")
 def saved() -> Path:
     """A small CGMDVAE on the disk, with its cells; nobody writes there."""
-    return Path(__file__).parent / "files" / "format-2-python-3.11" / "cgmdvae"
+    return Path(__file__).parent / "stored" / "format-2-python-3.11" / "cgmdvae"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from scalloy.data import parts, writing
+from scalloy.files import atomic_write, staging
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
@@ -47,7 +47,7 @@ def around_renames(before, after, *, exchange):
     def around(do):
         def run(*args):
             inside = {Path(args[0]).parent.name, Path(args[1]).parent.name}
-            if Path(args[0]).name != "new" and parts.BEFORE not in inside:
+            if Path(args[0]).name != "new" and staging.BEFORE not in inside:
                 return do(*args)  # zarr moves its own files
             before()
             out = do(*args)
@@ -57,7 +57,7 @@ def around_renames(before, after, *, exchange):
         return run
 
     Path.replace = around(Path.replace)
-    parts.exchanged = around(parts.exchanged) if exchange else lambda *_: False
+    staging.exchanged = around(staging.exchanged) if exchange else lambda *_: False
 
 
 # at each rename ---------------------------------------------------------------------------------
@@ -80,9 +80,9 @@ def held(place):
 
 def put(place, version):
     if place.suffix == ".zarr":
-        writing.put_folder(place, whole(version))
+        atomic_write.put_folder(place, whole(version))
     else:
-        writing.put(place, version.encode())
+        atomic_write.put(place, version.encode())
 
 
 def killed_at(place, number, when, signum, *, exchange):
@@ -102,7 +102,7 @@ def killed_at(place, number, when, signum, *, exchange):
 
     by = ended_by(in_child(write))
     left = [p.name for p in place.parent.iterdir() if p != place]
-    found = held(parts.recovered(place))
+    found = held(staging.recovered(place))
     put(place, "newest")
     after = sorted(p.name for p in place.parent.iterdir())
     return {"by": by, "left": len(left), "held": found, "then": held(place), "after": after}
@@ -130,7 +130,7 @@ def any_moment(folder, kills):
     import numpy as np
 
     from scalloy import data
-    from scalloy.data import cells
+    from scalloy.files import anndata_files
 
     rng, place, lost, versions = random.Random(1), folder / "cells.zarr", [], set()
 
@@ -139,7 +139,7 @@ def any_moment(folder, kills):
         adata.obs["version"] = str(number)
         return adata
 
-    cells.write(version(0), place)
+    anndata_files.write(version(0), place)
     for kill in range(kills):
         listens, tells = os.pipe()
 
@@ -147,7 +147,7 @@ def any_moment(folder, kills):
             before = lambda: (os.write(tells, b"."), time.sleep(0.03))  # noqa: E731
             around_renames(before, lambda: time.sleep(0.03), exchange=kill % 2 == 0)
             for number in range(1, 1000):
-                cells.write(version(1000 * kill + number), place)
+                anndata_files.write(version(1000 * kill + number), place)
 
         pid = in_child(write)
         for _ in range(rng.randint(1, 3)):
@@ -165,8 +165,8 @@ def any_moment(folder, kills):
                 lost.append(f"{kill}: mixed {found}")
         except Exception as error:  # noqa: BLE001 (whatever is wrong is counted)
             lost.append(f"{kill}: {error}")
-            cells.write(version(0), place)
-    cells.write(version(0), place)
+            anndata_files.write(version(0), place)
+    anndata_files.write(version(0), place)
     return {"lost": lost, "versions": len(versions), "after": sorted(p.name for p in folder.iterdir())}
 
 

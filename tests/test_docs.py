@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import scalloy as sa
-from scalloy.models._training import Training
+from scalloy.models import ScalloyModel
+from scalloy.models._core import training
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,9 +45,14 @@ def short(monkeypatch):
     import matplotlib as mpl
 
     mpl.use("Agg")
-    train = Training.train
+    train = training.train
     quick = {"max_epochs": 1, "enable_progress_bar": False}
-    monkeypatch.setattr(Training, "train", lambda self, *a, **k: train(self, *a, **{**k, **quick}))
+
+    def short(model, *args, **kwargs):
+        train(model, *args, **{**kwargs, **quick})
+
+    monkeypatch.setattr(ScalloyModel, "train", short)
+    monkeypatch.setattr(training, "train", short)
 
 
 def some_cells():
@@ -206,6 +212,29 @@ def test_own_model_runs(tmp_path):
     names["test_linear_vae"](tmp_path / "model")
 
 
+def test_extending_page_runs(tmp_path, monkeypatch, registries):
+    """The page as it stands: each thing is known after its one line."""
+    import matplotlib as mpl
+    import numba
+
+    mpl.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)  # scanpy's functions set the threads of torch as well
+    names: dict = {}
+    try:
+        for code in blocks("docs/extending.md"):
+            exec(code, names)
+    finally:
+        numba.set_num_threads(threads)
+    table = names["table"].set_index("method")
+    assert table.loc["median shift", "largest_error"] < table.loc["no change", "largest_error"]
+    assert type(names["model"].module.likelihood) is names["GeometricCounts"]
+    assert type(names["mixture"].module.prior.weights) is names["Floored"]
+    assert type(sa.load("linear")) is names["Linear"]
+    assert len(names["axes"][0].patches) == 4
+
+
 def test_every_plan_argument_is_documented():
     text = (ROOT / "docs" / "training.md").read_text()
     arguments = set(inspect.signature(sa.train.TermsPlan).parameters) - {"module"}
@@ -213,7 +242,7 @@ def test_every_plan_argument_is_documented():
 
 
 SOURCE = Path(sa.__file__).parent
-CHECKS = ("checks", "kinds", "roles", "arrays", "align", "modalities")  # each message is in the table
+CHECKS = ("checks", "is_anndata", "roles", "arrays", "genes", "modalities")  # each message is in the table
 
 
 def rendered(node):
@@ -225,13 +254,12 @@ def rendered(node):
 
 def messages(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "msg":
+        name = getattr(node.targets[0], "id", "") if isinstance(node, ast.Assign) else ""
+        if name == "msg" or (name.isupper() and "`" in rendered(node.value)):
             yield rendered(node.value)
-        if (
-            isinstance(node, ast.Call)
-            and getattr(node.func, "attr", None) in {"warn", "warning"}
-            and node.args
-        ):
+        function = getattr(node, "func", None)
+        called = getattr(function, "attr", None) or getattr(function, "id", None)
+        if called in {"warn", "warning"} and node.args:
             yield re.sub("%[srd]", "…", rendered(node.args[0]))
 
 
@@ -253,10 +281,11 @@ def test_table_of_errors_and_code_agree():
 def test_every_likelihood_is_documented():
     from typing import get_args
 
-    from scalloy.models._options import GeneLikelihood, SecondLikelihood
+    from scalloy.blocks.gene_likelihoods import LIKELIHOODS
+    from scalloy.models._core.factories import SecondLikelihood
 
     text = (ROOT / "docs" / "likelihoods.md").read_text()
-    known = (*get_args(GeneLikelihood), *get_args(SecondLikelihood))
+    known = (*LIKELIHOODS, *get_args(SecondLikelihood))
     assert not [k for k in known if f'`"{k}"`' not in text]
 
 

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import scalloy as sa
-from scalloy.blocks import fused, on_gpu
 from scalloy.blocks.divergences import between_groups, median_scales
-from scalloy.blocks.sparse import dense
-from scalloy.data.loader import CellLoader, Cells, DeviceCells, DeviceLoader
+from scalloy.data.batches import CellLoader
+from scalloy.data.cell_table import Cells
+from scalloy.data.on_device import DeviceCells, DeviceLoader
+from scalloy.kernels import count_log_prob, gpu
+from scalloy.kernels.csr import dense
 from scalloy.train.plan import TermsPlan
 from scalloy.vae.vae import VAE as VAEOfCells
 
@@ -50,9 +52,9 @@ def difference(device):
             for theta in (None, thetas[:1], thetas):
                 for gate in (None, gates):
                     given = [v if v is None else v.to(device) for v in (x, logits, ell, theta, gate)]
-                    found = on_gpu.log_prob(*given)
+                    found = gpu.log_prob(*given)
                     x64, *others = (v if v is None else v.double() for v in (x, logits, ell, theta, gate))
-                    wanted = fused.in_torch(x64.to_sparse_csr(), *others)
+                    wanted = count_log_prob.in_torch(x64.to_sparse_csr(), *others)
                     for a, b in zip(found, wanted, strict=True):
                         assert (a is None) == (b is None)
                         if a is not None:
@@ -66,7 +68,7 @@ def rows_differ(device):
     x[3] = 0
     s, rows = x.to_sparse_csr(), torch.tensor([4, 0, 3, 0])
     parts = (v.to(device) for v in (s.crow_indices(), s.col_indices(), s.values(), rows))
-    return bool((on_gpu.rows_of(*parts, 300).cpu() != x[rows]).any())
+    return bool((gpu.rows_of(*parts, 300).cpu() != x[rows]).any())
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton, which torch brings along for a GPU")
@@ -99,7 +101,9 @@ def test_log_probability_and_gradients_are_those_of_a_cpu():
     for device in ("cpu", "cuda"):
         logits, theta, gate = (v.clone().to(device).requires_grad_() for v in start)
         counts = x.to_sparse_csr().to(device)
-        each = fused.count_log_prob(counts, logits, log_ell=ell.to(device), log_theta=theta, gate=gate)
+        each = count_log_prob.count_log_prob(
+            counts, logits, log_ell=ell.to(device), log_theta=theta, gate=gate
+        )
         (each * torch.arange(50.0, device=device)).sum().backward()
         found[device] = [v.detach().cpu() for v in (each, logits.grad, theta.grad, gate.grad)]
         assert each.shape == (3, 50)

@@ -82,6 +82,7 @@ def test_posterior_predictive_checks_of_scvi(cells, quick):
     assert np.isfinite(values["ours"]).all()
 
 
+@pytest.mark.slow
 def test_autotune_of_scvi_searches_over_our_arguments(cells, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="the extra `search` is not installed")
     pytest.importorskip("hyperopt", reason="scvi-tools' own extra `autotune` is not installed")

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import scalloy as sa
-from scalloy import _keys, cli
-from scalloy.cli_benchmark import show
-from scalloy.data import cells as files
+from scalloy import _keys
+from scalloy.cli import main
+from scalloy.cli.benchmark import show
+from scalloy.files import anndata_files as files
 
 NAMES = [
     *("1", "2", "3", "30", "free 31", "True", "NA", "nan", "=1+1", " x ", "", "50%", "%-", "T%2FB"),
@@ -166,13 +167,13 @@ def test_the_terminal_obeys_nothing(model, adata, tmp_path):
     )
     for command, *options in calls:
         args = [command, str(tmp_path / "m"), str(tmp_path / "cells.h5ad"), "-o", str(tmp_path / "o.h5ad")]
-        done = CliRunner().invoke(cli.app, [*args, *options, "--force"], color=True)
+        done = CliRunner().invoke(main.app, [*args, *options, "--force"], color=True)
         assert "\x1b[31mred" not in done.output
         assert "\x1b[2J" not in done.output
         assert "\x9b" not in done.output
     groups = ("compare", str(tmp_path / "o.h5ad"), "--use-rep", "X_cgmdvae", "--groupby", "type")
     out = tmp_path / "a.csv"
-    done = CliRunner().invoke(cli.app, [*groups, "--permutations", "9", "--reference", "T", "-o", str(out)])
+    done = CliRunner().invoke(main.app, [*groups, "--permutations", "9", "--reference", "T", "-o", str(out)])
     assert done.exit_code == 0, done.output
     assert "\x1b" not in done.output
     with out.open(newline="") as file:

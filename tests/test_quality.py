@@ -74,6 +74,7 @@ def test_evidence_agrees_with_the_getters(kang_model):
     assert found["elbo"] < found["marginal_ll"]
 
 
+@pytest.mark.slow
 def test_as_good_as_scvi_at_equal_settings():
     """Same cells, sizes, likelihood, batch size and epochs; the same function computes both ELBOs."""
     adata = load("kang_subset", 800)[:3000].copy()

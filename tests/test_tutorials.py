@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import scalloy as sa
-from scalloy.models._training import Training
+from scalloy.models import ScalloyModel
+from scalloy.models._core import training
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(p.stem for p in (ROOT / "scripts" / "tutorials").glob("*.py"))
@@ -46,6 +47,7 @@ def test_notebook_holds_its_text_with_outputs(name, text):
     assert not re.search(r"/(home|root|tmp|work)/", json.dumps(outputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_tutorial_runs(name, text, tmp_path, monkeypatch):
     """Its cells in order, on fewer data; pictures are drawn and not shown."""
@@ -54,9 +56,10 @@ def test_tutorial_runs(name, text, tmp_path, monkeypatch):
 
     mpl.use("Agg")
     monkeypatch.chdir(tmp_path)
-    train = Training.train
-    short = lambda self, *a, **k: train(self, *a, **{**k, "max_epochs": EPOCHS})  # noqa: E731
-    monkeypatch.setattr(Training, "train", short)
+    train = training.train
+    short = lambda model, *a, **k: train(model, *a, **{**k, "max_epochs": EPOCHS})  # noqa: E731
+    monkeypatch.setattr(ScalloyModel, "train", short)
+    monkeypatch.setattr(training, "train", short)
     for data in ("kang", "citeseq"):
         some = getattr(sa.datasets, data)()[::EVERY].copy()
         monkeypatch.setattr(sa.datasets, data, lambda full=False, some=some: some.copy())

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from scvi import REGISTRY_KEYS
 
 import scalloy as sa
-from scalloy.data.loader import CellSplitter
 from scalloy.data.shards import Shard
+from scalloy.data.splitter import CellSplitter
 from scalloy.train.plan import NonFiniteLoss
 
 TWO = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_progress_bar": False}

@@ -24,11 +24,10 @@ import torch
 from torch.distributions import kl_divergence
 
 import scalloy as sa
-from scalloy._seeds import repeatable
 from scalloy.blocks.distributions import standard_normal
 from scalloy.blocks.networks import Encoder, GaussianHead
-from scalloy.models._base import ScalloyModel
-from scalloy.vae.base import Batch, Terms, VAEModule
+from scalloy.models import ScalloyModel, repeatable
+from scalloy.vae.base import Terms, VAEModule
 
 
 class TopicModule(VAEModule):
@@ -65,17 +64,17 @@ class TopicVAE(ScalloyModel):
     @repeatable
     def __init__(self, adata=None, registry=None, n_topics=10, gene_likelihood="nb", *, seed=None):
         super().__init__(adata, registry)
-        likelihood = self._likelihood(gene_likelihood, n_topics)
-        self.module = TopicModule(self._sizes(), likelihood, n_topics)
+        likelihood = self.make_likelihood(gene_likelihood, n_topics)
+        self.module = TopicModule(self.sizes, likelihood, n_topics)
         self.init_params_ = self._get_init_params(locals())
 
     @torch.inference_mode()
     def get_topics(self, adata=None, indices=None, batch_size=None):
         """Share of each topic in each cell."""
-        shares = self._per_cell(
-            adata, indices, batch_size, lambda t: self.module.encode(Batch.of(t))["z"].mean.softmax(-1)
+        shares = self.reader.per_cell(
+            lambda batch: self.module.encode(batch)["z"].mean.softmax(-1), adata, indices, batch_size
         )
-        return pd.DataFrame(shares, index=self._names(adata, indices))
+        return pd.DataFrame(shares, index=self.reader.names(adata, indices))
 
     def get_topic_genes(self, n_genes=5):
         """Genes that a topic raises most, against the mean of all topics."""

@@ -1,6 +1,6 @@
 """scalloy: deep generative models for single cells whose latent space is a mixture.
 
-Names are loaded on first use, so that ``import scalloy`` is quick.
+Names are imported on first use, so that ``import scalloy`` is quick.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
+from scalloy import _methods, _moved
+
 __version__ = version("scalloy")
+_moved.install()
 
 _MODELS = {
     "VAE": "vae",
@@ -35,7 +38,13 @@ _MODULES = (
     "vae",
 )
 
-_FUNCTIONS = {"load": "models", "search": "train.search", "train_on_cluster": "train.cluster"}
+_FUNCTIONS = {
+    "load": "models",
+    "report": "reports",
+    "search": "tune.search",
+    "train_on_cluster": "tune.cluster",
+}
+_methods.register("report", "scalloy.reports", "report")
 
 __all__ = [*_MODELS, *_MODULES, *_FUNCTIONS, "__version__"]
 

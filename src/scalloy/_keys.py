@@ -1,36 +1,39 @@
-"""Every key that the package writes into an AnnData, in one table.
+"""Table of all keys that the package writes into an AnnData, and functions that build them.
 
 ==========  =====================================  ====================================================
-where       key                                    what
+where       key                                    content
 ==========  =====================================  ====================================================
 ``.obsm``   ``X_<model>``                          latent representation, by :meth:`annotate`
 ``.obs``    ``<model>_cluster``,                   most probable cluster and its probability, by
             ``<model>_cluster_probability``        :meth:`annotate` of models with a mixture
-``.obsm``   ``<model>_probabilities``              probability of each cluster (a DataFrame), likewise
+``.obsm``   ``<model>_probabilities``              probability of each cluster (a DataFrame), by
+                                                   :meth:`annotate` of models with a mixture
 ``.obs``    ``<model>_label``,                     most probable label, its probability among the labels,
-            ``<model>_label_probability``,         and the score of being none of them, likewise, with
-            ``<model>_unknown``                    labels
+            ``<model>_label_probability``,         and a score of belonging to none of them, by
+            ``<model>_unknown``                    :meth:`annotate` of models with a mixture and labels
 ``.obsm``   ``<model>_active``                     probability of each latent of being on (a DataFrame), by
                                                    :meth:`annotate` of :class:`scalloy.BetaVSC`
-``.obs``    ``<model>_sparsity``                   share of the latents that are off, likewise
+``.obs``    ``<model>_sparsity``                   share of the latents that are off, by
+                                                   :meth:`annotate` of :class:`scalloy.BetaVSC`
 ``.obsm``   ``X_<model>_<modality>``               code of each modality, by :meth:`annotate` of
             ``<model>_<second modality>``          :class:`scalloy.POISEVAE`; expected counts of the
-                                                   second one, by all that was measured (a DataFrame)
+                                                   second modality, given everything that was measured
+                                                   (a DataFrame)
 ``.uns``    ``<model>``                            settings and versions of the model, and the names of the
                                                    clusters, by :meth:`annotate`
 ``.obs``    ``_scvi_batch``, ``_scvi_labels``,     codes of the registered columns, by scvi-tools in
             ``_scvi_condition``                    ``setup_anndata``
 ``.obsm``   ``_scvi_extra_categorical_covs``,      registered covariates, by scvi-tools in
             ``_scvi_extra_continuous_covs``        ``setup_anndata``
-``.uns``    ``_scvi_uuid``,                        which set-up belongs to the object, by scvi-tools in
+``.uns``    ``_scvi_uuid``,                        identifiers of the object's set-up, by scvi-tools in
             ``_scvi_manager_uuid``                 ``setup_anndata``
 ==========  =====================================  ====================================================
 
-``<model>`` is the name of the class in lower case, or ``key_added``.
+``<model>`` is the class name in lower case, or ``key_added``.
 
 Names of clusters, labels and modalities may be any text, but keys of h5ad files and zarr stores may not:
-``T/B`` would be a ``B`` within a ``T``. Where such a name becomes a key or the column of a frame, characters
-that files cannot hold are written as in web addresses (:func:`safe`, and back again :func:`original`).
+``T/B`` would be read as ``B`` inside a group ``T``. Where such a name becomes a key or a column name,
+forbidden characters are percent-encoded as in web addresses (:func:`safe`; :func:`original` decodes them).
 """
 
 from __future__ import annotations
@@ -41,8 +44,8 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote
 
-CONDITION_KEY = "condition"  # in scvi-tools' registry
-SECOND_KEY = "second"  # likewise, the second modality
+CONDITION_KEY = "condition"  # field name in the registry of scvi-tools
+SECOND_KEY = "second"  # field name of the second modality in the registry of scvi-tools
 
 SETUP_OBS = ("_scvi_batch", "_scvi_labels", "_scvi_condition")
 SETUP_OBSM = ("_scvi_extra_categorical_covs", "_scvi_extra_continuous_covs")
@@ -50,7 +53,7 @@ WRITTEN_OBS = ("cluster", "cluster_probability", "label", "label_probability", "
 SETUP_UNS = ("_scvi_uuid", "_scvi_manager_uuid")
 
 
-LONGEST = 200  # bytes of a name: files of a zarr store have names of up to 255
+LONGEST = 200  # maximum bytes of a key: file names in a zarr store may have up to 255
 UNSAFE = re.compile(
     r"[/\\\x00-\x1f\x7f-\x9f]|^\.|^_(?=_|index$)|\s$|%(?=[0-9A-Fa-f]{2}|[-~])|(?<=^zarr)\.(?=json$)"
 )
@@ -58,14 +61,14 @@ EMPTY = "%-"
 
 
 def safe(name: str) -> str:
-    """Return a name as a key of h5ad files and zarr stores; different names stay different.
+    """Turn a name into a key that h5ad files and zarr stores accept; different names stay different.
 
-    Most names are returned as they are. Of a very long one the beginning is kept, and a digest of the whole.
+    Most names are returned unchanged. A very long name is cut, and a digest of the whole is appended.
 
     Parameters
     ----------
     name
-        Any text.
+        Name, which may be any text.
     """
     if not name:
         return EMPTY
@@ -82,17 +85,17 @@ def _safe(name: Any) -> str:
 
 
 def original(key: str) -> str:
-    """Return the name of which :func:`safe` made a key; a very long one stays cut."""
+    """Return the name from which :func:`safe` made a key; a very long name stays cut."""
     return "" if key == EMPTY else unquote(key)
 
 
 def storable(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values under keys, and frames with columns, that h5ad files and zarr stores can hold.
+    """Rename keys and DataFrame columns so that h5ad files and zarr stores can hold them.
 
     Parameters
     ----------
     written
-        Value of each key.
+        Values by key.
     """
     out = {}
     for key, value in written.items():
@@ -102,14 +105,14 @@ def storable(written: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_key(argument: str, name: object) -> str:
-    """Return a name that keys are to contain, if files can hold it as it is.
+    """Return a name that becomes part of keys, after checking that files can hold it unchanged.
 
     Parameters
     ----------
     argument
-        Name of the argument, for the message.
+        Name of the argument, for the error message.
     name
-        What was given.
+        Value that the user passed.
     """
     if not isinstance(name, str):
         msg = f"`{argument}` is a {type(name).__name__}. Expected text, such as 'mine'."
@@ -124,16 +127,16 @@ def check_key(argument: str, name: object) -> str:
 
 
 def unique(names: Iterable[str], taken: Iterable[str], prefix: str = "free ") -> list[str]:
-    """Return names none of which is taken: all of them get the prefix, as often as needed, if one is.
+    """Prefix all names, repeatedly if needed, until none of them is taken.
 
     Parameters
     ----------
     names
-        To be made unique.
+        Names to make unique.
     taken
         Names that exist already.
     prefix
-        Put before them.
+        Text to put before each name.
     """
     out, known = list(names), set(taken)
     while known.intersection(out):
@@ -142,55 +145,55 @@ def unique(names: Iterable[str], taken: Iterable[str], prefix: str = "free ") ->
 
 
 def latent(model: str) -> str:
-    """Key of the latent representation in ``.obsm``."""
+    """Return the key of the latent representation in ``.obsm``."""
     return f"X_{model}"
 
 
 def cluster(model: str) -> str:
-    """Key of the cluster in ``.obs``."""
+    """Return the key of the cluster in ``.obs``."""
     return f"{model}_cluster"
 
 
 def cluster_probability(model: str) -> str:
-    """Key of the probability of the cluster in ``.obs``."""
+    """Return the key of the probability of the assigned cluster in ``.obs``."""
     return f"{model}_cluster_probability"
 
 
 def probabilities(model: str) -> str:
-    """Key of the probabilities of all clusters in ``.obsm``."""
+    """Return the key of the probabilities of all clusters in ``.obsm``."""
     return f"{model}_probabilities"
 
 
 def label(model: str) -> str:
-    """Key of the predicted label in ``.obs``."""
+    """Return the key of the predicted label in ``.obs``."""
     return f"{model}_label"
 
 
 def label_probability(model: str) -> str:
-    """Key of the probability of the predicted label in ``.obs``."""
+    """Return the key of the probability of the predicted label in ``.obs``."""
     return f"{model}_label_probability"
 
 
 def unknown(model: str) -> str:
-    """Key of the score of being of no known type in ``.obs``."""
+    """Return the key of the score of being of no known type in ``.obs``."""
     return f"{model}_unknown"
 
 
 def active(model: str) -> str:
-    """Key of the probabilities of latents of being on in ``.obsm``."""
+    """Return the key of each latent's probability of being on in ``.obsm``."""
     return f"{model}_active"
 
 
 def sparsity(model: str) -> str:
-    """Key of the share of latents that are off in ``.obs``."""
+    """Return the key of the share of latents that are off in ``.obs``."""
     return f"{model}_sparsity"
 
 
 def completed(model: str, modality: str) -> str:
-    """Key of the expected counts of a modality in ``.obsm``."""
+    """Return the key of the expected counts of a modality in ``.obsm``."""
     return f"{model}_{modality}"
 
 
 def settings(model: str) -> str:
-    """Key of the settings in ``.uns``."""
+    """Return the key of the settings in ``.uns``."""
     return model

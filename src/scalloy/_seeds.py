@@ -1,7 +1,7 @@
-"""Draws by a seed, which leave the global state of torch and numpy as it was.
+"""Seeded random draws that leave the global random state of torch and numpy unchanged.
 
-That state belongs to the whole process. So while one thread draws by a seed, other threads that want to do so
-wait: each gets the numbers that it would have got alone.
+That state belongs to the whole process. While one thread makes seeded draws, other threads that want to do so
+wait, so each gets the numbers that it would get if it ran alone.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from scvi import settings
 
 logger = logging.getLogger("scalloy")
 
-LIGHTNINGS = "PL_GLOBAL_SEED"  # at which Lightning begins anew when it starts processes
+LIGHTNINGS = "PL_GLOBAL_SEED"  # environment variable from which Lightning seeds the processes that it starts
 
 
 class _Here(threading.local):
-    """State of one thread: whether it draws by a seed."""
+    """Thread-local flag: whether this thread is making seeded draws."""
 
     drawing = False
 
 
 _here = _Here()
-_alone = threading.RLock()  # held by the thread that draws by a seed
-_holder: int | None = None  # its identifier, only to say that another one waits
+_alone = threading.RLock()  # held by the thread that makes seeded draws
+_holder: int | None = None  # identifier of that thread, needed only to log that another one waits
 
 
 def _begin_anew() -> None:
-    """Replace the lock in a forked process, where the thread that holds it may not exist."""
+    """Replace the lock in a forked process, where the thread that held it may not exist."""
     global _alone, _holder
     _alone, _holder = threading.RLock(), None
 
@@ -45,7 +45,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def resolved(seed: int | None) -> int:
-    """The seed; ``None`` is that of ``scvi.settings``, and 0 where it has none."""
+    """Return the seed; for ``None`` that of ``scvi.settings``, or 0 if it has none."""
     if seed is None:
         seed = settings.seed
     return 0 if seed is None else int(seed)
@@ -53,24 +53,24 @@ def resolved(seed: int | None) -> int:
 
 @contextmanager
 def seeded(seed: int | None, otherwise: int = 0) -> Iterator[None]:
-    """All draws of torch and numpy in here begin at ``seed``; afterwards theirs go on as if nothing had been.
+    """Seed torch and numpy within the block, and restore their global random state afterwards.
 
-    ``None`` goes on with the draws of a function that is itself seeded, if there is one in this thread, or
-    else begins at ``otherwise``. One thread at a time is in here; it may enter several times.
+    With ``None``, draws continue those of an enclosing seeded block of this thread, if there is one, and
+    otherwise start from ``otherwise``. Only one thread at a time can be inside; it may enter repeatedly.
     """
     if seed is None and _here.drawing:
         yield
         return
     seed = otherwise if seed is None else seed
     if _holder not in (None, threading.get_ident()):
-        logger.info("Another thread draws by a seed, as in training: waiting until it has finished.")
+        logger.info("Another thread is making seeded draws, as in training: waiting until it has finished.")
     with _alone, _held(), _swapped(seed):
         yield
 
 
 @contextmanager
 def _held() -> Iterator[None]:
-    """Mark this thread as the one that draws."""
+    """Mark this thread as the one that makes seeded draws."""
     global _holder
     before, _holder = (_here.drawing, _holder), threading.get_ident()
     _here.drawing = True
@@ -82,7 +82,7 @@ def _held() -> Iterator[None]:
 
 @contextmanager
 def _swapped(seed: int) -> Iterator[None]:
-    """Global states that begin at the seed, and what they were afterwards."""
+    """Set the global random states from the seed, and restore them afterwards."""
     before = np.random.get_state()  # noqa: NPY002 (scvi-tools draws from it)
     given = os.environ.pop(LIGHTNINGS, None)
     try:
@@ -97,7 +97,7 @@ def _swapped(seed: int) -> Iterator[None]:
 
 
 def repeatable(init: Callable[..., None]) -> Callable[..., None]:
-    """Make the weights of a new model depend on its ``seed`` alone; decorates the constructor."""
+    """Decorate a constructor so that the initial weights of the model depend on its ``seed`` alone."""
 
     @wraps(init)
     def made(self: Any, *args: Any, seed: int | None = None, **kwargs: Any) -> None:

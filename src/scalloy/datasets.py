@@ -1,4 +1,4 @@
-"""Real data that ship with the package, larger ones by download, and simulations whose truth is known."""
+"""Real data shipped with the package, larger data sets to download, and simulations with a known truth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-#: Larger data sets: file name and its sha256.
+#: Larger data sets: file names and their sha256.
 DOWNLOADS = {
     "kang_pbmc.h5ad": "affc6fe08ce9bfa5b4cba45b1a623cdecc28260234604cce034ed9bd76916c88",
     "pbmc3k.h5ad": "b7e72bf97c37151acbe9be49a0d4bf7c72194d23589a381bc6e071f2d91ab5c7",
@@ -29,17 +29,17 @@ DOWNLOADS = {
 
 
 def kang(*, full: bool = False) -> AnnData:
-    """PBMC of eight lupus patients, control and stimulated with interferon beta (Kang et al. 2018).
+    """Load PBMC of eight lupus patients, control and stimulated with interferon beta (Kang et al. 2018).
 
-    The embedded subset has about 6,000 cells of all eight cell types, both conditions and all donors, and
-    2,500 variable genes, as raw counts; ``scripts/make_kang_subset.py`` made it. Columns of ``.obs``:
+    The embedded subset, made by ``scripts/make_kang_subset.py``, holds raw counts of 2,500 variable genes in
+    about 6,000 cells of all eight cell types, both conditions and all donors. Columns of ``.obs``:
     ``cell_type``, ``condition`` (control / stimulated), ``batch`` (donor), ``label_source`` and, in the
     subset, ``n_counts`` over all genes.
 
     Parameters
     ----------
     full
-        All 16,412 cells and 13,966 genes: see :func:`fetch`.
+        Whether to load all 16,412 cells and 13,966 genes, found or downloaded by :func:`fetch`.
     """
     if full:
         adata = ad.read_h5ad(fetch("kang_pbmc.h5ad"))
@@ -52,16 +52,16 @@ def kang(*, full: bool = False) -> AnnData:
 
 
 def citeseq(*, full: bool = False) -> AnnData:
-    """PBMC with RNA and protein (10x Genomics, CITE-seq), raw counts of both.
+    """Load PBMC with raw counts of RNA and protein (10x Genomics, CITE-seq).
 
-    1,000 variable genes, and 14 proteins in ``.obsm["protein_counts"]``; ``.obs["cell_type"]`` has seven
-    types named after their proteins. The embedded subset has 2,500 cells; ``scripts/make_citeseq_subset.py``
-    made it.
+    There are 1,000 variable genes, and 14 proteins in ``.obsm["protein_counts"]``. ``.obs["cell_type"]`` has
+    seven types, named after their proteins. The embedded subset, made by
+    ``scripts/make_citeseq_subset.py``, has 2,500 cells.
 
     Parameters
     ----------
     full
-        All 6,661 cells: see :func:`fetch`.
+        Whether to load all 6,661 cells, found or downloaded by :func:`fetch`.
     """
     if full:
         return ad.read_h5ad(fetch("pbmc10k_citeseq.h5ad"))
@@ -70,34 +70,35 @@ def citeseq(*, full: bool = False) -> AnnData:
 
 
 def pbmc3k() -> AnnData:
-    """2,638 PBMC with nine cell types of Seurat's tutorial, raw counts of all genes; see :func:`fetch`."""
+    """Load raw counts of the 2,638 PBMC (nine cell types) of Seurat's tutorial; see :func:`fetch`."""
     return ad.read_h5ad(fetch("pbmc3k.h5ad"))
 
 
 def labelled(name: str) -> AnnData:
-    """A data set for benchmarks with ``obs["cell_type"]``, raw counts; see :func:`fetch`.
+    """Load a benchmark data set: raw counts with cell types in ``obs["cell_type"]``; see :func:`fetch`.
 
     Parameters
     ----------
     name
-        ``"pbmc4k_dcc"`` (4,271 PBMC, 8 types), ``"mouse_bladder_2746"`` (16 types), ``"zeisel_cortex"``
-        (3,005 cells, 7 classes), ``"paul15"`` (2,730 cells, 19 clusters of a continuum),
-        ``"pbmc_4study"`` (12,588 PBMC of four studies), ``"pbmc3k"``.
+        Name of the data set: ``"pbmc4k_dcc"`` (4,271 PBMC, 8 types), ``"mouse_bladder_2746"`` (16 types),
+        ``"zeisel_cortex"`` (3,005 cells, 7 classes), ``"paul15"`` (2,730 cells, 19 clusters of a continuum),
+        ``"pbmc_4study"`` (12,588 PBMC of four studies) or ``"pbmc3k"``.
     """
     return ad.read_h5ad(fetch(f"{name}.h5ad"))
 
 
 def digits(n: int | None = None, *, seed: int = 0) -> AnnData:
-    """Handwritten digits (MNIST): grey levels of 28 x 28 pixels and ``obs["digit"]``; see :func:`fetch`.
+    """Load handwritten digits (MNIST): grey levels of 28 x 28 pixels and ``obs["digit"]``; see :func:`fetch`.
 
-    Values lie in [0, 1]: ``allow_non_counts=True`` in set-up and ``gene_likelihood="bernoulli_given"``.
+    Values lie in [0, 1], so set up with ``allow_non_counts=True`` and model with
+    ``gene_likelihood="bernoulli_given"``.
 
     Parameters
     ----------
     n
-        How many of the 60,000, drawn at random; ``None`` is all.
+        Number of images to draw at random; ``None`` returns all 60,000.
     seed
-        Of the draw.
+        Random seed of the draw.
     """
     pixels, labels = (
         np.frombuffer(gzip.decompress(fetch(f"mnist/train-{kind}-ubyte.gz").read_bytes()), np.uint8)[skip:]
@@ -114,15 +115,15 @@ def digits(n: int | None = None, *, seed: int = 0) -> AnnData:
 
 
 def fetch(name: str) -> Path:
-    """Path of a larger data set.
+    """Return the path of a larger data set, downloading it if necessary.
 
-    It is looked for in the folder ``$SCALLOY_DATA``, then in the cache of earlier downloads, and else
-    downloaded from ``$SCALLOY_DATA_URL``; the checksum of what was downloaded is verified.
+    The file is looked for in the folder ``$SCALLOY_DATA``, then in the cache of earlier downloads. If it is
+    in neither, it is downloaded from ``$SCALLOY_DATA_URL``. The checksum of a downloaded file is verified.
 
     Parameters
     ----------
     name
-        A key of :data:`DOWNLOADS`.
+        File name, a key of :data:`DOWNLOADS`.
     """
     if name not in DOWNLOADS:
         msg = f"`name={name!r}` is not known. Pass one of: {', '.join(DOWNLOADS)}."
@@ -159,7 +160,7 @@ def simulate(
     batch_effect: float = 0.2,
     seed: int = 0,
 ) -> AnnData:
-    r"""Negative binomial counts of clusters under conditions and in batches, with the truth beside them.
+    r"""Simulate negative binomial counts of clusters under conditions and in batches, with the true means.
 
     The mean is :math:`\ell_n\,\mathrm{softmax}_g(` gene + cluster + within-cluster factors + condition +
     cluster x condition + batch :math:`)`.
@@ -167,29 +168,29 @@ def simulate(
     Parameters
     ----------
     n_obs, n_vars
-        Cells and genes.
+        Number of cells and genes.
     n_clusters, n_conditions, n_batches
-        Their numbers; ``obs`` names them.
+        Number of clusters, conditions and batches, whose names are in ``obs``.
     n_proteins
-        Features of a second modality, in ``obsm["protein_counts"]``.
+        Number of features of a second modality in ``obsm["protein_counts"]``; there is none if 0.
     proportions
-        Of the clusters; equal unless given.
+        Proportions of the clusters; ``None`` makes them equal.
     theta
         Inverse dispersion of the counts.
     library
         Median library size.
     effect
-        Standard deviation of the condition's effect on the genes that respond.
+        Standard deviation, across the genes that respond, of a condition's effect on the log scale.
     batch_effect
-        Standard deviation of the batch's effect.
+        Standard deviation of a batch's effect on the log scale.
     seed
-        Of everything.
+        Random seed.
 
     Returns
     -------
-    AnnData with ``obs`` ``cluster``, ``condition``, ``batch``; the true mean of each cell under each
-    condition in ``layers["mean_<condition>"]``, its own in ``layers["mean"]``; and the true inverse
-    dispersion in ``uns["theta"]``.
+    AnnData with the columns ``cluster``, ``condition`` and ``batch`` in ``obs``, the true mean of each cell
+    in ``layers["mean"]``, its mean under each condition in ``layers["mean_<condition>"]``, and the true
+    inverse dispersion in ``uns["theta"]``.
     """
     rng = np.random.default_rng(seed)
     shares = np.full(n_clusters, 1 / n_clusters) if proportions is None else np.asarray(proportions)
@@ -253,30 +254,33 @@ def programs(
     library: float = 2000.0,
     seed: int = 0,
 ) -> AnnData:
-    r"""Negative binomial counts of cells that use a few programs of genes each: truly sparse factors.
+    r"""Simulate negative binomial counts of cells in which only a few gene programs are on (sparse factors).
 
-    The mean is :math:`\ell_n\,\mathrm{softmax}_g(` gene + activities x effects :math:`)`; a program acts on
-    a tenth of the genes.
+    The mean is :math:`\ell_n\,\mathrm{softmax}_g(` gene + activities x effects :math:`)`; each program acts
+    on about a tenth of the genes.
 
     Parameters
     ----------
     n_obs, n_vars
-        Cells and genes.
+        Number of cells and genes.
     n_programs
         Number of programs.
     active
-        Share of them that is on in a cell.
+        Probability that a program is on in a cell.
     signed
-        Whether activities are standard normal where they are not zero, and effects of either sign; otherwise
-        they are above zero (Gamma with mean 1 and variance 1/4), as of programs that are switched on.
-    theta, library
-        As in :func:`simulate`.
+        Whether activities of programs that are on are standard normal and effects have either sign; otherwise
+        activities are gamma distributed with mean 1 and variance 1/4, and effects are positive.
+    theta
+        Inverse dispersion of the counts.
+    library
+        Median library size.
     seed
-        Of everything.
+        Random seed.
 
     Returns
     -------
-    AnnData with the activities in ``obsm["programs"]`` and the effects in ``varm["programs"]``.
+    AnnData with the activities (cells x programs) in ``obsm["programs"]`` and the effects (genes x programs)
+    in ``varm["programs"]``.
     """
     rng = np.random.default_rng(seed)
     on = rng.random((n_obs, n_programs)) < active
@@ -297,14 +301,16 @@ def programs(
 
 
 def poisson_genes(n_obs: int = 2000, *, n_vars: int = 10, seed: int = 0) -> AnnData:
-    """Independent Poisson genes with rates 1, 2, ..., ``n_vars`` (``var["rate"]``), the scVAE review's check.
+    """Simulate independent Poisson genes with rates 1, 2, ..., ``n_vars``.
+
+    The rates are in ``var["rate"]``. This is the check of the scVAE review.
 
     Parameters
     ----------
     n_obs, n_vars
-        Cells and genes.
+        Number of cells and genes.
     seed
-        Of the draw.
+        Random seed.
     """
     rate = np.arange(1, n_vars + 1, dtype=float)
     counts = np.random.default_rng(seed).poisson(rate, (n_obs, n_vars)).astype(np.float32)
@@ -323,20 +329,21 @@ def blobs(
     effect: float = 1.5,
     seed: int = 0,
 ) -> AnnData:
-    """Gaussian blobs whose centres move under each condition, the toy set of Kolb's thesis (2023).
+    """Simulate Gaussian blobs whose centres move under each condition, the toy data of Kolb's thesis (2023).
 
-    The data are continuous: set up with ``allow_non_counts=True`` and model with ``"normal"``.
+    The data are continuous, so set up with ``allow_non_counts=True`` and model with
+    ``gene_likelihood="normal"``.
 
     Parameters
     ----------
     n_per_group
-        Points of each cluster under each condition.
+        Number of points of each cluster under each condition.
     n_vars, n_clusters, n_conditions
-        Their numbers.
+        Number of dimensions, clusters and conditions.
     effect
         Mean shift of a treated cluster in each dimension.
     seed
-        Of everything.
+        Random seed.
     """
     rng = np.random.default_rng(seed)
     centre = rng.uniform(0, 10, (n_clusters, n_vars))

@@ -58,7 +58,7 @@ def test_messages(pbmc):
     train, _ = pbmc
     with pytest.raises(ValueError, match="`method='magic'` is not known"):
         CrossModal(train, "magic")
-    with pytest.raises(ValueError, match="Pass the other modality"):
+    with pytest.raises(ValueError, match="is the modality to predict"):
         CrossModal(train, "mean").predict("prot", from_="prot")
 
 

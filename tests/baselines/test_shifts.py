@@ -9,7 +9,8 @@ import pytest
 from sklearn.kernel_ridge import KernelRidge
 
 from scalloy.baselines import kernel_ridge, mean_shift
-from scalloy.baselines.shifts import SHIFTS, tuned, typical_distance
+from scalloy.baselines.shifts import SHIFTS, tuned
+from scalloy.perturbation.similarity import typical_distance
 
 
 def groups(seed=0):

@@ -11,8 +11,15 @@ from scipy.stats import kstest, norm
 from torch.distributions import kl_divergence
 
 from scalloy.blocks import gibbs
-from scalloy.blocks.coupling import FirstOrder, SecondOrder, Uncoupled
-from scalloy.blocks.joints import Coupled, ExpertHead, Mixture, Product, Told
+from scalloy.blocks.coupled_prior import FirstOrder, SecondOrder, Uncoupled
+from scalloy.blocks.joint_posteriors import (
+    Coupled,
+    ExpertHead,
+    MixtureOfExperts,
+    ProductOfExperts,
+    Shared,
+    Told,
+)
 
 # one dimension each: values of the dossier's integration (log-partitions without the two 1/sqrt(2 pi))
 G = torch.tensor([[0.7, 0.3], [-0.4, -0.6]], dtype=torch.double)
@@ -229,8 +236,8 @@ def test_kl_is_the_mean_of_the_log_ratio(kind, seen):
     makers = {
         "poise": lambda: Coupled(one_dimensional()),
         "gaussian": lambda: Coupled(FirstOrder(1, 1)),
-        "product": lambda: Product(1),
-        "mixture": lambda: Mixture(1),
+        "product": lambda: Shared(1, ProductOfExperts()),
+        "mixture": lambda: Shared(1, MixtureOfExperts()),
     }
     joint = makers[kind]().eval()
     told, here = experts(seen=seen)
@@ -298,7 +305,7 @@ def test_code_is_the_mean_of_the_draws(seen):
 
 
 def test_hidden_modality_tells_nothing():
-    for joint in (Coupled(FirstOrder(1, 1)), Product(1), Mixture(1)):
+    for joint in (Coupled(FirstOrder(1, 1)), Shared(1, ProductOfExperts()), Shared(1, MixtureOfExperts())):
         told, here = experts(seen=(1.0, 0.0))
         other = told[0], Told(told[1].own + 1, told[1].other + 1)
         a, b = joint.posterior(told, here), joint.posterior(other, here)
@@ -316,10 +323,10 @@ def test_product_multiplies_and_mixture_mixes():
         variances.append(1 / (-2 * square))
     precision = 1 + 1 / variances[0] + 1 / variances[1]
     expected = (means[0] / variances[0] + means[1] / variances[1]) / precision
-    q = Product(1).posterior(told, here)
+    q = Shared(1, ProductOfExperts()).posterior(told, here)
     torch.testing.assert_close(q["z"].mean, expected)
     torch.testing.assert_close(q["z"].variance, 1 / precision)
-    mixture = Mixture(1)
+    mixture = Shared(1, MixtureOfExperts())
     with torch.no_grad():
         q, latents = many(mixture, told, here, 20_000)
     z = latents["z"].view(-1, 3)

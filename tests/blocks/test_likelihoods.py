@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as hs
 
 from scalloy.blocks import distributions as dist
-from scalloy.blocks import fused, kernels
 from scalloy.blocks import likelihoods as lik
-from scalloy.models import _options
+from scalloy.kernels import count_log_prob, cpu
+from scalloy.models._core import factories
 from scalloy.vae.base import Sizes
 
 COUNTS = ["poisson", "nb", "zip", "zinb"]
@@ -105,7 +105,7 @@ def test_fused_gradient_equals_autograd_and_finite_differences(name, theta_rows,
     args = [leaves.get(k) for k in keys]
 
     def function(*tensors):
-        return fused.count_log_prob(
+        return count_log_prob.count_log_prob(
             x.to_sparse_csr(), tensors[0], log_ell=tensors[1], log_theta=tensors[2], gate=tensors[3]
         )
 
@@ -127,14 +127,14 @@ def test_kernel_equals_torch_in_single_precision(name, n, g, theta_per_cell, see
     for path in ("kernel", "torch", "dense"):
         p, leaves = make(name, n, g, theta_rows=n if theta_per_cell else 1, dtype=torch.float32, seed=seed)
         rate, base = p.rate, getattr(p, "base", p)
-        assert kernels.serves(rate.logits, rate.log_ell)
+        assert cpu.serves(rate.logits, rate.log_ell)
         if path == "dense":
             value = p.log_prob(x)
         else:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(kernels, "serves", lambda *_, path=path: path == "kernel")
+                patch.setattr(cpu, "serves", lambda *_, path=path: path == "kernel")
                 theta = getattr(base, "log_theta", None)
-                value = fused.count_log_prob(
+                value = count_log_prob.count_log_prob(
                     x.to_sparse_csr(),
                     rate.logits,
                     log_ell=rate.log_ell,
@@ -241,7 +241,7 @@ def test_piecewise_of_a_poissons_own_probabilities_is_that_poisson():
 
 def test_piecewise_begins_at_the_frequencies_of_counts():
     """Categories before training have the probabilities of NB counts, and follow the library size."""
-    made = _options.likelihood("nb", Sizes(n_vars=3), 4, k_max=4)
+    made = factories.likelihood("nb", Sizes(n_vars=3), 4, k_max=4)
     mean, theta = torch.tensor([0.1, 1.0, 20.0]), 2.0
     ell = torch.full((10, 1), 5.0)
     made.start_at(mean, mean + mean**2 / theta, ell)
@@ -276,7 +276,7 @@ def test_object_contract(name):
     """Hidden vector in, distribution out; dense and sparse agree; fractions have the right shape."""
     torch.manual_seed(1)
     plain = name.removeprefix("pc-")
-    made = _options.likelihood(plain, Sizes(n_vars=9, n_batch=2), 4, k_max=2 * (plain != name))
+    made = factories.likelihood(plain, Sizes(n_vars=9, n_batch=2), 4, k_max=2 * (plain != name))
     x = counts(dtype=torch.float32)[1:]
     x = x / x.max() if name == "bernoulli_given" else x
     log_ell, b = x.sum(-1, keepdim=True).log(), torch.tensor([0, 1, 0, 1, 1])
@@ -296,7 +296,7 @@ def test_object_contract(name):
 @pytest.mark.parametrize("name", ["nb", "zinb"])
 @pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
 def test_dispersions(name, dispersion):
-    made = _options.likelihood(name, Sizes(n_vars=9, n_batch=3), 4, dispersion=dispersion)
+    made = factories.likelihood(name, Sizes(n_vars=9, n_batch=3), 4, dispersion=dispersion)
     x = counts(dtype=torch.float32)[1:]
     h, log_ell = torch.randn(5, 4), torch.ones(5, 1)
     b = torch.tensor([0, 1, 2, 2, 0])
@@ -361,17 +361,17 @@ def test_start_at_the_moments():
 
 def test_wrong_strings_name_the_right_ones():
     with pytest.raises(ValueError, match=r"`gene_likelihood='znb'` is not known.*Did you mean 'zinb'"):
-        _options.likelihood("znb", Sizes(3), 4)
+        factories.likelihood("znb", Sizes(3), 4)
     with pytest.raises(ValueError, match=r"`dispersion='cell'` is not known"):
-        _options.likelihood("nb", Sizes(3), 4, dispersion="cell")
+        factories.likelihood("nb", Sizes(3), 4, dispersion="cell")
     with pytest.raises(ValueError, match="has no meaning for `gene_likelihood='poisson'`"):
-        _options.likelihood("poisson", Sizes(3), 4, dispersion="gene-cell")
+        factories.likelihood("poisson", Sizes(3), 4, dispersion="gene-cell")
     with pytest.raises(ValueError, match="`library='none'` has no meaning for `gene_likelihood='mse'`"):
-        _options.likelihood("mse", Sizes(3), 4, library="none")
+        factories.likelihood("mse", Sizes(3), 4, library="none")
     for name, k_max in (("zinb", 3), ("bernoulli", 1), ("nb", -1)):
         with pytest.raises(
             ValueError, match=rf"`k_max={k_max}` with `gene_likelihood='{name}'` has no meaning"
         ):
-            _options.likelihood(name, Sizes(3), 4, k_max=k_max)
+            factories.likelihood(name, Sizes(3), 4, k_max=k_max)
     with pytest.raises(ValueError, match="ties the rates to the observed total"):
-        _options.likelihood("constrained_poisson", Sizes(3), 4, library="learned")
+        factories.likelihood("constrained_poisson", Sizes(3), 4, library="learned")

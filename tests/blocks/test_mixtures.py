@@ -11,8 +11,8 @@ from scipy.special import digamma, gammaln
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from scalloy.blocks import mixtures as mix
+from scalloy.blocks.consensus_clustering import partition
 from scalloy.blocks.distributions import gaussian
-from scalloy.blocks.partition import partition
 
 
 def mixture(n=4, k=3, size=2, dtype=torch.float64, seed=0):

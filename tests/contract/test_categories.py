@@ -6,10 +6,13 @@ import anndata as ad
 import pandas as pd
 import pytest
 import scanpy as sc
+import torch
 from contract.test_models import MODELS, class_of, every, setup
 
 import scalloy as sa
-from scalloy.data import pieces
+from scalloy.data import chunks
+from scalloy.models import LATENT, Annotator
+from scalloy.models._core import clusters
 
 KEYS = {"labels_key": "cluster", "unlabeled_category": "none"}
 
@@ -33,8 +36,8 @@ def test_only_categories_that_occur(name, cells, quick, tmp_path, monkeypatch):
         assert categorical == [c for c in new if c.endswith(kinds)]
         for column in categorical:
             assert set(after.obs[column].cat.categories) == set(after.obs[column]), column
-    monkeypatch.setattr(pieces, "PIECE", 3)
-    monkeypatch.setattr(pieces.pieces_of, "__defaults__", (3,))
+    monkeypatch.setattr(chunks, "PIECE", 3)
+    monkeypatch.setattr(chunks.pieces_of, "__defaults__", (3,))
     model.write_annotations(tmp_path / "few.h5ad", few)
     found = ad.read_h5ad(tmp_path / "few.h5ad")
     for column in written(few, some)[1]:
@@ -55,7 +58,8 @@ def annotated(cells, quick):
     given.iloc[:] = 0.0
     given.iloc[:, 0] = 0.6
     given.iloc[3, 1] = given.iloc[100:, 2] = 0.9
-    model.get_cluster_probabilities = lambda *_, **__: given
+    known = {"clusters": torch.as_tensor(given.to_numpy())}
+    model.annotators = (LATENT, Annotator(lambda *_: known, clusters.CLUSTERS.write))
     assert len(names) > 3
     model.annotate()
     return model, cells, names

@@ -90,13 +90,13 @@ CHANGES = {
     "genes permuted": (lambda a: a._inplace_subset_var(ORDER(a.n_vars)), "the genes are in another order"),
     "genes filtered": (
         lambda a: a._inplace_subset_var(np.arange(a.n_vars) > 4),
-        r"there were 24 genes, and there are 19 \(.* and 2 more lacks\)",
+        r"there were 24 genes, now there are 19 \(.* and 2 more missing\)",
     ),
-    "genes renamed": (rename, r"there were 24 genes, and there are 24 \(.* lacks; symbol_0, .* is new\)"),
+    "genes renamed": (rename, r"there were 24 genes, now there are 24 \(.* missing; symbol_0, .* new\)"),
     "cells reordered": (lambda a: a._inplace_subset_obs(ORDER(a.n_obs)), "the cells are in another order"),
     "cells filtered": (
         lambda a: sc.pp.filter_cells(a, min_counts=1400),
-        r"there were 90 cells, and there are \d+",
+        r"there were 90 cells, now there are \d+",
     ),
     "a column": (all_of_one_batch, BATCH),
     "one value": (one_value, BATCH),
@@ -319,7 +319,7 @@ def test_what_is_harmless(fresh, name, change, sampled, monkeypatch):
 
 def columns_of(model):
     """What the model reads beside the counts."""
-    return {k: v.numpy() for k, v in model._all_cells().columns.items()}
+    return {k: v.numpy() for k, v in model.reader.table().columns.items()}
 
 
 def test_labels_that_the_model_only_keeps_for_plots_may_change(fresh):

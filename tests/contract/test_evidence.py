@@ -8,7 +8,6 @@ import torch
 from contract.test_models import MODELS, setup
 
 import scalloy as sa
-from scalloy.vae.base import Batch
 
 BOTH = [name for name in MODELS if not name.startswith("AE")]
 MORE = {
@@ -50,7 +49,7 @@ def test_the_bound_is_not_above_the_evidence(made):
 def test_what_is_of_all_cells_is_in_the_bound(made):
     rows = made.validation_indices
     with torch.no_grad():
-        batch = Batch.of(next(iter(made._read(None, rows, None))))
+        batch = next(made.reader.batches(None, rows))
         terms = made.module.objective(batch)
     per_cell = sum(float(v) for v in terms.kl_global.values()) / len(made.train_indices)
     again = made.get_elbo(seed=0)

@@ -253,6 +253,7 @@ METHODS = {
     "write_annotations": written,
     **{name: transferred(route) for name, route in BY_ROUTE.items()},
     "transfer in context": in_context,
+    "get_transfer_groups": named("get_transfer_groups"),
     "predict": predicted,
     "write_transfer": write_transferred("decoder"),
     "write_transfer auto": write_transferred("auto"),

@@ -21,7 +21,7 @@ from relations import OTHER_CELLS, SAME_ORDER, frame, same, simulated, trained, 
 from typer.testing import CliRunner
 
 import scalloy as sa
-from scalloy import cli
+from scalloy.cli import main
 
 mpl.use("Agg")
 FORMS = {k: SAME_ORDER[k] for k in ("genes permuted", "genes in surplus", "view", "dense", "int64", "CSC")}
@@ -183,7 +183,7 @@ def place(tmp_path_factory, cells, model):
 
 
 def run(*args):
-    done = CliRunner().invoke(cli.app, [str(a) for a in args])
+    done = CliRunner().invoke(main.app, [str(a) for a in args])
     assert done.exit_code == 0, done.output
 
 

@@ -56,6 +56,8 @@ MODELS = {
     ),
 }
 every = pytest.mark.parametrize("name", MODELS)
+variants = [pytest.param(name, marks=pytest.mark.slow) if "_" in name else name for name in MODELS]
+each_class = pytest.mark.parametrize("name", variants)  # and in the long run every model
 
 
 def width(model):
@@ -83,12 +85,24 @@ def setup(name, adata):
     )
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Where the trained model of each kind is kept, once there is one."""
+    return tmp_path_factory.mktemp("trained"), set()
+
+
 @pytest.fixture(params=MODELS)
-def trained(request, cells, quick):
-    setup(request.param, cells)
-    model = MODELS[request.param](cells)
-    model.train(**quick)
-    return model
+def trained(request, cells, quick, folders):
+    """A trained model with cells of its own: of each kind one is trained, and loaded for every test."""
+    (folder, made), name = folders, request.param
+    if name not in made:
+        own = cells.copy()
+        setup(name, own)
+        model = MODELS[name](own)
+        model.train(**quick)
+        model.save(folder / name)
+        made.add(name)
+    return class_of(name).load(folder / name, cells)
 
 
 def test_getters(trained, cells):
@@ -267,7 +281,7 @@ def test_new_cells_without_labels_and_with_unknown_categories(trained, cells):
 
 def test_another_set_up_of_the_same_object_changes_nothing(trained, cells, quick):
     def codes_that_are_read():
-        batches = trained._read(None, None, None)
+        batches = trained.reader.tensors()
         keys = ("batch", "labels", "extra_categorical_covs", "extra_continuous_covs")
         return [{k: b[k].clone() for k in keys} for b in batches]
 
@@ -398,3 +412,21 @@ def test_names_are_loaded_on_first_use():
     with pytest.raises(AttributeError, match="has no attribute 'nope'"):
         sa.nope  # noqa: B018
     assert torch.is_grad_enabled()
+
+
+def test_the_identity_of_cells_is_their_own_across_classes(cells):
+    """A copy that was set up for another class does not take the identity of the cells it was made from."""
+    setup("VAE", cells)
+    model = sa.VAE(cells)
+    sa.GMVAE.setup_anndata(cells.copy())
+    sa.GMVAE.setup_anndata(cells)
+    assert model.get_anndata_manager(cells) is not None
+    assert sa.GMVAE(cells).adata is cells
+
+
+def test_one_batch_where_one_is_taken(cells):
+    setup("VAE", cells)
+    model = sa.VAE(cells)
+    two = list(cells.obs["batch"].unique()[:2])
+    with pytest.raises(ValueError, match=r"names 2 batches\. Pass one"):
+        model.posterior_predictive_sample(transform_batch=two)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from scalloy.blocks.priors import MixturePrior
-from scalloy.models import _options
+from scalloy.blocks.mixture_prior import MixturePrior
+from scalloy.models._core import factories
 from scalloy.train.plan import TermsPlan
 from scalloy.vae.autoencoder import AE
 from scalloy.vae.base import Batch, Sizes, Terms
@@ -25,8 +25,8 @@ SIZES = Sizes(n_vars=12, n_batch=2, n_cats=(3,), n_cont=1, n_vars2=4)
 
 def cgmdvae(lik, n_w=0, **more):
     prior = MixturePrior(
-        _options.components("shared", SIZES, 4, 3, n_w),
-        _options.weights("global", SIZES, 4, 1.0),
+        factories.components("shared", SIZES, 4, 3, n_w),
+        factories.weights("global", SIZES, 4, 1.0),
         placed=True,
     )
     return CGMDVAE(SIZES, lik, prior, n_hidden=8, n_latent=3, n_w=n_w, dropout_rate=0.0, **more)
@@ -34,16 +34,16 @@ def cgmdvae(lik, n_w=0, **more):
 
 def gmvae(lik, n_clusters=4, **more):
     prior = MixturePrior(
-        _options.components("decoder", SIZES, n_clusters, 3, 0),
-        _options.cluster_weights("learned", n_clusters),
+        factories.components("decoder", SIZES, n_clusters, 3, 0),
+        factories.cluster_weights("learned", n_clusters),
         placed=n_clusters > 1,
     )
     return GMVAE(SIZES, lik, prior, n_hidden=8, n_latent=3, dropout_rate=0.0, **more)
 
 
 def poisevae(lik, joint, second="background"):
-    prior = _options.joint(joint, 3, kappa=0.7, n_chains=16, n_sweeps=1, chains="kept")
-    lik2 = _options.second_likelihood(second, SIZES, 8)
+    prior = factories.joint(joint, 3, kappa=0.7, n_chains=16, n_sweeps=1, chains="kept")
+    lik2 = factories.second_likelihood(second, SIZES, 8)
     return POISEVAE(SIZES, lik, lik2, prior, n_hidden=8, n_latent=3, dropout_rate=0.0, hidden_rate=0.0)
 
 
@@ -87,7 +87,7 @@ every = pytest.mark.parametrize(("module", "likelihood"), [(m, k) for m in MODUL
 def build(module, likelihood):
     torch.manual_seed(0)
     name = likelihood.removeprefix("pc-")
-    return MODULES[module](_options.likelihood(name, SIZES, 8, k_max=3 * (name != likelihood)))
+    return MODULES[module](factories.likelihood(name, SIZES, 8, k_max=3 * (name != likelihood)))
 
 
 def tensors(n=20, seed=0, *, sparse=True):

@@ -112,8 +112,11 @@ def calls(model, folder):
         "n_alive": lambda: model.n_alive(),
         "get_active": lambda: model.get_active(cells),
         "get_unknown_score": lambda: model.get_unknown_score(cells),
+        "get_transfer_groups": lambda: model.get_transfer_groups(cells),
         "get_usage": lambda: model.get_usage(),
         "get_variables": lambda: model.get_variables("prot"),
+        "make_library_prior": lambda: model.make_library_prior("learned"),
+        "make_likelihood": lambda: model.make_likelihood("nb", 4),
         "original": lambda: None,
         "predict": lambda: (
             model.predict("prot", adata=cells)

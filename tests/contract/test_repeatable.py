@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from contract.test_models import MODELS, SMALL, class_of, every, setup
+from contract.test_models import MODELS, SMALL, class_of, each_class, setup
 
 import scalloy as sa
 from scalloy._seeds import seeded
@@ -39,7 +39,7 @@ def bits(model):
     return {k: v.numpy().tobytes() for k, v in model.module.state_dict().items()}
 
 
-@every
+@each_class
 def test_same_seed_same_bits(name, cells, quick):
     setup(name, cells)
     with nothing_drawn():
@@ -66,7 +66,7 @@ def test_where_the_seed_comes_from(cells, quick):
     assert bits(five) == bits(fitted("VAE", cells, quick, seed=5))
 
 
-@every
+@each_class
 def test_getters_draw_by_seed_and_leave_others_alone(name, cells, quick):
     setup(name, cells)
     model = fitted(name, cells, quick)

@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as hs
 
 import scalloy as sa
-from scalloy.data import disk, fingerprint, pieces
+from scalloy.data import chunks, disk, fingerprint
 from scalloy.data import store as st
-from scalloy.data.loader import CellLoader, Cells
+from scalloy.data.batches import CellLoader
+from scalloy.data.cell_table import Cells
+from scalloy.files import anndata_files
 
 KEYS = {"batch_key": "batch", "condition_key": "condition", "labels_key": "cluster"}
 
@@ -28,7 +30,7 @@ def small(monkeypatch):
     """Buffers so small that a few hundred cells take many."""
     monkeypatch.setattr(disk, "BUFFER", 640)
     monkeypatch.setattr(st, "PART", 900)
-    monkeypatch.setattr(pieces, "PIECE", 64)
+    monkeypatch.setattr(chunks, "PIECE", 64)
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def store(cells, small, tmp_path):
 
 
 def x_of(adata):
-    return adata[:].to_memory().X.toarray() if disk.is_on_disk(adata) else adata.X.toarray()
+    return adata[:].to_memory().X.toarray() if anndata_files.is_on_disk(adata) else adata.X.toarray()
 
 
 def halves(cells, tmp_path):
@@ -58,7 +60,7 @@ def test_a_store_holds_the_cells_in_a_random_order(cells, store):
     np.testing.assert_array_equal(x_of(store)[order], cells.X.toarray())
     pd.testing.assert_frame_equal(store.obs.iloc[order], cells.obs)
     assert list(store.var_names) == list(cells.var_names)
-    assert disk.is_on_disk(store)
+    assert anndata_files.is_on_disk(store)
     again = sa.data.open_store(store.X.group.store.root)
     np.testing.assert_array_equal(x_of(again), x_of(store))
 
@@ -93,7 +95,7 @@ def test_what_was_there_stays_until_a_store_is_whole(cells, tmp_path, monkeypatc
         raise RuntimeError
 
     with monkeypatch.context() as patched:
-        patched.setattr(pieces.GrowingRows, "close", fails)
+        patched.setattr(chunks.GrowingRows, "close", fails)
         with pytest.raises(RuntimeError):
             sa.data.write_store(cells[:50].copy(), path, overwrite=True)
     assert sa.data.open_store(path).n_obs == 200
@@ -106,7 +108,7 @@ def test_messages_of_stores(cells, tmp_path):
         sa.data.open_store(tmp_path / "none.zarr")
     with pytest.raises(ValueError, match=r"holds no zarr group with no matrix as `.X`"):
         sa.data.open_store(tmp_path)
-    with pytest.raises(ValueError, match=r"no name of a store. Pass one that ends in `.zarr`"):
+    with pytest.raises(ValueError, match=r"is not the name of a store. Pass one that ends in `.zarr`"):
         sa.data.write_store(cells, tmp_path / "cells")
     with pytest.raises(ValueError, match=r"`data` is an empty list"):
         sa.data.write_store([], tmp_path / "cells.zarr")
@@ -128,7 +130,7 @@ def test_messages_of_stores(cells, tmp_path):
 
 def test_the_split_of_a_store_does_not_undo_its_shuffling():
     """With one and the same draw for both, the validation set would be the first cells that were given."""
-    from scalloy.data.splits import split
+    from scalloy.data.split import split
 
     for seed in range(3):
         place = st.places(1000, seed)
@@ -225,6 +227,7 @@ def test_a_set_up_from_a_store_is_that_of_the_cells_in_memory(store, model):
         torch.testing.assert_close(a, b, msg=name, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_from_a_store_is_as_good_and_reads_little_at_once(store, monkeypatch):
     largest = []
     between = disk.DiskRows._between
@@ -271,7 +274,7 @@ def test_getters_go_through_a_store_in_order(trained, store, tmp_path):
     np.testing.assert_allclose(trained.get_normalized_expression(other).shape, expression.shape)
     assert trained.get_elbo(other) == pytest.approx(trained.get_elbo(memory), rel=0.02)
     annotated = trained.annotate(copy=True)
-    assert disk.is_on_disk(annotated)
+    assert anndata_files.is_on_disk(annotated)
     assert "X_cgmdvae" not in store.obsm
     np.testing.assert_allclose(annotated.obsm["X_cgmdvae"], z, atol=1e-6)
 
@@ -314,13 +317,13 @@ def test_annotations_are_written_piece_by_piece(trained, store, tmp_path, suffix
     assert set(store.obs) - set(found.obs) == {"_scvi_batch", "_scvi_labels", "_scvi_condition"}
     with pytest.raises(FileExistsError, match=r"exists. Pass `overwrite=True`"):
         trained.write_annotations(path)
-    with pytest.raises(ValueError, match=r"does not say what it is. Pass a name that ends in one of: .h5ad"):
+    with pytest.raises(ValueError, match=r"has an unknown ending. Pass a name that ends in one of: .h5ad"):
         trained.write_annotations(tmp_path / "found")
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_predictions_are_written_piece_by_piece(trained, store, tmp_path, monkeypatch, suffix):
-    from scalloy.models import _conditions
+    from scalloy.models._core import conditions
 
     path = tmp_path / f"made{suffix}"
     to, memory = "treated_1", store[:60].to_memory()
@@ -332,7 +335,7 @@ def test_predictions_are_written_piece_by_piece(trained, store, tmp_path, monkey
     assert list(found.obs["condition"]) == [to] * 60
     about = {"model": "CGMDVAE", "route": "auto", "to": to, "target_sum": 1e4, "counts": "counts"}
     assert found.uns["transfer"] == about
-    monkeypatch.setattr(_conditions, "DECODED_ENTRIES", 40 * 50)  # pieces of 50 cells
+    monkeypatch.setattr(conditions, "DECODED_ENTRIES", 40 * 50)  # pieces of 50 cells
     assert min(disk.DiskRows(store.X).per_buffer, 50) < 200
     for route in ("auto", "transport"):  # pieces are predicted as the whole is
         trained.write_transfer(path, store, to, overwrite=True, n_samples=2, route=route)

@@ -96,9 +96,9 @@ def test_a_category_needs_labels(cells):
 
 
 def test_models_that_were_saved_with_a_column_in_two_roles_are_read(cells, quick, tmp_path, monkeypatch):
-    from scalloy.models import _base
+    from scalloy.models._core import setup
 
-    monkeypatch.setattr(_base, "check_roles", lambda *_: None)  # as it was before there was this check
+    monkeypatch.setattr(setup, "check_roles", lambda *_: None)  # as it was before there was this check
     sa.CGMDVAE.setup_anndata(cells, batch_key="condition", condition_key="condition")
     model = sa.CGMDVAE(cells, n_hidden=8, n_latent=3)
     model.train(**quick)

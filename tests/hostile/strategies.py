@@ -20,12 +20,14 @@ COLUMNS = {
     "continuous_covariate_keys": ["score"],
 }
 LONG = int(os.environ.get("SCALLOY_HOSTILE", "0"))
+SWEEPS = os.environ.get("SCALLOY_SWEEPS") == "1"  # as in `make test-all`: all examples of each test
 
 
 def tried(n):
     """Repeatable examples, so many of them unless a longer run is asked for."""
     slow = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
-    return settings(max_examples=LONG or n, deadline=None, derandomize=True, suppress_health_check=slow)
+    n = LONG or (n if SWEEPS else max(5, n // 4))
+    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=slow)
 
 
 def names(*left_out, n=3):

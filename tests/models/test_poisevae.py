@@ -15,8 +15,8 @@ import torch
 
 import scalloy as sa
 from scalloy import metrics
-from scalloy.blocks.sparse import log_normalise
-from scalloy.models._pairs import X, only
+from scalloy.kernels.csr import log_normalise
+from scalloy.models._core.pairs import X, only
 
 mpl.use("Agg")
 SMALL = {"n_hidden": 16, "n_latent": 3, "n_chains": 32}
@@ -80,9 +80,8 @@ def without_rows(x, rows):
 
 
 def batches(model, adata=None):
-    from scalloy.vae.base import Batch
 
-    return [Batch.of(t) for t in model._read(adata, None, None)]
+    return list(model.reader.batches(adata))
 
 
 def test_mudata_without_set_up_and_with_layers(quick):
@@ -339,6 +338,7 @@ def test_the_prior_and_what_is_drawn_from_it(trained):
     assert ax.images[0].get_array().shape == (6, 6)
 
 
+@pytest.mark.slow
 def test_missing_proteins_of_a_batch_are_predicted_by_the_others(quick):
     adata = sa.datasets.citeseq()[:1200].copy()
     truth = np.log1p(adata.obsm["protein_counts"].to_numpy(float))
@@ -355,6 +355,7 @@ def test_missing_proteins_of_a_batch_are_predicted_by_the_others(quick):
     assert r.min() > 0.6
 
 
+@pytest.mark.slow
 def test_cross_generation_needs_the_coupling():
     from scalloy.benchmark.coupling import classes
 

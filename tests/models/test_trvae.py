@@ -7,7 +7,8 @@ import torch
 
 import scalloy as sa
 from scalloy.blocks import divergences as div
-from scalloy.blocks.sparse import log_normalise
+from scalloy.kernels.csr import log_normalise
+from scalloy.models._core import training
 from scalloy.vae.base import Batch
 from scalloy.vae.trvae import TRVAE as TRVAEMath
 
@@ -93,12 +94,12 @@ def test_weights_of_the_papers_model_are_those_of_its_loss():
     sa.TRVAE.setup_anndata(cells, condition_key="condition")
     model = sa.TRVAE.original(cells, n_hidden=16, n_latent=7)
     module = model.module.eval()
-    (tensors,) = model._read(None, None, 512)
+    (tensors,) = model.reader.tensors(batch_size=512)
     batch = Batch.of(tensors)
     torch.manual_seed(0)
     q = module.encode(batch)
     p = module.decode(batch, latents := module.draw(q))
-    terms, weights = module.terms(batch, q, latents, p), model._plan(None)["weights"]
+    terms, weights = module.terms(batch, q, latents, p), training._plan(model, None)["weights"]
     ours = terms.recon.mean() + weights["z"] * terms.kl["z"].mean() + weights["mmd"] * terms.penalty["mmd"]
     x = log_normalise(batch.x.to_dense())
     sse = (x - p["x"].mean).square().sum()
@@ -125,7 +126,7 @@ def test_the_papers_weights_are_kept_in_a_file(tmp_path):
     model.train(max_epochs=1, enable_progress_bar=False)
     model.save(tmp_path / "model")
     loaded = sa.load(tmp_path / "model", cells)
-    assert loaded._plan(None) == model._plan(None)
+    assert training._plan(loaded, None) == training._plan(model, None)
     assert loaded.module.sum_pairs
 
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as hs
 from safetensors.torch import load_file
 
 import scalloy as sa
-from scalloy.data import loader as ld
+from scalloy.data.batches import CellLoader
+from scalloy.data.cell_table import Cells
 from scalloy.data.shards import Shard, seed_of
 
 
@@ -31,15 +32,15 @@ def joined(lists):
 @given(n=hs.integers(4, 150), size=hs.integers(1, 40), world=hs.integers(1, 4), shuffle=hs.booleans())
 def test_parts_of_the_batches_are_the_batches(n, size, world, shuffle):
     """All cells once, as many steps in each process, and together the batches of one process."""
-    cells = ld.Cells(np.arange(n, dtype=np.float32)[:, None], {"row": torch.arange(n)[:, None]})
+    cells = Cells(np.arange(n, dtype=np.float32)[:, None], {"row": torch.arange(n)[:, None]})
 
     def batches(rank, of):
         shard = Shard(rank, of, seed=3, epoch=2)
-        loader = ld.CellLoader(cells, batch_size=size * world // of, shuffle=shuffle, shard=shard)
+        loader = CellLoader(cells, batch_size=size * world // of, shuffle=shuffle, shard=shard)
         return loader.weights(), [b["row"][:, 0].tolist() for b in loader]
 
     parts = [batches(rank, world) for rank in range(world)]
-    whole = ld.CellLoader(cells, batch_size=size, shuffle=shuffle, shard=Shard(0, world, 3, 2)).whole()
+    whole = CellLoader(cells, batch_size=size, shuffle=shuffle, shard=Shard(0, world, 3, 2)).whole()
     assert len({len(rows) for _, rows in parts}) == 1
     together = [joined(of_step) for of_step in zip(*(rows for _, rows in parts), strict=True)]
     assert sorted(joined(together)) == list(range(n))
@@ -155,6 +156,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_notebook"])
 def test_processes_that_are_not_scripts_give_back_the_model(strategy, tmp_path):
     (tmp_path / "run.py").write_text(NOTEBOOK.format(strategy))
@@ -164,6 +166,7 @@ def test_processes_that_are_not_scripts_give_back_the_model(strategy, tmp_path):
     assert done.stdout.splitlines()[-1] == "3 1.0 183"
 
 
+@pytest.mark.slow
 def test_the_script_of_the_page_runs(tmp_path):
     page = (Path(__file__).parents[2] / "docs/clusters.md").read_text()
     script = re.findall(r"```python\n(.*?)```", page, flags=re.S)[0]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import scalloy as sa
-from scalloy.models._training import default_batch_size, default_epochs, largest_batch, one_gpu
-from scalloy.train.memory import buffers_stay_mapped
+from scalloy.models._core.training import default_batch_size, default_epochs, largest_batch, one_gpu
+from scalloy.train.malloc import buffers_stay_mapped
 from scalloy.train.plan import NonFiniteLoss, TermsPlan
 from scalloy.train.schedules import cosine, ramp
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scalloy import transfer
-from scalloy.blocks.priors import MixturePrior
-from scalloy.models import _options
-from scalloy.vae import placing
+from scalloy.blocks.mixture_prior import MixturePrior
+from scalloy.models._core import factories
+from scalloy.vae import component_init, routes
 from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.cgmdvae import CGMDVAE
 from scalloy.vae.vae import VAE
@@ -20,14 +19,14 @@ def build(n_clusters=K, n_labels=0, *, placed=True, conditioning="decoder", weig
     torch.manual_seed(0)
     sizes = Sizes(n_vars=G, n_conditions=2, n_labels=n_labels)
     prior = MixturePrior(
-        _options.components(conditioning, sizes, n_clusters, 3, n_w),
-        _options.weights(weights, sizes, n_clusters, 1.0),
+        factories.components(conditioning, sizes, n_clusters, 3, n_w),
+        factories.weights(weights, sizes, n_clusters, 1.0),
         n_labels=n_labels,
         n_conditions=2,
     )
     module = CGMDVAE(
         sizes,
-        _options.likelihood("nb", sizes, 8),
+        factories.likelihood("nb", sizes, 8),
         prior,
         n_hidden=8,
         n_latent=3,
@@ -225,7 +224,7 @@ def by_route(route, y=None, seed=0, **made):
     q = module.encode(batch)
     torch.manual_seed(seed)
     latents = module.draw(q)
-    return module, batch, q, latents, transfer.moved(module, batch, 1, q, latents, route)
+    return module, batch, q, latents, routes.moved(module, batch, 1, q, latents, route)
 
 
 @pytest.mark.parametrize("route", ["transport", "style"])
@@ -338,8 +337,8 @@ def test_placing_happens_once_and_where_the_cells_are():
 
 
 def test_some_of_many_cells_show_where_groups_are_and_all_of_rare_labels(monkeypatch):
-    monkeypatch.setattr(placing, "MANY", 2 * N)
-    monkeypatch.setattr(placing, "RARE", 5)
+    monkeypatch.setattr(component_init, "MANY", 2 * N)
+    monkeypatch.setattr(component_init, "RARE", 5)
     y = torch.arange(N) % 2
     y[0] = 2
     batches = [cells(torch.roll(y, k)) for k in range(10)]

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
+from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.mixtures import GaussianMixture
-from scalloy.blocks.priors import MixturePrior
-from scalloy.models import _options
+from scalloy.models._core import factories
 from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.gmvae import GMVAE
 from scalloy.vae.vae import VAE
@@ -22,11 +22,11 @@ SIZES = Sizes(n_vars=9)
 def build(n_clusters=4, *, likelihood="nb", weights="learned", placed=True, seed=0, **more):
     torch.manual_seed(seed)
     prior = MixturePrior(
-        _options.components("decoder", SIZES, n_clusters, 3, 0),
-        _options.cluster_weights(weights, n_clusters),
+        factories.components("decoder", SIZES, n_clusters, 3, 0),
+        factories.cluster_weights(weights, n_clusters),
         placed=placed and n_clusters > 1,
     )
-    lik = _options.likelihood(likelihood, SIZES, 8)
+    lik = factories.likelihood(likelihood, SIZES, 8)
     made = GMVAE(SIZES, lik, prior, n_hidden=8, n_latent=3, dropout_rate=0.0, **more)
     if n_clusters > 1:
         for layer in (made.enc_z.head.changes, made.enc_z.head.choice):  # away from where they begin
@@ -44,7 +44,7 @@ def batch(n=30, seed=0):
 def test_one_component_is_the_vae():
     """The same weights and noise give the same terms, and the same gradients."""
     one, cells = build(1), batch()
-    vae = VAE(SIZES, _options.likelihood("nb", SIZES, 8), n_hidden=8, n_latent=3, dropout_rate=0.0).eval()
+    vae = VAE(SIZES, factories.likelihood("nb", SIZES, 8), n_hidden=8, n_latent=3, dropout_rate=0.0).eval()
     names = {k: k.replace("enc_z.head.", "enc_z.head.shared.") for k in vae.state_dict()}
     vae.load_state_dict({k: one.state_dict()[name] for k, name in names.items()})
     found = []
@@ -234,11 +234,11 @@ def test_before_they_are_placed_the_prior_is_standard_and_all_components_are_the
 
 
 def test_given_weights_go_to_the_groups_by_size():
-    weights = _options.cluster_weights([0.1, 0.6, 0.3], 3)
+    weights = factories.cluster_weights([0.1, 0.6, 0.3], 3)
     r = torch.zeros(10, 3)
     r[:2, 0], r[2:4, 1], r[4:, 2] = 1, 1, 1
     r[2, 1] = 1.5  # the second group is a little larger than the first
     arranged = weights.arranged(r).sum(0)
     torch.testing.assert_close(arranged, torch.tensor([2.0, 6.0, 2.5]))
-    uniform = _options.cluster_weights("uniform", 3)
+    uniform = factories.cluster_weights("uniform", 3)
     assert uniform.arranged(r).sum(0).sort().values.tolist() == [2.0, 2.5, 6.0]

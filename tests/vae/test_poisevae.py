@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from scalloy.blocks.joints import Coupled
+from scalloy.blocks.joint_posteriors import Coupled
 from scalloy.blocks.likelihoods import NB, Gaussian
-from scalloy.models import _options
+from scalloy.models._core import factories
 from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.poisevae import POISEVAE
 
@@ -18,7 +18,7 @@ SIZES = Sizes(n_vars=12, n_vars2=4)
 
 
 def joint(name, n_latent=3, **more):
-    return _options.joint(
+    return factories.joint(
         name, n_latent, **{"kappa": 0.9, "n_chains": 512, "n_sweeps": 3, "chains": "kept", **more}
     )
 
@@ -27,7 +27,7 @@ def made(name="poise", **more):
     torch.manual_seed(0)
     given = {"n_hidden": 8, "n_latent": 3, "dropout_rate": 0.0, "hidden_rate": 0.0, **more}
     return POISEVAE(
-        SIZES, NB(8, 12), _options.second_likelihood("background", SIZES, 8), joint(name), **given
+        SIZES, NB(8, 12), factories.second_likelihood("background", SIZES, 8), joint(name), **given
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scalloy.blocks import divergences as div
-from scalloy.models import _options
+from scalloy.models._core import factories
 from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.trvae import TRVAE
 
@@ -17,7 +17,9 @@ PAPERS = [10.0**k for k in (-6, -5, -4, -3, -2, -1, 0)] + [5, 10, 15, 20, 25, 30
 
 def module(**more):
     torch.manual_seed(0)
-    return TRVAE(SIZES, _options.likelihood("nb", SIZES, 8), n_hidden=8, n_latent=3, dropout_rate=0.0, **more)
+    return TRVAE(
+        SIZES, factories.likelihood("nb", SIZES, 8), n_hidden=8, n_latent=3, dropout_rate=0.0, **more
+    )
 
 
 def batch(n=60):

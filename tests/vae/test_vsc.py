@@ -13,8 +13,8 @@ from torch.distributions import Normal, kl_divergence
 from scalloy.blocks.distributions import gaussian
 from scalloy.blocks.likelihoods import Gaussian
 from scalloy.blocks.networks import Beside
-from scalloy.blocks.spikes import SpikeSlab, SpikeSlabMixture
-from scalloy.models import _options
+from scalloy.blocks.spike_slab import SpikeSlab, SpikeSlabMixture
+from scalloy.models._core import factories
 from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.vsc import VSC
 
@@ -150,7 +150,7 @@ def test_linear_decoder_of_counts_is_log_linear():
     """What a latent does to the logarithm of expression is the same in every cell."""
     torch.manual_seed(0)
     beside = Beside(2, n_cats=(3,))
-    lik = _options.likelihood("nb", SIZES, beside.n_out)
+    lik = factories.likelihood("nb", SIZES, beside.n_out)
     made = VSC(Sizes(6, n_batch=3), lik, n_latent=2, n_hidden=4, dec_x=beside)
     b = torch.tensor([0, 1, 2])
     cells = Batch(x=torch.ones(3, 6), log_ell=torch.zeros(3, 1), b=b)

@@ -1,11 +1,11 @@
-"""The simple rivals: what any prediction under another condition should beat."""
+"""Simple baselines that any prediction under another condition should beat."""
 
 from scalloy.baselines.latent import LatentShift
-from scalloy.baselines.learned import LearnedPooling, learned_pooling
 from scalloy.baselines.modalities import CROSS_METHODS, CrossModal, ProbabilisticCCA
-from scalloy.baselines.pooling import Pooled, partial_pooling
-from scalloy.baselines.predictors import METHODS, Baseline
+from scalloy.baselines.predictors import METHODS, Baseline, register
 from scalloy.baselines.shifts import SHIFTS, kernel_ridge, mean_shift, tuned
+from scalloy.perturbation.boosted_pooling import LearnedPooling, learned_pooling
+from scalloy.perturbation.pooling import Pooled, partial_pooling
 
 __all__ = [
     "CROSS_METHODS",
@@ -21,5 +21,6 @@ __all__ = [
     "learned_pooling",
     "mean_shift",
     "partial_pooling",
+    "register",
     "tuned",
 ]

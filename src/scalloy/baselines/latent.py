@@ -1,8 +1,8 @@
 """scGen's prediction: the mean difference of treated and control cells in the latent space of a VAE.
 
-Lotfollahi et al., "scGen predicts single-cell perturbation responses", Nature Methods 2019. The package of
-its authors averages the treated cells of the types that were seen so, but the control cells of all types, the
-held-out one included: with ``matched=False`` that is done here, by default the types are the same.
+Lotfollahi et al., "scGen predicts single-cell perturbation responses", Nature Methods 2019. The authors'
+package averages the treated cells of the types that were seen treated, but the control cells of all types,
+including the held-out one. ``matched=False`` does the same; by default both averages are over the same types.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scalloy._arguments import category, totals
 from scalloy.baselines.predictors import seen_under_both
 from scalloy.data.checks import check_keys, check_type
-from scalloy.models._options import category, totals
 from scalloy.models.vae import BetaVAE
-from scalloy.vae.base import Batch
 
-#: Sizes of scGen's network; its KL weighs 5e-5 beside half the squared error.
+#: Settings of scGen's network; its KL has a weight of 5e-5 beside half the squared error.
 SCGEN: dict[str, Any] = {
     "n_hidden": 800,
     "n_latent": 100,
@@ -33,18 +32,18 @@ SCGEN: dict[str, Any] = {
 
 
 class LatentShift:
-    """scGen, called as a model is.
+    """scGen as a baseline, called in the same way as a model.
 
     Parameters
     ----------
     adata
-        Raw counts of all cells that may be learned from, in ``.X``.
+        Cells to learn from, with raw counts in ``.X``.
     condition_key, labels_key
         Columns of ``.obs`` with conditions and cell types.
     matched
-        Whether both averages are over the same types.
+        Whether to average treated and control cells over the same types, each type with the same weight.
     **settings
-        Of the :class:`~scalloy.BetaVAE`; those of scGen are the defaults.
+        Settings of the :class:`~scalloy.BetaVAE`; those of scGen are the defaults.
     """
 
     def __init__(
@@ -56,28 +55,31 @@ class LatentShift:
         self.model = BetaVAE(adata, **{**SCGEN, **settings})
 
     def train(self, max_epochs: int | None = None, **kwargs: Any) -> None:
-        """As :meth:`scalloy.VAE.train`.
+        """Train the VAE.
 
         Parameters
         ----------
-        max_epochs, **kwargs
-            As there.
+        max_epochs
+            Maximum number of epochs; ``None`` chooses by the number of cells.
+        **kwargs
+            Further arguments of :meth:`scalloy.VAE.train`.
         """
         self.model.train(max_epochs=max_epochs, **kwargs)
 
     def delta(self, source: str, to: str, without: str) -> np.ndarray:
-        """Difference of the latent means, the types weighing equally if matched.
+        """Return the difference between the latent means of two conditions.
 
         Parameters
         ----------
         source, to
-            Conditions.
+            Conditions from which and to which to predict.
         without
-            Type that is predicted.
+            Type to predict. Its treated cells are left out; if ``matched``, its control cells are too.
         """
         return self._delta(self.model.get_latent_representation(), source, to, without)
 
     def _delta(self, z: np.ndarray, source: str, to: str, without: str) -> np.ndarray:
+        """Compute :meth:`delta` from codes ``z`` of the cells that were learned from."""
         obs = self.model.adata.obs[[self.labels_key, self.condition_key]].astype(str)
         types, conditions = (obs[k].to_numpy() for k in (self.labels_key, self.condition_key))
         if not self.matched:
@@ -90,26 +92,26 @@ class LatentShift:
     def transfer(
         self, cells: AnnData, to: str, *, seed: int = 0, target_sum: float = 1e4, **_: Any
     ) -> AnnData:
-        """The cells as they would look under another condition.
+        """Predict cells as they would look under another condition.
 
         Parameters
         ----------
         cells
             Cells with the genes of the model, of one or more types and conditions.
         to
-            The condition.
+            Condition to predict.
         seed
-            Not used: codes are means.
+            Not used, because codes are posterior means.
         target_sum
-            Total of a cell to which what is decoded is scaled.
+            Total count to which each predicted cell is scaled before the logarithm.
         **_
-            Further arguments of models' ``transfer`` are ignored.
+            Further arguments of the ``transfer`` of models, which are ignored.
 
         Returns
         -------
         AnnData with expected log-normalised expression in ``.X``.
         """
-        cells = self.model._fitting(cells, self.model.registry)
+        cells = self.model.reader.fitting(cells)
         check_keys(cells, {"condition_key": self.condition_key, "labels_key": self.labels_key})
         totals(target_sum=target_sum)
         known = self.model.adata.obs[self.condition_key].astype(str)
@@ -120,8 +122,7 @@ class LatentShift:
             z[rows] += self._delta(learned, source, to, name)
         parts, begin = [], 0
         with torch.no_grad():
-            for tensors in self.model._read(cells, None, None, decodes=True):
-                batch = Batch.of(tensors)
+            for batch in self.model.reader.batches(cells, decodes=True):
                 here = torch.as_tensor(z[begin : begin + len(batch.b)], dtype=torch.float32)
                 begin += len(batch.b)
                 p = self.model.module.decode(batch, {"z": here.to(batch.b.device)})["x"]

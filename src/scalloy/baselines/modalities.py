@@ -1,15 +1,15 @@
-"""One modality from another by simple means, with the call of :class:`scalloy.POISEVAE`.
+"""Simple baselines that predict one modality from another, called like :class:`scalloy.POISEVAE`.
 
-Genes are read as log-normalised counts and their logarithmic total, proteins as ``log1p`` of counts.
+Genes are read as log-normalised counts and the logarithm of their total, proteins as ``log1p`` of counts.
 
-========  ====================================================================================
-mean      of the cells that were trained on
-ridge     regression on 50 principal components
+========  ===========================================================================================
+mean      mean of the training cells
+ridge     ridge regression on 50 principal components
 knn       mean of the 50 nearest cells in 50 principal components
-cca       scikit-learn's canonical correlation analysis between principal components
-pcca      its probabilistic form (Bach & Jordan 2005): the mean given the other one, in closed form
-mlp       neural network (256, 128) of scikit-learn on 50 principal components, which stops early
-========  ====================================================================================
+cca       scikit-learn's canonical correlation analysis on 50 principal components
+pcca      probabilistic form of it (Bach & Jordan 2005): the conditional mean in closed form
+mlp       scikit-learn's neural network (256, 128) on 50 principal components, with early stopping
+========  ===========================================================================================
 """
 
 from __future__ import annotations
@@ -31,33 +31,34 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from scalloy._arguments import one_of
+from scalloy._by_name import Table, in_one_order, names_of
 from scalloy.baselines.predictors import normalised
 from scalloy.data import checks
-from scalloy.data.align import aligned
 from scalloy.data.arrays import as_numbers
+from scalloy.data.genes import aligned
 from scalloy.data.modalities import check_second, with_columns
-from scalloy.metrics._given import Table, in_one_order, names_of, numbers
-from scalloy.models._options import one_of
+from scalloy.metrics._given import numbers
 
 N_PCS, N_NEAREST, N_CANONICAL = 50, 50, 10
-ENOUGH = 20  # cells of which some may be kept aside to stop early
+ENOUGH = 20  # cells from which on some are set aside for early stopping
 NETWORK: dict[str, Any] = {"hidden_layer_sizes": (256, 128), "alpha": 1.0, "early_stopping": True}
 CROSS_METHODS = ("mean", "ridge", "knn", "cca", "pcca", "mlp")
 
 
 class CrossModal:
-    """See the head of this file.
+    """Simple prediction of genes from proteins and of proteins from genes.
 
     Parameters
     ----------
     adata
-        Raw counts of genes, and of proteins in ``.obsm``; cells have both.
+        Cells with raw counts of genes, and of proteins in ``.obsm``; every cell needs both.
     method
-        One of the above.
+        One of the methods in the table of :mod:`scalloy.baselines.modalities`.
     protein_obsm_key
         Key of ``.obsm`` with the proteins.
     seed
-        Of the network.
+        Random seed of the neural network.
     """
 
     def __init__(
@@ -76,12 +77,13 @@ class CrossModal:
         self._fitted: dict[str, Any] = {}
 
     def train(self) -> None:
-        """Learn both directions."""
+        """Fit the predictions in both directions."""
         genes, proteins = self._genes(self.adata), self._proteins(self.adata)
         for name, x, y in (("prot", genes, proteins), ("rna", proteins, genes[:, :-1])):
             self._fitted[name] = make_pipeline(StandardScaler(), self._regression(x, y)).fit(x, y)
 
     def _regression(self, x: np.ndarray, y: np.ndarray) -> Any:
+        """Make the estimator of the method for data of this size."""
         n_pcs = min(N_PCS, *x.shape)
         pcs = PCA(n_pcs, random_state=0)
         n = min(N_CANONICAL, n_pcs, len(x) - 1, y.shape[1])
@@ -96,10 +98,20 @@ class CrossModal:
         }[self.method]()
 
     def predict(self, modality: str, from_: str, adata: AnnData | None = None) -> pd.DataFrame:
-        """Expected ``log1p``: of counts of proteins, of those of genes scaled to 10,000 per cell."""
+        """Predict ``log1p`` of the counts of proteins, or of the counts of genes scaled to 10,000 per cell.
+
+        Parameters
+        ----------
+        modality
+            Modality to predict, ``"rna"`` or ``"prot"``.
+        from_
+            Modality to predict it from, the other one of the two.
+        adata
+            Cells to predict; ``None`` uses the training cells.
+        """
         one_of("modality", modality, ("rna", "prot"))
         if from_ == modality:
-            msg = f"`from_={from_!r}` is what is to be predicted. Pass the other modality."
+            msg = f"`from_={from_!r}` is the modality to predict. Pass the other one."
             raise ValueError(msg)
         one_of("from_", from_, ("rna", "prot"))
         if not self._fitted:
@@ -116,11 +128,13 @@ class CrossModal:
 
     @staticmethod
     def _genes(cells: AnnData) -> np.ndarray:
+        """Log-normalised counts of genes, and the logarithm of their total in the last column."""
         checks.check_counts(cells, genes=False)
         x = np.asarray(cells.X.todense() if sp.issparse(cells.X) else cells.X, dtype=float)
         return np.hstack([np.log1p(normalised(x)), np.log(x.sum(1, keepdims=True))])
 
     def _proteins(self, cells: AnnData) -> np.ndarray:
+        """``log1p`` of the counts of proteins, which must be measured in every cell."""
         proteins = np.asarray(cells.obsm[self.key], dtype=float)
         if lacking := int(np.isnan(proteins).any(1).sum()):
             msg = (
@@ -131,24 +145,30 @@ class CrossModal:
 
 
 class ProbabilisticCCA(RegressorMixin, BaseEstimator):
-    """Two views of one latent: ``x_m = W_m y + mean_m + noise_m``, by maximum likelihood.
+    """Probabilistic CCA: two views ``x_m = W_m y + mean_m + noise_m`` of one latent, by maximum likelihood.
 
-    Bach & Jordan 2005: with whitened cross-covariance ``U P V^T``, the posterior mean of ``y`` given the
-    first view is ``P^(1/2) U^T Sigma_1^(-1/2) (x_1 - mean_1)``, and ``W_2 = Sigma_2^(1/2) V P^(1/2)``.
+    With the whitened cross-covariance ``U P V^T``, the posterior mean of ``y`` given the first view is
+    ``P^(1/2) U^T Sigma_1^(-1/2) (x_1 - mean_1)``, and ``W_2 = Sigma_2^(1/2) V P^(1/2)`` (Bach & Jordan 2005).
+
+    Parameters
+    ----------
+    n_components
+        Number of latents, at most the number of columns of either view.
     """
 
     def __init__(self, n_components: int = 10) -> None:
         self.n_components = n_components
 
     def fit(self, x: Table, y: Table) -> ProbabilisticCCA:
-        """Learn from two views of the same cells; frames are matched by the names of these."""
+        """Fit the model to two views of the same cells; frames are matched by the names of the cells."""
         self._columns = names_of("columns", {"x": x}, {"x": ("cells", "columns")})
         given = in_one_order({"x": x, "y": y}, {"x": ("cells", "_"), "y": ("cells", "_")})
         x, y = numbers(2, fit="rows", least=2, **given)
         most = min(x.shape[1], y.shape[1])
         if self.n_components not in range(1, most + 1):
             msg = (
-                f"`n_components={self.n_components}` must be a whole number from 1 to {most}, as of columns."
+                f"`n_components={self.n_components}` must be a whole number from 1 to {most}, the smaller "
+                "number of columns of the two views."
             )
             raise ValueError(msg)
         self.means_ = x.mean(0), y.mean(0)
@@ -165,16 +185,16 @@ class ProbabilisticCCA(RegressorMixin, BaseEstimator):
         return self
 
     def transform(self, x: Table) -> np.ndarray:
-        """Mean of the latent given the first view; columns of frames are matched by name."""
+        """Return the mean of the latent given the first view; columns of frames are matched by name."""
         if self._columns is not None:
             axes = {"first view": ("columns",), "x": ("cells", "columns")}
             x = in_one_order({"first view": self._columns, "x": x}, axes)["x"]
         x = as_numbers(x, "`x`", 2)
         if x.shape[1] != len(self.means_[0]):
-            msg = f"`x` has {x.shape[1]} columns; the first view had {len(self.means_[0])}. Pass these."
+            msg = f"`x` has {x.shape[1]} columns; the first view had {len(self.means_[0])}. Pass the same."
             raise ValueError(msg)
         return (x - self.means_[0]) @ self.codes_[0]
 
     def predict(self, x: Table) -> np.ndarray:
-        """Mean of the second view given the first one."""
+        """Return the mean of the second view given the first."""
         return self.means_[1] + self.transform(x) @ self.loadings_[1].T

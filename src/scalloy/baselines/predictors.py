@@ -1,24 +1,26 @@
-"""The baselines as models: made of an AnnData, trained, and asked with ``transfer(cells, to=...)``.
+"""Baselines that are used like models: made from an AnnData, trained, and asked to ``transfer(cells, to)``.
 
     method                  prediction for a cell x (log-normalised) of a type that was not seen treated
     "no change"             x
     "treated mean"          mean of all treated cells, whatever the type
     "pooled shift"          x + mean of all treated - mean of all control cells of the same types
-    those of SHIFTS         x + shift of its type, from controls and shifts of the others
-    "partial pooling"       the same by a Gaussian process that knows how noisy each of them is
-    "learned pooling"       corrected by what was missed of types left out in turn, learned from all genes
-    "multiplicative"        expm1(x) times the geometric mean of the other types' ratios
-    "add and thin"          counts: Poisson-gamma ones are added where a gene rises, binomial thinning where
-                            it falls, so that zeros need not stay zero
+    those of SHIFTS         x + shift of its type, predicted from the controls and shifts of the other types
+    "partial pooling"       x + shift by a Gaussian process that accounts for the noise of each other type
+    "learned pooling"       partial pooling + a correction learned from all genes, leaving out types in turn
+    "multiplicative"        log1p of: expm1(x) times the geometric mean of the other types' ratios
+    "add and thin"          from counts: Poisson-gamma counts are added where a gene rises, and counts are
+                            thinned binomially where it falls, so that zeros need not stay zero
 
-Means are over cells of log1p of counts scaled to 10,000 (or ``target_sum``); types weigh equally unless cells
-are pooled. No value is below 0: shifted cells are cut off there, which raises the mean a little, as these
-baselines are commonly defined; the two of pooling scale genes that fall.
+"Treated" and "control" cells are those of the other types that were seen under both conditions. Means are
+over cells of log1p of counts scaled to 10,000 (or ``target_sum``); types have equal weights unless their
+cells are pooled. No predicted value is below 0. Shifted cells are cut off there, which raises the mean a
+little, as is usual for these baselines; the two pooling methods scale genes that fall instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,24 +30,31 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scalloy import _keys
-from scalloy.baselines.learned import learned_pooling
-from scalloy.baselines.pooling import partial_pooling
-from scalloy.baselines.shifts import SHIFTS, closeness, tuned
+from scalloy._arguments import category, totals
+from scalloy._registry import check_function
+from scalloy.baselines.shifts import SHIFTS, Shift, tuned
 from scalloy.data import checks
-from scalloy.data.align import aligned
-from scalloy.models import _options
+from scalloy.data.genes import aligned
+from scalloy.perturbation.boosted_pooling import learned_pooling
+from scalloy.perturbation.pooling import partial_pooling
 from scalloy.perturbation.redraw_counts import thinned_or_added
+from scalloy.perturbation.similarity import closeness
 
 OTHERS = ("no change", "treated mean", "pooled shift", "multiplicative", "add and thin")
 POOLED = {"partial pooling": partial_pooling, "learned pooling": learned_pooling}
-METHODS = (*OTHERS, *POOLED, *SHIFTS)
+#: Names of all methods, in the order of the table above; those that users add to SHIFTS appear here too.
+METHODS: Mapping[str, Any] = ChainMap(SHIFTS, POOLED, dict.fromkeys(OTHERS))
 Moments = dict[tuple[str, str], tuple[np.ndarray, np.ndarray, np.ndarray, int]]
 SCALE, EPSILON = 1e4, {"multiplicative": 0.02, "add and thin": 0.05}
 
 
 @dataclass
 class Seen:
-    """Types seen under both conditions, types x genes: log means and variances, mean fractions per 10,000."""
+    """Moments of the types seen under both conditions, types x genes, and their numbers of cells.
+
+    Means (``control``, ``treated``) and variances are of log-normalised expression, fractions are means per
+    10,000 counts.
+    """
 
     control: np.ndarray
     treated: np.ndarray
@@ -58,38 +67,37 @@ class Seen:
 
     @property
     def shift(self) -> np.ndarray:
-        """Change of each type."""
+        """Change of the mean of each type."""
         return self.treated - self.control
 
     @property
     def noise(self) -> dict[str, np.ndarray]:
-        """How much the cells of a type differ, and of how many the means are."""
+        """Variance between the cells of a type, and inverse sizes, as the pooling methods take them."""
         within = np.concatenate([self.variance_control, self.variance_treated]).mean(0)
         return {"within": within, "inverse_size": 1 / self.n_control + 1 / self.n_treated}
 
 
 class Baseline:
-    """A simple prediction under another condition, called as a model is.
+    """Simple prediction under another condition, called in the same way as a model.
 
     Parameters
     ----------
     adata
-        Raw counts of all cells that may be learned from.
+        Cells to learn from, with raw counts.
     method
-        See the head of this file.
+        One of the methods in the table of :mod:`scalloy.baselines.predictors`.
     condition_key, labels_key
         Columns of ``.obs`` with conditions and cell types.
     layer
-        Layer with the counts; ``None`` is ``.X``.
+        Layer with the counts; ``None`` uses ``.X``.
     tune
-        Whether settings of the method are chosen by leaving out each type in turn.
+        Whether to choose the settings of the method by leaving out each type in turn.
 
     Examples
     --------
-    >>> adata = sa.datasets.kang()
-    >>> simple = sa.baselines.Baseline(adata, condition_key="condition", labels_key="cell_type")
+    >>> simple = sa.baselines.Baseline(adata, condition_key="condition", labels_key="cluster")
     >>> simple.train()
-    >>> simple.transfer(adata[adata.obs["condition"] == "control"].copy(), to="stimulated")
+    >>> treated = simple.transfer(adata[adata.obs["condition"] == "control"].copy(), to="treated_1")
     """
 
     def __init__(
@@ -105,16 +113,16 @@ class Baseline:
         checks.check_object(adata)
         checks.check_keys(adata, {"condition_key": condition_key, "labels_key": labels_key})
         checks.check_counts(adata, layer, allow_non_counts=False)
-        self.adata, self.method, self.tune = adata, _options.one_of("method", method, METHODS), tune
+        self.adata, self.method, self.tune = adata, SHIFTS.one_of("method", method, METHODS), tune
         self.condition_key, self.labels_key, self.layer = condition_key, labels_key, layer
         self._moments: dict[float, Moments] = {}
 
     def train(self, **_: Any) -> None:
-        """Take the moments of each type under each condition; arguments of other models are ignored."""
+        """Compute the moments of each type under each condition; arguments for models are ignored."""
         self._moments_at(SCALE)
 
     def _moments_at(self, target_sum: float) -> Moments:
-        """Of log-normalised expression: mean, mean fraction, variance and number of cells by pair."""
+        """Return mean, mean fraction, variance and number of cells of each type under each condition."""
         if target_sum not in self._moments:
             obs = self.adata.obs[[self.labels_key, self.condition_key]].astype(str)
             found = self._moments[target_sum] = {}
@@ -127,31 +135,31 @@ class Baseline:
     def transfer(
         self, cells: AnnData, to: str, *, seed: int = 0, target_sum: float = SCALE, **_: Any
     ) -> AnnData:
-        """The cells as they would look under another condition.
+        """Predict cells as they would look under another condition.
 
         Parameters
         ----------
         cells
             Cells with the genes of ``adata``, of one or more types and conditions.
         to
-            The condition.
+            Condition to predict.
         seed
-            Of sampled counts.
+            Random seed of sampled counts (``"add and thin"``).
         target_sum
-            Total to which counts are scaled before their logarithm.
+            Total count to which each cell is scaled before the logarithm.
         **_
-            Further arguments of models' ``transfer`` are ignored.
+            Further arguments of the ``transfer`` of models, which are ignored.
 
         Returns
         -------
-        AnnData with expected log-normalised expression in ``.X`` and, of ``"add and thin"``, counts in
-        ``.layers["counts"]``; of ``"partial pooling"`` the standard deviation of means in
-        ``.uns["transfer"]["sd"]``.
+        AnnData with expected log-normalised expression in ``.X``. ``"add and thin"`` also puts its counts
+        into ``.layers["counts"]``, and the two pooling methods put the standard deviation of their predicted
+        means into ``.uns["transfer"]["sd"]``.
         """
-        _options.totals(target_sum=target_sum)
+        totals(target_sum=target_sum)
         moments = self._moments_at(float(target_sum))
         cells = aligned(checks.check_type(cells), list(self.adata.var_names))
-        to = _options.category("to", to, sorted({c for _, c in moments}))
+        to = category("to", to, sorted({c for _, c in moments}))
         checks.check_keys(cells, {"condition_key": self.condition_key, "labels_key": self.labels_key})
         checks.check_counts(cells, self.layer, genes=False)
         obs = cells.obs[[self.labels_key, self.condition_key]].astype(str)
@@ -180,10 +188,12 @@ class Baseline:
         return out
 
     def _counts(self, cells: AnnData) -> np.ndarray:
+        """Return the counts of cells as a dense array."""
         x = cells.X if self.layer is None else cells.layers[self.layer]
         return np.asarray(x.todense() if sp.issparse(x) else x, dtype=np.float32)
 
     def _predicted(self, seen: Seen, x: np.ndarray) -> np.ndarray:
+        """Predict the cells ``x`` of one type by a method that needs neither counts nor pooling."""
         if self.method == "no change":
             return x
         if self.method == "treated mean":
@@ -199,8 +209,29 @@ class Baseline:
         return (x + SHIFTS[self.method][0](seen.control, seen.shift, x.mean(0), **settings)).clip(0)
 
 
+def register(name: str, function: Shift, **settings: Sequence[Any]) -> None:
+    """Register a method that predicts the change of a group from the changes of other groups.
+
+    It is then a ``method`` of :class:`Baseline`, and a row in :func:`scalloy.benchmark.transfer` and in
+    reports.
+
+    Parameters
+    ----------
+    name
+        Name of the method.
+    function
+        Function of ``control`` and ``shift`` (mean log-normalised expression of the controls of the other
+        groups and its change, groups x genes) and ``to`` (the same mean of the group to predict, by gene).
+        It returns the change of that group, by gene.
+    **settings
+        Further arguments of the function, each with the values from which :func:`tuned` chooses.
+    """
+    check_function("function", function, ("control", "shift", "to"), by_name=settings)
+    SHIFTS.add(name, (function, {k: tuple(v) for k, v in settings.items()}), taken=METHODS)
+
+
 def _others(moments: Moments, name: str, source: str, to: str) -> Seen:
-    """What was seen of other types under both conditions."""
+    """Collect the moments of the other types that were seen under both conditions."""
     types = seen_under_both(moments, source, to, name)
     pairs = [[moments[t, c] for t in types] for c in (source, to)]
     log, fraction, variance, n = ([np.stack([m[i] for m in of]) for of in pairs] for i in range(4))
@@ -208,16 +239,16 @@ def _others(moments: Moments, name: str, source: str, to: str) -> Seen:
 
 
 def seen_under_both(pairs: Iterable[tuple[str, str]], source: str, to: str, name: str) -> list[str]:
-    """Types that were seen under both conditions, other than the one that is predicted.
+    """List the types that were seen under both conditions, without the one to predict.
 
     Parameters
     ----------
     pairs
-        Types and conditions that were seen.
+        Pairs of type and condition that were seen.
     source, to
-        The two conditions.
+        Conditions from which and to which to predict.
     name
-        The type that is predicted.
+        Type to predict.
     """
     of = {c: {t for t, condition in pairs if condition == c} for c in (source, to)}
     if types := sorted((of[source] & of[to]) - {name}):
@@ -229,18 +260,23 @@ def seen_under_both(pairs: Iterable[tuple[str, str]], source: str, to: str, name
 def added_and_thinned(
     counts: np.ndarray, fraction: np.ndarray, seen: Seen, control: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Counts of the cells with the mean fractions that types of similar controls suggest.
+    """Add to and thin the counts of cells until genes have the mean fractions that other types suggest.
+
+    These are the geometric mean of what the types' differences and what their ratios predict, weighted by the
+    similarity of the controls.
 
     Parameters
     ----------
     counts
-        Cells x genes.
+        Counts of the cells to predict, cells x genes.
     fraction
-        Their mean fractions per 10,000 counts.
-    seen, control
-        Other types, and the log mean of these cells.
+        Mean fractions of these cells per 10,000 counts, by gene.
+    seen
+        Moments of the other types.
+    control
+        Mean log-normalised expression of the cells to predict, by gene.
     rng
-        Of the draws.
+        Source of the draws.
     """
     e, weight = EPSILON["add and thin"], closeness(seen.control, control)
     before, after = seen.fraction_control, seen.fraction_treated
@@ -252,24 +288,24 @@ def added_and_thinned(
 
 
 def with_mean_shift(x: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Cells with another mean, none below 0: added to where it rises, scaled where it falls.
+    """Shift the mean of cells without values below 0: add where a gene rises, scale where it falls.
 
     Parameters
     ----------
     x
-        Cells x genes, not below 0.
+        Log-normalised expression, cells x genes, not below 0.
     shift
-        By gene.
+        Change of the mean, by gene.
     """
     keep = 1 + np.minimum(shift, 0) / np.maximum(x.mean(0), 1e-12)
     return x * keep.clip(0) + np.maximum(shift, 0)
 
 
 def log_scaled(fractions: np.ndarray, target_sum: float) -> np.ndarray:
-    """``log1p`` of fractions per 10,000, scaled to another total."""
+    """Scale fractions per 10,000 to another total and take ``log1p``."""
     return np.log1p(fractions * (target_sum / SCALE))
 
 
 def normalised(counts: np.ndarray) -> np.ndarray:
-    """Fractions per 10,000 counts of each cell."""
+    """Scale the counts of each cell to a total of 10,000."""
     return SCALE * counts / np.maximum(counts.sum(1, keepdims=True), 1e-12)

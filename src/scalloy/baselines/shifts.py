@@ -1,7 +1,7 @@
-"""How a group of cells would change, from how other groups did: arrays in, array out.
+"""Predictions of the change of a group of cells from the changes of other groups, as functions of arrays.
 
-Rows are groups, columns genes; ``control`` and ``shift`` are means of log-normalised expression and their
-change under the condition. Frames and Series are matched by the names of their groups and genes, arrays by
+Rows are groups, columns are genes; ``control`` and ``shift`` are means of log-normalised expression and their
+changes under the condition. Frames and Series are matched by the names of their groups and genes, arrays by
 position; predictions have the genes in the order of ``control``.
 """
 
@@ -12,83 +12,78 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from scipy.spatial.distance import cdist
 from sklearn.cross_decomposition import PLSRegression
 
-from scalloy.metrics._given import Table, Values, by_name
+from scalloy._by_name import Table, Values, by_name
+from scalloy._registry import Registry
+from scalloy.perturbation.similarity import closeness, squared_distances, typical_distance
 
-LEFT_OUT = 20  # groups at most, to choose settings by
+LEFT_OUT = 20  # maximum number of groups that are left out in turn to choose settings
 _by_name = by_name(control="groups genes", shift="groups genes", to="genes")
 
 
 @_by_name
 def mean_shift(control: Table, shift: Table, to: Values) -> np.ndarray:
-    """Mean change of the other groups, whatever the group.
+    """Predict the mean change of the other groups, whatever the group.
 
     Parameters
     ----------
     control, shift
-        Of the other groups.
+        Mean expression of the controls of the other groups and its change, groups x genes.
     to
-        Control of the group to predict.
+        Mean expression of the controls of the group to predict, by gene.
     """
     return shift.mean(0) + 0 * to
 
 
 @_by_name
 def nearest_type(control: Table, shift: Table, to: Values) -> np.ndarray:
-    """Change of the group whose control correlates most.
+    """Predict the change of the group whose control correlates most with that of the group to predict.
 
     Parameters
     ----------
     control, shift
-        Of the other groups.
+        Mean expression of the controls of the other groups and its change, groups x genes.
     to
-        Control of the group to predict.
+        Mean expression of the controls of the group to predict, by gene.
     """
     return shift[np.argmax([np.corrcoef(c, to)[0, 1] for c in control])]
 
 
 @_by_name
 def weighted_shift(control: Table, shift: Table, to: Values, *, sharpness: float = 3.0) -> np.ndarray:
-    """Mean change, weighted by ``exp(-sharpness ||c - to||^2 / m)`` with ``m`` the median of these distances.
+    """Predict a mean change with weights that fall with the distance between the controls.
+
+    The weights are ``exp(-sharpness ||c - to||^2 / m)``, with ``m`` the median of the squared distances.
 
     Parameters
     ----------
     control, shift
-        Of the other groups.
+        Mean expression of the controls of the other groups and its change, groups x genes.
     to
-        Control of the group to predict.
+        Mean expression of the controls of the group to predict, by gene.
     sharpness
-        0 is the mean shift, infinity the group at the smallest distance.
+        Rate at which weights fall; 0 gives the mean shift, infinity the change of the nearest group.
     """
     return closeness(control, to, sharpness) @ shift
-
-
-def closeness(control: np.ndarray, to: np.ndarray, sharpness: float = 3.0) -> np.ndarray:
-    """Weights of the other groups in :func:`weighted_shift`; they sum to one."""
-    distance = squared_distances(to[None], control)[0]
-    weight = -sharpness * distance / max(float(np.median(distance)), 1e-12)
-    weight = np.exp(weight - weight.max())
-    return weight / weight.sum()
 
 
 @_by_name
 def ridge_on_pcs(
     control: Table, shift: Table, to: Values, *, n_pcs: int = 2, ridge: float = 0.05
 ) -> np.ndarray:
-    """Mean change plus a ridge regression of changes on principal components of the controls.
+    """Predict by the mean change plus a ridge regression on principal components of the controls.
 
     Parameters
     ----------
     control, shift
-        Of the other groups.
+        Mean expression of the controls of the other groups and its change, groups x genes.
     to
-        Control of the group to predict.
+        Mean expression of the controls of the group to predict, by gene.
     n_pcs
-        Components.
+        Number of principal components.
     ridge
-        In units of their mean squared score.
+        Ridge penalty, relative to the sum of squared scores of a component (mean over components).
     """
     middle, mean = control.mean(0), shift.mean(0)
     axes = np.linalg.svd(control - middle, full_matrices=False)[2][:n_pcs]
@@ -100,16 +95,16 @@ def ridge_on_pcs(
 
 @_by_name
 def ridge_by_gene(control: Table, shift: Table, to: Values, *, ridge: float = 0.1) -> np.ndarray:
-    """Mean change plus a regression of each gene's change on its own control.
+    """Predict by the mean change plus a ridge regression of each gene's change on its own control.
 
     Parameters
     ----------
     control, shift
-        Of the other groups.
+        Mean expression of the controls of the other groups and its change, groups x genes.
     to
-        Control of the group to predict.
+        Mean expression of the controls of the group to predict, by gene.
     ridge
-        Added to the sum of squares of the control.
+        Ridge penalty, which is added to the sum of squares of the centred control.
     """
     x, d = control - control.mean(0), shift - shift.mean(0)
     slope = (x * d).sum(0) / (np.square(x).sum(0) + ridge)
@@ -118,16 +113,16 @@ def ridge_by_gene(control: Table, shift: Table, to: Values, *, ridge: float = 0.
 
 @_by_name
 def partial_least_squares(control: Table, shift: Table, to: Values, *, n_components: int = 2) -> np.ndarray:
-    """Partial least squares (scikit-learn's) from controls to changes.
+    """Predict by a partial least squares regression (scikit-learn's) of changes on controls.
 
     Parameters
     ----------
     control, shift
-        Of the other groups.
+        Mean expression of the controls of the other groups and its change, groups x genes.
     to
-        Control of the group to predict.
+        Mean expression of the controls of the group to predict, by gene.
     n_components
-        At most one less than there are groups.
+        Number of components; at most one less than the number of groups are used.
     """
     n = min(n_components, len(control) - 1)
     if n < 1:
@@ -145,21 +140,22 @@ def partial_least_squares(control: Table, shift: Table, to: Values, *, n_compone
 def kernel_ridge(
     control: Table, shift: Table, to: Values, *, ridge: float = 0.1, width: float = 1.0
 ) -> np.ndarray:
-    """Mean change plus what groups of similar controls deviate from it.
+    """Predict by the mean change plus a kernel ridge regression of the deviations from it on the controls.
 
-    It is ``mean(D) + k' (K + ridge I)^-1 (D - mean(D))`` with ``K_ij = exp(-||c_i - c_j||^2 / m)``, ``k`` the
-    same towards the group to predict, and ``m`` the median squared distance between two groups.
+    The prediction is ``mean(D) + k' (K + ridge I)^-1 (D - mean(D))``. Here ``D`` are the changes,
+    ``K_ij = exp(-||c_i - c_j||^2 / (width m))``, ``k`` is the kernel between the other groups and the one to
+    predict, and ``m`` is the median squared distance between two of the other groups.
 
     Parameters
     ----------
     control, shift
-        Of the other groups.
+        Mean expression of the controls of the other groups and its change, groups x genes.
     to
-        Control of the group to predict.
+        Mean expression of the controls of the group to predict, by gene.
     ridge
-        On the diagonal of the kernel.
+        Ridge penalty, which is added to the diagonal of the kernel.
     width
-        Factor of ``m``.
+        Width of the kernel in units of ``m``.
     """
     mean, scale = shift.mean(0), width * typical_distance(control)
     if scale == 0:
@@ -169,42 +165,36 @@ def kernel_ridge(
     return mean + towards @ np.linalg.solve(between + ridge * np.eye(len(control)), shift - mean)
 
 
-def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Between all rows of two arrays."""
-    return cdist(a, b, "sqeuclidean")
-
-
-def typical_distance(control: np.ndarray) -> float:
-    """Median squared distance between two groups; 0 where there are no two."""
-    pairs = squared_distances(control, control)[np.triu_indices(len(control), 1)]
-    return float(np.median(pairs)) if len(pairs) else 0.0
-
-
 Shift = Callable[..., np.ndarray]
-#: Each predictor and the settings from which :func:`tuned` chooses.
-SHIFTS: dict[str, tuple[Shift, dict[str, tuple]]] = {
-    "mean shift": (mean_shift, {}),
-    "nearest type": (nearest_type, {}),
-    "similarity-weighted": (weighted_shift, {"sharpness": (0.5, 1.0, 3.0, 10.0)}),
-    "ridge on PCs": (ridge_on_pcs, {"n_pcs": (1, 2, 3), "ridge": (0.01, 0.05, 0.2, 1.0)}),
-    "kernel ridge": (kernel_ridge, {"ridge": (0.01, 0.03, 0.1, 0.3, 1.0), "width": (0.5, 1.0, 2.0, 4.0)}),
-    "ridge by gene": (ridge_by_gene, {"ridge": (0.01, 0.1, 1.0)}),
-    "partial least squares": (partial_least_squares, {"n_components": (1, 2, 3)}),
-}
+#: Predictors by name, each with the settings from which :func:`tuned` chooses;
+#: :func:`scalloy.baselines.register` adds one.
+SHIFTS: Registry[tuple[Shift, dict[str, tuple]]] = Registry(
+    "sa.baselines.SHIFTS",
+    {
+        "mean shift": (mean_shift, {}),
+        "nearest type": (nearest_type, {}),
+        "similarity-weighted": (weighted_shift, {"sharpness": (0.5, 1.0, 3.0, 10.0)}),
+        "ridge on PCs": (ridge_on_pcs, {"n_pcs": (1, 2, 3), "ridge": (0.01, 0.05, 0.2, 1.0)}),
+        "kernel ridge": (kernel_ridge, {"ridge": (0.01, 0.03, 0.1, 0.3, 1.0), "width": (0.5, 1.0, 2.0, 4.0)}),
+        "ridge by gene": (ridge_by_gene, {"ridge": (0.01, 0.1, 1.0)}),
+        "partial least squares": (partial_least_squares, {"n_components": (1, 2, 3)}),
+    },
+)
 
 
 @by_name(control="groups genes", shift="groups genes")
 def tuned(name: str, control: Table, shift: Table) -> dict[str, Any]:
-    """Settings of a predictor with which it misses least of groups that are left out, one at a time.
+    """Choose the settings of a predictor by its squared error on groups that are left out one at a time.
 
-    Beyond 20 groups, 20 of them are left out, evenly spread over their order.
+    Of more than 20 groups, 20 are left out, evenly spread over their order. The result is empty, which leaves
+    the defaults, if there is nothing to choose or there are fewer than three groups.
 
     Parameters
     ----------
     name
-        A key of :data:`SHIFTS`.
+        Name of the predictor, a key of :data:`SHIFTS`.
     control, shift
-        Of the groups that were seen; with fewer than three the defaults stay.
+        Mean expression of the controls of the groups and its change, groups x genes.
     """
     predict, grid = SHIFTS[name]
     if not grid or len(control) < 3:

@@ -1,4 +1,4 @@
-"""Protocols that put our models and their rivals into one table: ``scalloy benchmark NAME``."""
+"""Benchmarks that compare our models with their rivals in one table: ``scalloy benchmark NAME``."""
 
 from scalloy.benchmark.cell_eval import to_cell_eval
 from scalloy.benchmark.clustering import clustering

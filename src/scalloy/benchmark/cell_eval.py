@@ -1,4 +1,4 @@
-"""Predictions and truth as the two files that cell-eval (Arc Institute) compares."""
+"""Conversion of predictions and real cells into the two files that cell-eval (Arc Institute) compares."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import anndata as ad
 import numpy as np
 from anndata import AnnData
 
+from scalloy._arguments import one_of
 from scalloy.benchmark.transfer import log_normalised
-from scalloy.models import _options
 
 
 def to_cell_eval(
@@ -20,30 +20,32 @@ def to_cell_eval(
     control: str,
     folder: str | Path | None = None,
 ) -> tuple[AnnData, AnnData]:
-    """Cells that were predicted and real ones, each with the same real controls, log-normalised.
+    """Return predicted and real cells, log-normalised and each joined with the same real controls.
 
+    Pass them on with
     ``cell_eval.MetricsEvaluator(*to_cell_eval(...), control_pert=control, pert_col=condition_key)``.
 
     Parameters
     ----------
     predicted
-        Of ``model.transfer(...)``, one condition or several joined. Sampled counts are taken where there are
-        some, since cells are compared and not only their means; otherwise ``.X``.
+        Result of ``model.transfer(...)`` for one condition, or several such results joined. Sampled counts in
+        ``.layers["counts"]`` are used if present, because whole cells are compared and not only their means;
+        otherwise ``.X``.
     real
-        Raw counts with controls and the treated cells, with the genes of ``predicted``.
+        Raw counts of the controls and the treated cells, with at least the genes of ``predicted``.
     condition_key
-        Column of ``.obs`` of both.
+        Column of ``.obs`` with the condition, in both objects.
     control
-        Name of the controls in it.
+        Name of the control condition in that column.
     folder
-        Where ``predicted.h5ad`` and ``real.h5ad`` are written.
+        Folder in which ``predicted.h5ad`` and ``real.h5ad`` are written; ``None`` writes nothing.
 
     Returns
     -------
-    Predicted and real cells, under the same conditions and with the genes in the same order.
+    Predicted and real cells, with the same conditions and with the genes in the same order.
     """
     names = real.obs[condition_key].astype(str)
-    _options.one_of("control", control, list(names.unique()))
+    one_of("control", control, list(names.unique()))
     wanted = predicted.obs[condition_key].astype(str)
     if lacking := sorted(set(wanted) - set(names)):
         msg = f"`real` has no cells under {', '.join(lacking)}, which `predicted` holds."
@@ -58,7 +60,7 @@ def to_cell_eval(
     truth = _cells(log_normalised(kept.X), kept, condition_key)
     controls = truth[(truth.obs[condition_key] == control).to_numpy()]
     new = _cells(x, predicted, condition_key)
-    new.obs_names = [f"predicted_{k}" for k in new.obs_names]  # they are named after controls
+    new.obs_names = [f"predicted_{k}" for k in new.obs_names]  # predictions carry the controls' names
     out = ad.concat([new, controls]), truth
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -68,5 +70,6 @@ def to_cell_eval(
 
 
 def _cells(x: np.ndarray, like: AnnData, condition_key: str) -> AnnData:
+    """Return an AnnData of ``x`` with the conditions and gene names of ``like``."""
     obs = like.obs[[condition_key]].astype(str)
     return AnnData(x.astype(np.float32), obs=obs, var=like.var[[]].copy())

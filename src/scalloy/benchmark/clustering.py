@@ -1,4 +1,4 @@
-"""Clusters without labels, beside the rivals, on data of known types. No label is used for any choice."""
+"""Clustering without labels on data with known types; the labels give at most the number of clusters."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from sklearn.mixture import GaussianMixture
 from scalloy import metrics
 from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET, load, normed_copy
-from scalloy.models import CGMDVAE, GMVAE
-from scalloy.models._mixture import MixtureModel
+from scalloy.models import CGMDVAE, GMVAE, ScalloyModel
 
 SETS = ("pbmc4k_dcc", "mouse_bladder_2746", "zeisel_cortex", "pbmc3k", "paul15")
 
@@ -35,22 +34,25 @@ def clustering(
     original: bool = False,
     **model: Any,
 ) -> pd.DataFrame:
-    """ARI, NMI, macro-F1 and accuracy after one-to-one matching, and the types above 2 % that were found.
+    """Score the clusters of our models and their rivals against known cell types.
+
+    Scores are ARI, NMI, macro-F1 and accuracy after one-to-one matching, and the number of types with more
+    than 2 % of the cells that no cluster represents (``large_types_lost``).
 
     Parameters
     ----------
     data
         Names of data sets, see :func:`scalloy.benchmark.fit.load`.
     seeds
-        Of everything that is random.
+        Random seeds; every method runs once with each.
     scvi_epochs
-        Of SCVI as a rival; 0 leaves it out, ``None`` is its default.
+        Number of epochs of SCVI as a rival; 0 leaves it out, ``None`` uses its default.
     n_genes
-        Most variable genes that are kept.
+        Number of most variable genes that are kept.
     max_epochs
-        Of ours, instead of the default.
+        Maximum number of epochs of our models; ``None`` uses their default.
     original
-        Whether the thesis' formulation, ``CGMDVAE.original``, is there too (its networks are large).
+        Whether to include the thesis' formulation, ``CGMDVAE.original`` (its networks are large).
     **model
         Arguments of CGMDVAE.
     """
@@ -86,11 +88,11 @@ def ours(
     adata: AnnData,
     seed: int,
     max_epochs: int | None,
-    cls: type[MixtureModel] = CGMDVAE,
-    make: Callable[..., MixtureModel] | None = None,
+    cls: type[ScalloyModel] = CGMDVAE,
+    make: Callable[..., ScalloyModel] | None = None,
     **model: Any,
 ) -> np.ndarray:
-    """Clusters of a model of ours, made by its class or otherwise."""
+    """Train one of our models and return its clusters; ``make`` replaces the class as constructor."""
     scvi.settings.seed = seed
     cls.setup_anndata(adata)
     made = (make or cls)(adata, **model)
@@ -99,14 +101,14 @@ def ours(
 
 
 def principal_components(adata: AnnData, n: int = 30) -> np.ndarray:
-    """Of log-normalised counts."""
+    """Return the principal components of log-normalised counts."""
     normed = normed_copy(adata)
     sc.pp.pca(normed, n_comps=n)
     return np.array(normed.obsm["X_pca"])
 
 
 def leiden(x: np.ndarray, seed: int, k: int | None = None) -> np.ndarray:
-    """Leiden on 15 neighbours; with ``k`` the resolution is searched for which so many clusters are found."""
+    """Return Leiden clusters of the 15-neighbour graph; ``k`` searches the resolution that gives ``k``."""
     graph = ad.AnnData(x)
     sc.pp.neighbors(graph, use_rep="X", random_state=seed)
 
@@ -118,6 +120,7 @@ def leiden(x: np.ndarray, seed: int, k: int | None = None) -> np.ndarray:
 
 
 def _nearest(at: Callable[[float], np.ndarray], k: int) -> np.ndarray:
+    """Search the resolution by bisection and return the clusters whose number is closest to ``k``."""
     low, high, best = 0.01, 5.0, at(1.0)
     for _ in range(16):
         middle = float(np.sqrt(low * high))
@@ -131,7 +134,7 @@ def _nearest(at: Callable[[float], np.ndarray], k: int) -> np.ndarray:
 
 
 def scvi_latent(adata: AnnData, seed: int, max_epochs: int | None) -> np.ndarray:
-    """Of SCVI with its defaults."""
+    """Return the latent representation of SCVI with its default settings."""
     scvi.settings.seed = seed
     scvi.model.SCVI.setup_anndata(adata)
     made = scvi.model.SCVI(adata)
@@ -140,11 +143,11 @@ def scvi_latent(adata: AnnData, seed: int, max_epochs: int | None) -> np.ndarray
 
 
 def scores(truth: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
-    """Agreement of clusters with types."""
+    """Return the scores of clusters against the true types."""
     table = pd.crosstab(truth, clusters)
     matched = metrics.matched(truth, clusters).astype(str)
     large = table.sum(1) > 0.02 * len(truth)
-    majority = set(table.idxmax(axis=0))  # a type is found where it is the most frequent one of a cluster
+    majority = set(table.idxmax(axis=0))  # found: most frequent type of some cluster
     return {
         "clusters": len(table.columns),
         "ari": float(adjusted_rand_score(truth, clusters)),
@@ -156,7 +159,7 @@ def scores(truth: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Median, worst and spread over seeds; and the mean rank of each method by its median ARI."""
+    """Summarise over seeds: medians, worst and standard deviation of ARI, and mean rank by median ARI."""
     by = frame.groupby(["data", "method"], sort=False)
     out = by[["ari", "nmi", "macro_f1", "clusters", "large_types_lost"]].median()
     out.insert(1, "ari_worst", by["ari"].min())

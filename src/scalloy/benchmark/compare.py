@@ -1,4 +1,4 @@
-"""Is the test of groups right where nothing differs, and does it see what does? Beside the naive test."""
+"""Size, power and speed of the permutation tests between groups of cells, beside the naive test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scalloy.benchmark.fit import QUIET, load
 from scalloy.models import VAE
 
 LEVEL = 0.05
-FITS = 10_000  # cells whose matrix of pairs pertpy can keep
+FITS = 10_000  # number of cells up to which pertpy's matrix of all pairs fits into memory
 TESTS: dict[str, dict[str, Any]] = {
     "MMD, donors": {"donor_key": "donor"},
     "energy, donors": {"donor_key": "donor", "test": "energy"},
@@ -38,20 +38,22 @@ def donors(
     shift: float = 0.0,
     rng: np.random.Generator,
 ) -> AnnData:
-    """Cells in a latent space: each donor has a mean of its own, and 50 to 150 % of the cells.
+    """Simulate cells in a latent space, where each donor has its own mean and its own number of cells.
 
     Parameters
     ----------
     n_donors, n_cells, n_dims
-        Donors in all, cells of each on average, latents.
+        Number of donors, average number of cells per donor (each has 50 to 150 % of it), and number of latent
+        dimensions.
     donor_sd
-        Of the donors' means, where that of cells is 1.
+        Standard deviation of the donors' means; cells have standard deviation 1 around the mean of their
+        donor.
     paired
-        Whether each donor has cells in both groups, or half of the donors are in each.
+        Whether each donor has cells in both groups; otherwise half of the donors are in each group.
     share, shift
-        Of the cells of the second group this share is moved so far along the first latent.
+        Fraction of the second group's cells that are moved along the first latent dimension, and by how much.
     rng
-        Of everything.
+        Random number generator.
     """
     sizes = rng.integers(n_cells // 2, n_cells + n_cells // 2 + 1, n_donors)
     donor = np.repeat(np.arange(n_donors), sizes)
@@ -68,7 +70,7 @@ def donors(
 def _rejected(
     n: int, seed: int, tests: dict[str, dict[str, Any]], n_permutations: int, **settings: Any
 ) -> list[dict[str, Any]]:
-    """Share of simulations in which each test rejects, with its 95 % interval."""
+    """Return the share of simulations in which each test rejects, with its 95 % confidence interval."""
     hits = dict.fromkeys(tests, 0)
     for i in range(n):
         rng = np.random.default_rng([seed, i])
@@ -85,18 +87,18 @@ def _rejected(
 
 
 def size(*, n_simulations: int = 500, seed: int = 0, n_permutations: int = 1000) -> pd.DataFrame:
-    """How often is a difference claimed where there is none? It should be in 5 % of the simulations.
+    """Measure how often each test claims a difference where there is none; it should be 5 %.
 
-    Six and six donors in different groups, and eight donors that are in both; with donors that differ.
+    Two designs: six donors in each group, and eight donors with cells in both groups. Donors differ in both.
 
     Parameters
     ----------
     n_simulations
-        For each row.
+        Number of simulations per row.
     seed
-        Of the simulations.
+        Random seed of the simulations.
     n_permutations
-        At most.
+        Maximum number of permutations per test.
     """
     rows = []
     for design, settings in {"6 + 6 donors": {}, "8 donors in both": {"n_donors": 8, "paired": True}}.items():
@@ -114,18 +116,20 @@ def power(
     n_permutations: int = 1000,
     classifier: bool = False,
 ) -> pd.DataFrame:
-    """How often is a shift in a small part of the cells seen? Six and six donors, 400 cells each.
+    """Measure how often each test detects a shift in a small fraction of the cells.
+
+    There are six donors in each group, with 400 cells each on average.
 
     Parameters
     ----------
     shift
-        In standard deviations of a cell.
+        Distances by which cells are moved, in standard deviations of the cells of a donor.
     share
-        Of the cells that are shifted.
+        Fraction of the second group's cells that are moved.
     n_simulations, seed, n_permutations
-        As in :func:`size`.
+        Simulations per row, random seed, and maximum number of permutations, as in :func:`size`.
     classifier
-        Whether the classifier's test is measured as well (long).
+        Whether to measure the test by a classifier as well (takes long).
     """
     tests = {k: v for k, v in TESTS.items() if v}
     if classifier:
@@ -141,22 +145,22 @@ def power(
 def speed(
     *, n_cells: Sequence[int] = (1000, 3000, 10_000, 100_000), seed: int = 0, n_permutations: int = 1000
 ) -> pd.DataFrame:
-    """Time of the test with so many permutations, as a ratio of pertpy's to ours in the same run.
+    """Compare the time of our permutation test with pertpy's, as a ratio within the same run.
 
-    pertpy's permutation test permutes cells, so ours does too; ``donors`` is ours with twelve donors. Where
-    pertpy keeps a matrix of all pairs that would not fit, it is left out.
+    pertpy permutes cells, so ours does too in ``pertpy / ours``; ``pertpy / ours, donors`` has ours permute
+    twelve donors. pertpy keeps a matrix of all pairs of cells, so above 10,000 cells it is left out (NaN).
 
     Parameters
     ----------
     n_cells
-        Of both groups.
+        Numbers of cells, in both groups together.
     seed
-        Of the simulation.
+        Random seed of the simulation.
     n_permutations
-        Of each test.
+        Maximum number of permutations of each test.
     """
     few, rows = donors(rng=np.random.default_rng(seed)), []
-    for test in ("mmd", "energy"):  # what is compiled or loaded at the first call
+    for test in ("mmd", "energy"):  # warm up: compilation and imports are not timed
         compare.groups(few, "X_z", groupby="group", test=test, n_permutations=3)
         _pertpy(few, test, 3)
     for n in n_cells:
@@ -172,16 +176,18 @@ def speed(
 
 
 def _seconds(run: Callable[..., Any], *args: Any, **given: Any) -> float:
+    """Return the seconds that one call takes."""
     begin = time.perf_counter()
     run(*args, **given)
     return time.perf_counter() - begin
 
 
 def _pertpy(adata: AnnData, test: str, n_permutations: int) -> pd.DataFrame:
+    """Run pertpy's permutation test of group b against group a."""
     try:
         import pertpy
     except ImportError as error:
-        msg = "`compare --what speed` measures pertpy too: pip install pertpy."
+        msg = "`compare --what speed` also measures pertpy, which is not installed: pip install pertpy."
         raise ImportError(msg) from error
     metric = {"mmd": "mmd", "energy": "edistance"}[test]
     made = pertpy.tl.DistanceTest(metric, n_perms=n_permutations, obsm_key="X_z")
@@ -190,18 +196,19 @@ def _pertpy(adata: AnnData, test: str, n_permutations: int) -> pd.DataFrame:
 
 @keeps_seed()
 def kang(*, seed: int = 0, n_genes: int = 2000, max_epochs: int | None = None) -> pd.DataFrame:
-    """Real donors: control against stimulated cells of each type, and controls of donors split at random.
+    """Test real donors: control against stimulated cells per type, and controls of two random halves.
 
-    In principal components, and in the latent space of a VAE that knows neither condition nor donor.
+    Both tests run on principal components and on the latent space of a VAE that is told neither condition nor
+    donor, with donors or (naively) cells permuted.
 
     Parameters
     ----------
     seed
-        Of the VAE, the split and the permutations.
+        Random seed of the VAE, the split of donors and the permutations.
     n_genes
-        Most variable genes that are kept.
+        Number of most variable genes that are kept.
     max_epochs
-        Instead of the default.
+        Maximum number of epochs of the VAE; ``None`` uses the default.
     """
     adata = load("kang", n_genes)
     scvi.settings.seed = seed

@@ -1,4 +1,4 @@
-"""What does a component cost? Time of an epoch of GMVAE and CGMDVAE against that of VAE, in one run."""
+"""Cost of model parts: time of an epoch of GMVAE and CGMDVAE relative to VAE, and of VAEs relative to AE."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scalloy.benchmark.fit import QUIET, load
 from scalloy.benchmark.latent import LIKELIHOODS
 from scalloy.benchmark.speed import Clock
 from scalloy.models import AE, CGMDVAE, GMVAE, VAE, BetaVAE, BetaVSC
-from scalloy.models._base import ScalloyModel
+from scalloy.models._core.base import ScalloyModel
 
 ALL = "all"
 
@@ -31,24 +31,26 @@ def cost(
     max_epochs: int = 6,
     repeats: int = 3,
 ) -> pd.DataFrame:
-    """Median processor time of an epoch as a ratio to the VAE's, with the range of the repetitions.
+    """Measure an epoch of GMVAE by number of components: median processor time as a ratio to VAE's.
 
-    They alternate. Give it one thread (``OMP_NUM_THREADS=1``): threads that wait for work count as well.
-
+    The models are timed in turn in each repetition, and the range of the repetitions is given. Run it with
+    one thread (``OMP_NUM_THREADS=1``), because processor time also counts threads that wait for work.
     Components are placed before the first epoch, which is left out, as is validation.
 
     Parameters
     ----------
     data, n_genes
-        As in :func:`scalloy.benchmark.likelihoods`.
+        Name of a data set, see :func:`scalloy.benchmark.fit.load`, and number of most variable genes that are
+        kept.
     n_clusters
         Numbers of components.
     decode_all_up_to
-        Up to this number the time with all components decoded is measured too.
+        Largest number of components for which decoding all of them is measured too; otherwise two are
+        decoded.
     max_epochs
-        Of each measurement.
+        Number of epochs of each measurement.
     repeats
-        How many.
+        Number of measurements.
     """
     adata = load(data, n_genes)
     kinds: list[tuple[int, int | str]] = [(k, 2) for k in n_clusters]
@@ -77,21 +79,21 @@ def autoencoders(
     max_epochs: int = 6,
     repeats: int = 3,
 ) -> pd.DataFrame:
-    """Median time of an epoch of VAE, BetaVAE and BetaVSC as a ratio to the AE's of the same size.
+    """Measure an epoch of VAE, BetaVAE and BetaVSC: median processor time as a ratio to an AE of equal size.
 
-    The source saw variational autoencoders take five times as long as its AE. They had 800 and 400 hidden
-    units and the AE 128: the rows ``VAE, 800 x 2`` have such sizes, the AE 128.
+    The source of AE and VSC reports that variational autoencoders take five times as long as its AE. But they
+    had 800 and 400 hidden units and the AE 128: the rows ``VAE, 800 x 2`` show what such sizes cost.
 
     Parameters
     ----------
     data
         Name of a data set, see :func:`scalloy.benchmark.fit.load`.
     n_latent
-        Of all models, 6 in the source.
+        Number of latent dimensions of all models; 6 in the source.
     n_genes
-        Most variable genes that are kept; ``None`` is all, as in the source.
+        Number of most variable genes that are kept; ``None`` keeps all, as in the source.
     max_epochs, repeats
-        As in :func:`cost`.
+        Epochs of each measurement, and number of measurements, as in :func:`cost`.
     """
     adata = load(data, n_genes)
     kinds: dict[tuple[str, str], tuple[type[ScalloyModel], dict[str, Any]]] = {}
@@ -124,18 +126,19 @@ def conditional(
     max_epochs: int = 5,
     repeats: int = 3,
 ) -> pd.DataFrame:
-    """Median processor time of an epoch of CGMDVAE as a ratio to that of a VAE of the same sizes.
+    """Measure an epoch of CGMDVAE: median processor time as a ratio to that of a VAE of the same size.
 
     The VAE removes the condition as a batch.
 
     Parameters
     ----------
     data
-        Name of a data set with ``condition`` and ``cell_type``.
+        Name of a data set with columns ``condition`` and ``cell_type``.
     batch_size
-        Cells per step.
+        Numbers of cells per training step.
     n_genes, max_epochs, repeats
-        As in :func:`cost`.
+        Most variable genes that are kept, epochs of each measurement, and number of measurements, as in
+        :func:`cost`.
     """
     adata = load(data, n_genes)
     given = {"condition_key": "condition"}
@@ -172,7 +175,7 @@ def _epoch(
     batch_size: int = 128,
     **settings: Any,
 ) -> float:
-    """Processor time of the median epoch but the first."""
+    """Return the median processor time of an epoch of training, without the first epoch."""
     scvi.settings.seed = seed
     clock = Clock(time.process_time)
     cls.setup_anndata(adata, **(setup or {}))

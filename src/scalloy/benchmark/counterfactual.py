@@ -1,4 +1,4 @@
-"""Prediction under several conditions where the truth of each cell is known: simulated counterfactuals."""
+"""Benchmark of counterfactual predictions on simulated cells, whose truth is known under every condition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET
 from scalloy.benchmark.transfer import Rival, chosen, log_normalised
 
-N_DRAWS = 100  # of the counts of a cell, for what is expected of their logarithm
+N_DRAWS = 100  # draws of each cell's counts that estimate the expectation of their logarithm
 
 
 @keeps_seed()
@@ -30,27 +30,28 @@ def counterfactual(
     max_epochs: int | None = None,
     **model: Any,
 ) -> pd.DataFrame:
-    """One cluster is seen under the first condition only; what would each of its cells be under the others?
+    """Score predictions of a cluster that is seen under control only, cell by cell and on average.
 
     Parameters
     ----------
     models
-        As in :func:`scalloy.benchmark.transfer`.
+        Names of :func:`scalloy.benchmark.transfer.rivals` (``None`` runs all of them), or a mapping from
+        names to :class:`scalloy.benchmark.transfer.Rival`.
     seeds
-        Of the data, of weights, split, training and sampling.
+        Random seeds of the data, the weights, the split, the training and the sampling.
     n_obs, n_vars, n_clusters, n_conditions
-        Of :func:`scalloy.datasets.simulate`.
+        Sizes passed to :func:`scalloy.datasets.simulate`.
     max_epochs
-        Instead of the default.
+        Maximum number of epochs; ``None`` uses the default of each model.
     **model
         Arguments of CGMDVAE.
 
     Returns
     -------
     One row for each condition, model and seed: ``skill`` and ``pearson_delta`` of the cluster's mean, and
-    ``skill_of_each``: 1 - squared error over all cells / that of one who knows exactly what is expected of
-    each cell under control, and nothing of the condition. The truth is what is expected of the log-normalised
-    counts of the cell with the mean that it has under the condition.
+    ``skill_of_each``, which is 1 - squared error over all cells / squared error of a predictor that knows the
+    exact expectation of each cell under control and predicts no change. The truth of a cell is the
+    expectation of its log-normalised counts, given its true mean under the condition.
     """
     known, rows = chosen(models, **model), []
     for seed in seeds:
@@ -76,7 +77,7 @@ def counterfactual(
 
 
 def expected(cells: AnnData, condition: str, seed: int) -> np.ndarray:
-    """Of log-normalised counts of each cell under a condition, by draws from the distribution they have."""
+    """Estimate the expected log-normalised counts of each cell under a condition, by drawing counts."""
     rng, mean, theta = np.random.default_rng(seed), cells.layers[f"mean_{condition}"], cells.uns["theta"]
     total = np.zeros(mean.shape)
     for _ in range(N_DRAWS):
@@ -87,7 +88,7 @@ def expected(cells: AnnData, condition: str, seed: int) -> np.ndarray:
 def scores(
     predicted: np.ndarray, source: AnnData, control: np.ndarray, truth: np.ndarray
 ) -> dict[str, float]:
-    """Of the mean over cells, and of each cell."""
+    """Return the scores of the mean over cells, and of the cells one by one."""
     observed = log_normalised(source.X).mean(0)
     means = (predicted.mean(0), truth.mean(0) - control.mean(0) + observed, observed)
     return {
@@ -98,7 +99,7 @@ def scores(
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean over conditions, and spread over seeds."""
+    """Average over conditions, and return mean and standard deviation over seeds for each method."""
     columns = ["skill", "pearson_delta", "skill_of_each"]
     by_seed = frame.groupby(["method", "seed"], sort=False)[columns].mean().reset_index()
     return spread(by_seed, ["method"], columns, digits=3)

@@ -1,8 +1,8 @@
-"""What a coupled prior can do where the truth is known: cross-generation, identifiability, a small modality.
+"""Benchmarks of the coupled prior on data whose truth is known.
 
-``classes``      eight classes in 80 genes and 16 proteins: is what is generated from the other modality of
+``classes``      eight classes in 80 genes and 16 proteins: does one modality, generated from the other, have
                  the right class?
-``sources``      codes drawn from a coupled prior: are they found again, up to scale and order?
+``sources``      codes drawn from a coupled prior: are they recovered, up to scale and order?
 ``starvation``   eight Gaussians on a circle paired with handwritten digits: is the small modality learned?
 """
 
@@ -21,16 +21,16 @@ from scalloy import datasets, metrics
 from scalloy._seeds import seeded
 from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET
-from scalloy.blocks.coupling import SecondOrder
+from scalloy.blocks.coupled_prior import SecondOrder
 from scalloy.models import POISEVAE
 
 N_CLASSES = 8
 KEY = "protein_counts"
-NOISE = 0.2**0.5  # standard deviation of the points around the centres of a circle
+NOISE = 0.2**0.5  # standard deviation of points around the centres on the circle
 
 
 def eight_classes(n: int = 2500, seed: int = 0) -> AnnData:
-    """NB counts of 80 genes (with factors of their own, and depth) and of 16 proteins; ``obs["class"]``."""
+    """Simulate NB counts of 80 genes (with private factors and depth) and 16 proteins in eight classes."""
     rng = np.random.default_rng(seed)
     k = rng.integers(N_CLASSES, size=n)
     own = 0.4 * rng.normal(size=(n, 3)) @ rng.normal(size=(3, 80))
@@ -53,19 +53,19 @@ def classes(
     max_epochs: int | None = None,
     **model: Any,
 ) -> pd.DataFrame:
-    """Share of 500 held-out cells of which what is generated from the other modality has the right class.
+    """Measure how often a modality predicted from the other one has the class of the cell.
 
-    The class is that with the nearest mean of ``log1p`` (of genes, scaled to 10,000) among the 2,000 others;
-    chance is 1/8.
+    500 cells are held out. A prediction belongs to the class whose mean ``log1p`` profile among the 2,000
+    training cells is nearest (counts of genes are scaled to 10,000 per cell first); chance is 1/8.
 
     Parameters
     ----------
     joints
-        Of :class:`~scalloy.POISEVAE`.
+        Values of the argument ``joint`` of :class:`~scalloy.POISEVAE`.
     seeds
-        Of data and training.
+        Random seeds of the data and the training.
     max_epochs
-        Instead of the default.
+        Maximum number of epochs; ``None`` uses the default.
     **model
         Arguments of the model.
     """
@@ -87,12 +87,14 @@ def classes(
 
 
 def _observed(cells: AnnData, name: str) -> np.ndarray:
+    """Return ``log1p`` of the counts of a modality, of genes after scaling to 10,000 per cell."""
     if name == "prot":
         return np.log1p(cells.obsm[KEY].to_numpy(float))
     return np.log1p(1e4 * cells.X / cells.X.sum(1, keepdims=True))
 
 
 def _right_class(predicted: np.ndarray, known: np.ndarray, train: AnnData, test: AnnData) -> float:
+    """Return the share of test cells whose prediction is nearest to the mean of their own class."""
     codes, truth = (c.obs["class"].astype(int).to_numpy() for c in (train, test))
     profiles = np.stack([known[codes == k].mean(0) for k in range(N_CLASSES)])
     nearest = np.square(predicted[:, None] - profiles).sum(-1).argmin(1)
@@ -100,7 +102,7 @@ def _right_class(predicted: np.ndarray, known: np.ndarray, train: AnnData, test:
 
 
 def drawn_sources(n: int = 5000, d: int = 3, seed: int = 0) -> tuple[AnnData, np.ndarray, np.ndarray]:
-    """Codes from a coupled prior, seen through two random networks with little noise."""
+    """Draw codes from a coupled prior and observe them through two random networks with little noise."""
     with seeded(seed), torch.no_grad():
         prior = SecondOrder(d, d, kappa=0.95)
         prior.g11.copy_(0.8 * torch.randn(d, d))
@@ -125,16 +127,16 @@ def sources(
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     max_epochs: int | None = None,
 ) -> pd.DataFrame:
-    """Mean correlation of true sources with the latents they match best, one to one, in each modality.
+    """Measure the mean correlation of true sources with their one-to-one matched latents, per modality.
 
     Parameters
     ----------
     joints
-        Of :class:`~scalloy.POISEVAE`; all have the same networks.
+        Values of the argument ``joint`` of :class:`~scalloy.POISEVAE`; all have the same networks.
     seeds
-        Of data and training.
+        Random seeds of the data and the training.
     max_epochs
-        Instead of the default.
+        Maximum number of epochs; ``None`` uses the default.
     """
     rows = []
     for seed in seeds:
@@ -152,7 +154,7 @@ def sources(
 
 
 def circle_and_digits(radius: float, n: int = 6000, seed: int = 0) -> AnnData:
-    """Digits 1 to 8, and points of eight Gaussians (variance 1/5) on a circle."""
+    """Pair images of the digits 1 to 8 with points of eight Gaussians (variance 1/5) on a circle."""
     images = datasets.digits(seed=seed)
     digit = images.obs["digit"].astype(int).to_numpy()
     rng = np.random.default_rng(seed)
@@ -172,23 +174,24 @@ def starvation(
     seeds: Sequence[int] = (0, 1, 2),
     max_epochs: int = 40,
 ) -> pd.DataFrame:
-    """Points on a circle beside images: classes told from the code of a point alone, and points generated.
+    """Measure whether points on a circle are learned beside images, which have far more dimensions.
 
-    ``from_point`` and ``from_image`` are the shares of points whose class is that of the centre nearest to
-    what is decoded from the point, or from the image, alone; ``distance`` is the mean distance of generated
-    points from the nearest centre, over that of real ones; ``sigma`` is the learned standard deviation over
-    the true one. Two models without clusters are beside it: one Gaussian, and a ring (:func:`references`).
+    ``from_point`` and ``from_image`` are the shares of cells whose point, when decoded from the point or the
+    image alone, lies nearest to the centre of its class. ``distance`` is the mean distance of generated
+    points from the nearest centre, divided by that of real points. ``sigma`` is the learned standard
+    deviation divided by the true one. Two models without clusters serve as references: one Gaussian, and a
+    ring (:func:`references`).
 
     Parameters
     ----------
     joints
-        Of :class:`~scalloy.POISEVAE`.
+        Values of the argument ``joint`` of :class:`~scalloy.POISEVAE`.
     radii
-        Of the circle.
+        Radii of the circle.
     seeds
-        Of data and training.
+        Random seeds of the data and the training.
     max_epochs
-        Of training.
+        Maximum number of epochs.
     """
     rows = []
     for radius in radii:
@@ -222,16 +225,16 @@ def starvation(
 
 
 def references(points: np.ndarray, seed: int = 0, n: int = 20_000) -> dict[str, np.ndarray]:
-    """Points of two models that know no clusters: a Gaussian, and a ring with the same distances from zero.
+    """Draw points from two models without clusters: a Gaussian, and a ring with the real distances from zero.
 
     Parameters
     ----------
     points
-        Real points.
+        Real points, to which both models are fitted.
     seed
         Random seed.
     n
-        Number of points.
+        Number of points to draw from each.
     """
     rng = np.random.default_rng(seed)
     gaussian = rng.multivariate_normal(points.mean(0), np.cov(points.T), n)
@@ -241,6 +244,6 @@ def references(points: np.ndarray, seed: int = 0, n: int = 20_000) -> dict[str, 
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance of each point from the nearest centre, and which that is."""
+    """Return the distance of each point from the nearest centre, and the index of that centre."""
     distance = np.sqrt(np.square(points[:, None] - centres).sum(-1))
     return distance.min(1), distance.argmin(1)

@@ -1,7 +1,7 @@
-"""What several processes win: one model trained by them beside one process, with the same batches.
+"""Benchmark of distributed training: several processes train one model, compared with a single process.
 
-Each process computes in one thread, as on machines with one core for each; each training is a fresh process,
-and repetitions alternate.
+All trainings have the same total batch size. Every process computes in one thread, as if it had one core to
+itself. Each training starts in a fresh process, and repetitions alternate between the two.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def devices(
     max_epochs: int = 6,
     repeats: int = 3,
 ) -> pd.DataFrame:
-    """Cells per second and lowest validation loss of several processes as ratios to one.
+    """Measure cells per second and lowest validation loss of several processes, as ratios to one process.
 
     Parameters
     ----------
     data
         Name of a data set, see :func:`scalloy.benchmark.fit.load`.
     processes
-        How many.
+        Number of processes that train together.
     batch_size
-        Of all processes together.
+        Number of cells per step, over all processes together.
     max_epochs, repeats
-        Of each training, and how many trainings.
+        Number of epochs of each training, and number of trainings of each kind.
     """
     job = {
         "data": data,
@@ -59,7 +59,7 @@ def devices(
 
 
 def work(job: dict[str, Any]) -> dict[str, Any] | None:
-    """One training; the first process says what it found."""
+    """Train once and return the figures, or ``None`` in every process but the first."""
     import scvi
     import torch
 

@@ -1,7 +1,7 @@
-"""Held-out evidence of our VAE and of ``scvi.model.SCVI`` by one and the same function.
+"""Held-out evidence of our VAE and of ``scvi.model.SCVI``, computed by the same function.
 
-Both give the parameters of the same densities; log-likelihood, KL and importance weights are computed
-here, from dense counts, and by neither package's own getters.
+Both models supply the parameters of the same densities. Log-likelihood, KL and importance weights are
+computed here from dense counts, not by the getters of either package.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scalloy.vae.base import Batch
 
 
 class Cell(NamedTuple):
-    """Some cells within a model: counts, posterior of the code, and a decoder to the density of counts."""
+    """Mini-batch of cells: counts, posterior of the code, and decoder from a code to their density."""
 
     x: Tensor
     q_z: Normal
@@ -33,7 +33,7 @@ class Cell(NamedTuple):
 
 
 def cells_of(model: Any, indices: np.ndarray, batch_size: int = 256) -> Iterator[Cell]:
-    """The given cells as the model sees them."""
+    """Yield the given cells in mini-batches, encoded by the model."""
     model.module.eval()
     device = next(model.module.parameters()).device
     for given in AnnDataLoader(model.adata_manager, indices=indices, batch_size=batch_size):
@@ -42,6 +42,7 @@ def cells_of(model: Any, indices: np.ndarray, batch_size: int = 256) -> Iterator
 
 
 def _ours(module: Any, tensors: dict[str, Tensor]) -> Cell:
+    """Encode a mini-batch with one of our modules."""
     batch = Batch.of(tensors)
 
     def decode(z: Tensor) -> Any:
@@ -51,6 +52,7 @@ def _ours(module: Any, tensors: dict[str, Tensor]) -> Cell:
 
 
 def _scvi(module: Any, tensors: dict[str, Tensor]) -> Cell:
+    """Encode a mini-batch with the module of SCVI."""
     out = module.inference(**module._get_inference_input(tensors))
 
     def decode(z: Tensor) -> Any:
@@ -65,18 +67,19 @@ def _scvi(module: Any, tensors: dict[str, Tensor]) -> Cell:
 
 @torch.inference_mode()
 def evidence(model: Any, indices: np.ndarray, *, n_mc_samples: int = 50, seed: int = 0) -> dict[str, float]:
-    """Mean nats per cell: reconstruction, KL, ELBO, and importance-weighted marginal log-likelihood.
+    """Return reconstruction error, KL, ELBO and marginal log-likelihood, as means in nats per cell.
 
     Parameters
     ----------
     model
-        A trained VAE of ours or ``SCVI``, both NB or ZINB with observed library size.
+        A trained VAE of ours, or ``SCVI``, with an NB or ZINB likelihood and observed library size.
     indices
         Held-out rows of the model's cells.
     n_mc_samples
-        Samples of the importance-weighted estimate; 0 leaves it out.
+        Number of samples of the importance-weighted estimate of the marginal log-likelihood; with 0,
+        ``marginal_ll`` is minus infinity.
     seed
-        Of the samples; torch's own state is left as it was.
+        Random seed of the samples; torch's random state is restored afterwards.
     """
     rows: list[Tensor] = []
     with seeded(seed):
@@ -98,14 +101,14 @@ def evidence(model: Any, indices: np.ndarray, *, n_mc_samples: int = 50, seed: i
 
 
 def three_parts(n: int, seed: int) -> list[np.ndarray]:
-    """The same 80 % to train, 10 % to validate and 10 % to score on for both models."""
+    """Split ``n`` cells at random: 80 % to train, 10 % to validate and 10 % to score on."""
     score, validate, train = np.split(np.random.default_rng(seed).permutation(n), [n // 10, n // 5])
     return [train, validate, score]
 
 
 @contextmanager
 def keeps_seed() -> Iterator[None]:
-    """Around a benchmark, which sets scvi-tools' seed: afterwards it is what it was."""
+    """Restore scvi-tools' global seed after a benchmark that sets it."""
     before = scvi.settings.seed
     try:
         yield
@@ -114,5 +117,5 @@ def keeps_seed() -> Iterator[None]:
 
 
 def spread(frame: pd.DataFrame, by: list[str], columns: list[str], digits: int = 2) -> pd.DataFrame:
-    """Mean and standard deviation over seeds."""
+    """Return mean and standard deviation of ``columns`` in each group of ``by``."""
     return frame.groupby(by, sort=False)[columns].agg(["mean", "std"]).round(digits)

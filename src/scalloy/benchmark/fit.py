@@ -1,4 +1,4 @@
-"""Does our VAE fit as well as ``scvi.model.SCVI``? Same sizes, likelihood, batch size and held-out cells."""
+"""Held-out fit of our VAE and ``scvi.model.SCVI``, with the same sizes, likelihood and held-out cells."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from anndata import AnnData
 from scvi.model import SCVI
 
 from scalloy import datasets
+from scalloy._arguments import one_of
 from scalloy.benchmark.evidence import evidence, keeps_seed, spread, three_parts
-from scalloy.models import BetaVAE, _options
+from scalloy.models import BetaVAE
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False}
 
@@ -30,30 +31,31 @@ def fit(
     scvi_epochs: int | None = None,
     n_mc_samples: int = 50,
 ) -> pd.DataFrame:
-    """Held-out reconstruction, ELBO and marginal log-likelihood of both, by the same function.
+    """Compare held-out reconstruction, ELBO and marginal log-likelihood of our VAE and SCVI.
 
-    Each is trained as it would be by its users (SCVI: its default epochs, early stopping on, batches of
-    128; ours: all defaults) with the same sizes, likelihood and split: 80 % to train, 10 % to validate (early
-    stopping, best weights), and 10 % which neither has seen to score on.
+    Each model is trained as its users would train it (SCVI: its default epochs, early stopping on, batches of
+    128; ours: all defaults) with the same sizes, likelihood and split: 80 % of the cells to train, 10 % to
+    validate (early stopping, best weights), and 10 % that neither has seen to score on.
 
     Parameters
     ----------
     data
-        ``"kang"``, ``"pbmc3k"``, or ``"kang_subset"`` which is embedded.
+        Names of data sets, such as ``"kang"``, ``"pbmc3k"`` or ``"kang_subset"`` (ships with the package);
+        see :func:`load`.
     gene_likelihood
         ``"nb"`` or ``"zinb"``.
     seeds
-        Of the split, the weights and the training.
+        Random seeds of the split, the weights and the training.
     betas
-        Weights of our KL in training; 1 is the VAE.
+        Weights of the KL term in training our model; 1 is the VAE.
     n_genes
-        Most variable genes that are kept.
+        Number of most variable genes that are kept.
     max_epochs, scvi_epochs
-        Instead of the defaults of each.
+        Maximum number of epochs of our models and of SCVI; ``None`` uses the default of each.
     n_mc_samples
-        Of the marginal log-likelihood.
+        Number of samples for the marginal log-likelihood.
     """
-    _options.one_of("gene_likelihood", gene_likelihood, ("nb", "zinb"))
+    one_of("gene_likelihood", gene_likelihood, ("nb", "zinb"))
     rows: list[dict[str, Any]] = []
     for name in data:
         adata = load(name, n_genes)
@@ -79,14 +81,14 @@ def fit(
 
 
 def load(name: str, n_genes: int | None) -> AnnData:
-    """A data set by name, reduced to its most variable genes."""
+    """Load a data set by name and keep its most variable genes; ``n_genes=None`` keeps all."""
     sets = {
         "kang": lambda: datasets.kang(full=True),
         "kang_subset": datasets.kang,
     }
     files = (k for k in datasets.DOWNLOADS if k.endswith(".h5ad"))
     names = [*sets, *(k.removesuffix(".h5ad") for k in files)]
-    _options.one_of("data", name, names)
+    one_of("data", name, names)
     adata = sets[name]() if name in sets else datasets.labelled(name)
     if n_genes and n_genes < adata.n_vars:
         normed = normed_copy(adata, None)
@@ -98,7 +100,7 @@ def load(name: str, n_genes: int | None) -> AnnData:
 
 
 def normed_copy(adata: AnnData, total: float | None = 1e4) -> AnnData:
-    """With ``log1p`` of counts scaled to ``total`` in each cell; ``None`` is the median of the cells."""
+    """Return a copy with ``log1p`` of counts scaled to ``total`` per cell; ``None`` is the median total."""
     normed = adata.copy()
     sc.pp.normalize_total(normed, target_sum=total)
     sc.pp.log1p(normed)
@@ -106,5 +108,5 @@ def normed_copy(adata: AnnData, total: float | None = 1e4) -> AnnData:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean and spread over seeds of :func:`fit`."""
+    """Return mean and standard deviation over seeds of a table of :func:`fit`."""
     return spread(frame, ["data", "model"], ["epochs", "reconstruction", "kl", "elbo", "marginal_ll"])

@@ -1,13 +1,14 @@
-"""All that is to be known of a GPU, in one run: ``scalloy benchmark gpu``.
+"""Benchmark of a GPU in a single run: ``scalloy benchmark gpu``.
 
-    cells per second   our models beside SCVI: its defaults, and its best, large batches and resident data
-    what gains what    the same without CUDA graphs, without our kernels, in bfloat16, data not on the device
-    a large epoch      VAE on a million cells, drawn again and again from a data set
-    floors             what an epoch takes at least: bytes over bandwidth, operations over rate, both measured
-    where time goes    share of the device's time in matrix products, share of the time in which it works,
-                       how often a step waits for it, and the memory
+    cells per second   our models beside SCVI: its defaults, and its best (large batches, data on the device)
+    what gains what    our VAE without CUDA graphs or our kernels, in bfloat16 or TensorFloat-32, and with
+                       data that are not on the device
+    a large epoch      VAE and CGMDVAE on a million cells, drawn with replacement from a data set
+    floors             least time of an epoch: bytes / bandwidth and operations / rate, both measured
+    where time goes    share of the device's time in matrix products, share of the time in which it is busy,
+                       how often a step waits for it, and its memory
 
-Each row stands for itself: one that fails is NaN, and says why.
+Rows are measured independently: one that fails holds NaN, and its note says why.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ from torch import Tensor
 from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET, load
 from scalloy.benchmark.speed import Clock, PeakMemory, synchronise
-from scalloy.blocks.sparse import dense
-from scalloy.data.loader import CellSplitter
+from scalloy.data.splitter import CellSplitter
+from scalloy.kernels.csr import dense
 from scalloy.models import CGMDVAE, GMVAE, TRVAE, VAE, BetaVSC
 
 PRODUCTS = ("gemm", "cutlass", "xmma", "cublas", "aten::mm", "aten::addmm", "aten::bmm")
 WAITS = "called a synchronizing CUDA operation"
 HIDDEN = 128
-PASSES = 5  # cells x genes in float32: logits out and in, their slope out, and in for two products
+# passes over a cells x genes array in float32 that cannot be avoided: logits written and read, their gradient
+# written, and read by two matrix products
+PASSES = 5
 NO_GPU = "only on a GPU"
 
 
@@ -52,22 +55,28 @@ def gpu(
     steps: int = 100,
     batch_size: int = 4096,
 ) -> pd.DataFrame:
-    """One row per quantity: ``value``, its ``unit``, the ratio to SCVI's defaults, and a ``note``.
+    """Measure speed, its least possible time, and the use of a GPU.
 
     Parameters
     ----------
     data
-        Whose cells are drawn with replacement, see :func:`scalloy.benchmark.fit.load`.
+        Name of the data set from which cells are drawn with replacement, see
+        :func:`scalloy.benchmark.fit.load`.
     device
-        ``"cuda"``, or ``"cpu"`` to try whether it runs.
+        ``"cuda"``, or ``"cpu"`` to check that the benchmark runs.
     n_genes
-        Most variable genes that are kept; the embedded data have fewer than 2,000.
+        Number of most variable genes that are kept; ``"kang_subset"`` has fewer than 2,000.
     n_cells, n_large
-        Of the comparison, and of the large epoch.
+        Number of cells in the comparison, and in the large epoch.
     steps
-        Most steps of an epoch in the comparison, which bound its time.
+        Maximum number of steps per epoch in the comparison, which bounds its time.
     batch_size
-        Of the larger batches.
+        Number of cells per step in the rows with large batches.
+
+    Returns
+    -------
+    One row per quantity: its ``value`` and ``unit``, the ratio of a rate to that of SCVI with its defaults
+    (``of SCVI``), and a ``note`` if the measurement failed.
     """
     adata = drawn(load(data, n_genes), n_cells)
     rows, nb = Rows(device, steps), {"gene_likelihood": "nb"}
@@ -108,21 +117,21 @@ def gpu(
 
 
 class Resident(CellSplitter):
-    """Our cells on the device for whoever expects them dense."""
+    """Splitter that keeps cells on the device and hands them on as dense tensors, as SCVI expects."""
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         return {k: dense(v) for k, v in batch.items()}
 
 
 class ResidentSCVI(SCVI):
-    """SCVI on data that stay on the device, which scvi-tools itself cannot."""
+    """SCVI with data that stay on the device, which scvi-tools itself does not offer."""
 
     _data_splitter_cls = Resident
 
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
-    """In torch's words."""
+    """Set torch's precision of float32 matrix products, such as ``"high"``, within a block."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -133,7 +142,7 @@ def products(precision: str) -> Iterator[None]:
 
 @contextmanager
 def operations_of_torch() -> Iterator[None]:
-    """Without our kernels."""
+    """Replace our Triton kernels by torch's own operations within a block."""
     before = os.environ.get("SCALLOY_TRITON")
     os.environ["SCALLOY_TRITON"] = "0"
     try:
@@ -145,14 +154,14 @@ def operations_of_torch() -> Iterator[None]:
 
 
 def drawn(adata: AnnData, n: int) -> AnnData:
-    """Cells with replacement."""
+    """Draw ``n`` cells with replacement."""
     rows = np.random.default_rng(0).integers(adata.n_obs, size=n)
     obs = pd.DataFrame({"half": np.where(rows % 2, "a", "b")}, index=np.arange(n).astype(str))
     return AnnData(adata.X[rows], obs=obs, var=adata.var[[]])
 
 
 class Rows:
-    """The table as it grows."""
+    """Table of measurements, filled row by row."""
 
     def __init__(self, device: str, steps: int) -> None:
         self.device, self.steps = torch.device(device), steps
@@ -160,7 +169,7 @@ class Rows:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, name: str, unit: str, measure: Callable[[], float]) -> None:
-        """Measure, or say why not."""
+        """Append one measurement, or NaN and the reason if it fails."""
         value, note = np.nan, ""
         try:
             value = measure()
@@ -169,7 +178,7 @@ class Rows:
         self.rows.append({"quantity": name, "value": value, "unit": unit, "note": note})
 
     def frame(self) -> pd.DataFrame:
-        """All of it, rates as ratios to SCVI's too."""
+        """Return the whole table, with the ratio of each rate to that of its first row, SCVI."""
         out = pd.DataFrame(self.rows)
         rates = out["unit"] == "cells/s"
         out.insert(3, "of SCVI", out["value"].where(rates) / out["value"][0])
@@ -178,19 +187,19 @@ class Rows:
     def train(
         self, cls: Any, adata: AnnData, settings: dict, size: int | None, epochs: int, **more: Any
     ) -> Any:
-        """A model, trained for so many epochs."""
+        """Set up a model and train it for a number of epochs."""
         conditions = {"condition_key": "half"} if cls is TRVAE else {}
         cls.setup_anndata(adata, **conditions)
         model = cls(adata, **settings)
         if cls in (GMVAE, CGMDVAE):
             model.module.place_at = 0.0
-        # `max_epochs` of our plans follow the epochs; validation would count as time
+        # no validation, which would count as training time
         more = {"check_val_every_n_epoch": 10**6, **self.run, **more}
         model.train(max_epochs=epochs, batch_size=size, train_size=0.95, **more)
         return model
 
     def rate(self, cls: Any, adata: AnnData, settings: dict, size: int | None, **more: Any) -> float:
-        """Cells per second of the fastest of three epochs, after one that warms up."""
+        """Return cells per second of the fastest of three epochs, after a warm-up epoch."""
         clock = Clock()
         bound = {"limit_train_batches": self.steps, "callbacks": [clock], **more}
         model = self.train(cls, adata, settings, size, 4, **bound)
@@ -198,19 +207,19 @@ class Rows:
         return min(int(0.95 * adata.n_obs), seen) / min(clock.seconds[1:])
 
     def epoch(self, cls: Any, adata: AnnData, settings: dict, size: int) -> float:
-        """Seconds of an epoch over all cells, as if all were trained on."""
+        """Return the seconds of an epoch, scaled from the 95 % of cells that train to all cells."""
         clock = Clock()
         self.train(cls, adata, settings, size, 3, callbacks=[clock])
         return clock.seconds[-1] / 0.95
 
     def latent(self, cls: Any, adata: AnnData, size: int) -> float:
-        """Cells per second of the latent representation, data and result in the memory of the host."""
+        """Return cells per second of the latent representation, with data and result in host memory."""
         model = self.train(cls, adata, {}, size, 1, limit_train_batches=2)
         taken = seconds(lambda: model.get_latent_representation(batch_size=size), repeats=3)
         return adata.n_obs / taken
 
     def watched(self, *of: Any) -> Callable[[], dict[str, float]]:
-        """What a profile tells, taken when it is first asked for."""
+        """Return a function that gives the figures of a profile, which is taken at its first call."""
         found: dict[str, float] = {}
 
         def ask() -> dict[str, float]:
@@ -223,7 +232,7 @@ class Rows:
         return ask
 
     def waits(self, cls: Any, adata: AnnData, settings: dict, size: int) -> float:
-        """How often a step waits for the device."""
+        """Return how often a training step waits for the device (median over steps)."""
         if self.device.type != "cuda":
             raise NotImplementedError(NO_GPU)
         watch = Waits()
@@ -232,7 +241,7 @@ class Rows:
 
 
 class Profile(pl.Callback):
-    """Profiles the steps of the second epoch."""
+    """Callback that profiles the steps of the second epoch."""
 
     def __init__(self, device: torch.device) -> None:
         kinds = torch.profiler.ProfilerActivity
@@ -263,7 +272,7 @@ class Profile(pl.Callback):
             }
 
     def spent(self) -> dict[str, float]:
-        """Microseconds by the name of a kernel, or on a CPU of an operation."""
+        """Return the microseconds spent in each kernel, or on a CPU in each operation."""
         key = "self_device_time_total" if self.on_gpu else "self_cpu_time_total"
         kind = torch.autograd.DeviceType.CUDA if self.on_gpu else torch.autograd.DeviceType.CPU
         rows = (e for e in self.profiler.key_averages() if e.device_type == kind)
@@ -271,7 +280,7 @@ class Profile(pl.Callback):
 
 
 class Waits(pl.Callback):
-    """Counts the operations of each step that wait for the GPU, as torch itself finds them."""
+    """Callback that counts the operations of each step that wait for the GPU, as reported by torch."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []
@@ -289,35 +298,35 @@ class Waits(pl.Callback):
 
 
 def floors(adata: AnnData, device: torch.device) -> dict[str, float]:
-    """Seconds that an epoch of VAE takes at least on this device.
+    """Return lower bounds on the seconds that an epoch of VAE takes on this device.
 
-    By memory: the passes over cells x genes that cannot be left out, and the counts. By arithmetic: the
-    products of the first and last layer, forward and backward.
+    The bound by memory counts the passes over cells x genes that cannot be avoided, and reading the counts.
+    The bound by arithmetic counts the matrix products of the first and last layer, forward and backward.
     """
     n, g = adata.shape
     moved = PASSES * 4 * n * g + 3 * 8 * adata.X.nnz
-    work = (
-        2 * n * g * HIDDEN * (3 + 2)
-    )  # the decoder's head thrice, the first layer forward and for its weights
+    # three products in the decoder's head (forward, and gradients of input and weights), two in the first
+    # layer (forward, and gradient of the weights)
+    work = 2 * n * g * HIDDEN * (3 + 2)
     return {"memory": moved / bandwidth(device), "arithmetic": work / arithmetic(device)}
 
 
 def bandwidth(device: torch.device, n: int = 1 << 26) -> float:
-    """Bytes per second that are read and written."""
+    """Measure the bandwidth of the memory, in bytes read and written per second."""
     x = torch.zeros(n if device.type == "cuda" else n >> 4, device=device)
     y = torch.empty_like(x)
     return 2 * 4 * len(x) / seconds(lambda: y.copy_(x))
 
 
 def arithmetic(device: torch.device, n: int = 4096) -> float:
-    """Operations per second of a product of matrices, as torch is set to take it."""
+    """Measure the operations per second of a matrix product at torch's current precision."""
     size = n if device.type == "cuda" else n >> 3
     x = torch.randn(size, size, device=device)
     return 2 * size**3 / seconds(lambda: x @ x)
 
 
 def seconds(call: Callable[[], Any], repeats: int = 10) -> float:
-    """Of one call, the shortest of some."""
+    """Return the shortest time of a call over some repetitions."""
     found = []
     for _ in range(repeats):
         synchronise()

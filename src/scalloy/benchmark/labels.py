@@ -1,4 +1,4 @@
-"""Labels carried to other cells: under a shift, from few labels, between studies, with a type unnamed."""
+"""Benchmarks of label transfer: under a shift, from few labels, between studies, and with unknown types."""
 
 from __future__ import annotations
 
@@ -37,27 +37,28 @@ def shift(
     max_epochs: int | None = None,
     **model: Any,
 ) -> pd.DataFrame:
-    """Labels of control cells carried to stimulated ones; then without those of each type in turn.
+    """Transfer labels from control to stimulated cells, with all types known and with each left out in turn.
 
-    The rival is logistic regression on 30 principal components, centred within each condition; its unknown
-    score is one minus the largest probability, or the distance to the 15 nearest labelled cells. The row
-    ``"their own labels"`` is the same regression of the stimulated cells alone, cross-validated with their
-    own labels: about what there is to be reached, since labels are not free of errors.
+    The rivals are logistic regression and 15 nearest neighbours on 30 principal components, centred within
+    each condition. Their unknown score is one minus the largest probability, or the mean distance to the 15
+    nearest labelled cells. The row ``"their own labels"`` is the same regression on the stimulated cells
+    alone, cross-validated with their own labels: about the best that can be reached, since labels contain
+    errors.
 
     Parameters
     ----------
     data
         ``"kang"`` or ``"kang_subset"``.
     seeds
-        Of weights, split and training.
+        Random seeds of the weights, the split and the training.
     leave_out
-        Whether to take each type out of the reference in turn.
+        Whether to also remove each type from the labelled cells in turn.
     n_genes
-        Most variable genes that are kept.
+        Number of most variable genes that are kept.
     max_epochs
-        Instead of the default.
+        Maximum number of epochs; ``None`` uses the default.
     **model
-        Arguments of the model.
+        Arguments of CGMDVAE.
     """
     adata = load_kang(data)
     adata = with_counts(adata[:, variable_genes(adata, n_genes)])
@@ -82,24 +83,24 @@ def few(
     max_epochs: int | None = None,
     **model: Any,
 ) -> pd.DataFrame:
-    """Labels of a share of the cells, at least two of each type, carried to the others.
+    """Transfer the labels of a small share of the cells, at least two of each type, to the others.
 
     Parameters
     ----------
     data
         Names of data sets, see :func:`scalloy.benchmark.fit.load`.
     shares
-        Of labelled cells.
+        Shares of the cells that are labelled.
     seeds
-        Of the labelled cells, weights, split and training.
+        Random seeds of the choice of labelled cells, the weights, the split and the training.
     scanvi
-        Whether scANVI runs beside (SCVI's default epochs, then 20 of scANVI).
+        Whether to run scANVI as a rival (SCVI's default epochs, then 20 of scANVI).
     n_genes
-        Most variable genes that are kept.
+        Number of most variable genes that are kept.
     max_epochs
-        Instead of the default.
+        Maximum number of epochs of our model; ``None`` uses the default.
     **model
-        Arguments of the model.
+        Arguments of CGMDVAE.
     """
     rows: list[dict[str, Any]] = []
     for name in data:
@@ -124,26 +125,27 @@ def studies(
     max_epochs: int | None = None,
     **model: Any,
 ) -> pd.DataFrame:
-    """Labels of one study carried to another of ``pbmc_4study``; scores are of types that the first one has.
+    """Transfer labels from one study of ``pbmc_4study`` to another.
 
-    CGMDVAE is trained on both studies together, and on the first alone with the second mapped onto it.
-    Rivals: logistic regression and 15 nearest neighbours on principal components that are centred within each
-    study; scANVI on the first study with the second mapped by its surgery.
+    Scores cover the query cells whose type the reference has. CGMDVAE is trained on both studies together,
+    and on the reference alone with the query mapped onto it. The rivals are logistic regression and 15
+    nearest neighbours on principal components that are centred within each study, and scANVI on the reference
+    with the query mapped by its surgery.
 
     Parameters
     ----------
     pairs
-        Reference and query, each of ``"Zheng"``, ``"Kang"``, ``"pbmc3k"``.
+        Pairs of reference and query study, each one of ``"Zheng"``, ``"Kang"`` and ``"pbmc3k"``.
     seeds
-        Of weights, split and training.
+        Random seeds of the weights, the split and the training.
     scanvi
-        Whether scANVI runs beside (SCVI's default epochs, 20 of scANVI, 100 on the query).
+        Whether to run scANVI as a rival (SCVI's default epochs, 20 of scANVI, 100 on the query).
     n_genes
-        Most variable genes of the reference, which are kept.
+        Number of most variable genes of the reference that are kept.
     max_epochs
-        Of ours, instead of the default.
+        Maximum number of epochs of our model; ``None`` uses the default.
     **model
-        Arguments of the model.
+        Arguments of CGMDVAE.
     """
     everything = load("pbmc_4study", None)
     rows: list[dict[str, Any]] = []
@@ -180,6 +182,7 @@ def studies(
 def _joint(
     cells: AnnData, known: np.ndarray, setup: dict[str, str], max_epochs: int | None, model: dict[str, Any]
 ) -> CGMDVAE:
+    """Train CGMDVAE on all cells together, with the labels of the reference only."""
     CGMDVAE.setup_anndata(cells, labels_key="given", unlabeled_category=UNKNOWN, **setup)
     made = CGMDVAE(cells, **model)
     made.train(max_epochs=max_epochs, **QUIET)
@@ -189,6 +192,7 @@ def _joint(
 def _mapped(
     cells: AnnData, known: np.ndarray, setup: dict[str, str], max_epochs: int | None, model: dict[str, Any]
 ) -> CGMDVAE:
+    """Train CGMDVAE on the reference and map the query onto it."""
     made = CGMDVAE.load_query_data(
         cells[~known].copy(), _joint(cells[known].copy(), known, setup, max_epochs, model)
     )
@@ -197,13 +201,13 @@ def _mapped(
 
 
 def _told(made: CGMDVAE, cells: AnnData, known: np.ndarray) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Probabilities of labels and unknown scores of the cells that are asked for."""
+    """Return the predicted label probabilities, and the unknown scores of the unlabelled cells."""
     unknown = made.get_unknown_score()
     return made.predict_labels(soft=True), {"unknown": unknown[cells.obs_names[~known]].to_numpy()}
 
 
 def some_of_each(y: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Mask of a random share of the cells, at least two of each type."""
+    """Return a mask of a random share of the cells of each type, at least two of each."""
     rng, mask = np.random.default_rng(seed), np.zeros(len(y), dtype=bool)
     for name in np.unique(y):
         rows = np.flatnonzero(y == name)
@@ -221,6 +225,7 @@ def _rows(
     model: dict[str, Any],
     base: tuple[Any, float] | None = None,
 ) -> list[dict[str, Any]]:
+    """Score our model and its rivals on one choice of labelled cells (``known``) and left-out type."""
     truth = cells.obs["cell_type"].astype(str).to_numpy()
     cells.obs["given"] = np.where(known, truth, UNKNOWN)
     new, about, rows = truth == out, {"left out": out or "-"}, []
@@ -244,6 +249,7 @@ def _rows(
 
 
 def _regression(cells: AnnData, known: np.ndarray, truth: np.ndarray, batch: str | None) -> Any:
+    """Yield name, label probabilities and unknown scores of each rival on principal components."""
     x = principal_components(cells)
     for group in cells.obs[batch].unique() if batch else ():
         rows = (cells.obs[batch] == group).to_numpy()
@@ -258,7 +264,7 @@ def _regression(cells: AnnData, known: np.ndarray, truth: np.ndarray, batch: str
 
 
 def _own_labels(cells: AnnData) -> dict[str, Any]:
-    """How well the cells' own labels are told by a regression of four fifths of them."""
+    """Score five-fold cross-validated logistic regression of the cells' own labels."""
     truth, x = cells.obs["cell_type"].astype(str).to_numpy(), principal_components(cells)
     model, folds = LogisticRegression(max_iter=3000), StratifiedKFold(5, shuffle=True, random_state=0)
     p = cross_val_predict(model, x, truth, cv=folds, method="predict_proba")
@@ -268,7 +274,7 @@ def _own_labels(cells: AnnData) -> dict[str, Any]:
 
 
 def _scvi(cells: AnnData, setup: dict[str, str], seed: int, **settings: Any) -> tuple[Any, float]:
-    """SCVI with its defaults (or other settings), and the seconds that it took."""
+    """Train SCVI with its default or other settings; return it with the seconds that it took."""
     scvi.settings.seed = seed
     begun = time.perf_counter()
     scvi.model.SCVI.setup_anndata(cells, **setup)
@@ -278,6 +284,7 @@ def _scvi(cells: AnnData, setup: dict[str, str], seed: int, **settings: Any) -> 
 
 
 def _scanvi(base: Any, _: float) -> Any:
+    """Train scANVI for 20 epochs from an SCVI model."""
     made = scvi.model.SCANVI.from_scvi_model(
         base, unlabeled_category=UNKNOWN, labels_key="given", adata=base.adata
     )
@@ -286,7 +293,7 @@ def _scanvi(base: Any, _: float) -> Any:
 
 
 def _surgery(cells: AnnData, known: np.ndarray, seed: int) -> pd.DataFrame:
-    """scANVI of the labelled cells, with the others mapped onto it; settings as its authors advise."""
+    """Train scANVI on the labelled cells and map the others onto it, with its authors' advised settings."""
     advised = {
         "use_layer_norm": "both",
         "use_batch_norm": "none",
@@ -303,9 +310,9 @@ def _surgery(cells: AnnData, known: np.ndarray, seed: int) -> pd.DataFrame:
 def _scores(
     truth: np.ndarray, p: pd.DataFrame, new: np.ndarray, unknown: dict[str, np.ndarray], asked: np.ndarray
 ) -> dict[str, float]:
-    """Of the cells that are asked for and of known types; and of telling those that are not.
+    """Score predictions on the cells ``asked``: labels of known types, and detection of new types.
 
-    ``p`` has rows for all cells or for those that are asked for.
+    ``p`` has rows for all cells or only for those in ``asked``.
     """
     truth, new = truth[asked], new[asked]
     values = p.to_numpy()[asked] if len(p) == len(asked) else p.to_numpy()
@@ -321,7 +328,7 @@ def _scores(
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean and spread of each method, with everything known and with a type left out."""
+    """Return mean and standard deviation of each method, with all types known and with one left out."""
     frame = frame.assign(reference=np.where(frame["left out"] == "-", "all types", "one left out"))
     by = [k for k in ("data", "share", "pair") if k in frame] + ["reference", "method"]
     named = ("accuracy", "macro_f1", "ece", "auroc_unknown", "auroc_distance", "time")

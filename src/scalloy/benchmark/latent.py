@@ -1,7 +1,7 @@
-"""What is in the codes of autoencoders, plain, variational and sparse? All models on the same footing.
+"""Comparison of the latent codes of plain, variational and sparse autoencoders under equal conditions.
 
-The comparison that the AE / VSC source makes on PBMC3k, but with one trunk, the same likelihoods and the mean
-of the code for all, and 10 % of the cells held out.
+This is the comparison that the AE / VSC source makes on PBMC3k, but all models have the same networks,
+likelihoods and use of the code's mean, and 10 % of the cells are held out.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from scalloy import metrics, pl
+from scalloy._arguments import one_of
 from scalloy.benchmark.clustering import leiden
 from scalloy.benchmark.evidence import keeps_seed, three_parts
 from scalloy.benchmark.fit import QUIET, load, normed_copy
-from scalloy.models import AE, VAE, BetaVAE, BetaVSC, _options
-from scalloy.models._base import ScalloyModel
-from scalloy.vae.base import Batch
+from scalloy.models import AE, VAE, BetaVAE, BetaVSC
+from scalloy.models._core.base import ScalloyModel
 
 SETS = ("pbmc3k", "pbmc4k_dcc", "mouse_bladder_2746", "zeisel_cortex", "paul15")
-FEW = 10  # latents up to which a sparse code has half of them on, as in the source
+FEW = 10  # number of latents up to which half of a sparse code is on, as in the source
 MODELS: dict[str, tuple[type[ScalloyModel], dict[str, Any]]] = {
     "AE": (AE, {}),
     "VAE": (VAE, {}),
@@ -50,35 +50,36 @@ def latent(
     max_epochs: int | None = None,
     bio: bool = False,
 ) -> pd.DataFrame:
-    """Label recovery, reconstruction, sparsity and time of AE, VAE, BetaVAE, BetaVSC and PCA.
+    """Compare label recovery, reconstruction, sparsity and time of AE, VAE, BetaVAE, BetaVSC and PCA.
 
     Parameters
     ----------
     data
-        Names of data sets with types, see :func:`scalloy.benchmark.fit.load`.
+        Names of data sets with cell types, see :func:`scalloy.benchmark.fit.load`.
     n_latent
-        Latents; of BetaVSC half are on with 10 or fewer (``alpha=0.5``), otherwise a tenth.
+        Numbers of latent dimensions; BetaVSC aims to have half of them on if there are at most 10
+        (``alpha=0.5``), otherwise a tenth.
     gene_likelihood
-        ``"nb"`` and ``"mse"`` of log-normalised expression, as in the source.
+        ``"nb"`` of counts, ``"mse"`` of log-normalised expression as in the source, or both.
     seeds
-        Of the split, the weights, the training and the neighbours.
+        Random seeds of the split, the weights, the training and the neighbours.
     n_genes
-        Most variable genes that are kept.
+        Number of most variable genes that are kept.
     max_epochs
-        Instead of the default.
+        Maximum number of epochs; ``None`` uses the default.
     bio
-        Whether scib-metrics' bio-conservation is computed too (extra ``bench``).
+        Whether to compute the bio-conservation score of scib-metrics too (needs the extra ``bench``).
 
     Returns
     -------
-    ``knn`` (accuracy of 15 neighbours, five-fold), ``leiden_ari`` (resolution 1), ``silhouette`` (of types),
-    ``r2`` (of held-out log-normalised expression,
-    after a line through each gene), ``elbo`` (held-out, nats per cell), ``hoyer`` (sparsity of
-    the code in [0, 1]), ``off`` (share of latents that are off), ``seconds`` per epoch and ``time`` as a
-    ratio to the AE with the same likelihood, size and seed.
+    One row per data set, seed, size, likelihood and model: ``knn`` (accuracy of 15 neighbours, five-fold),
+    ``leiden_ari`` (resolution 1), ``silhouette`` (of types), ``r2`` (of held-out log-normalised expression,
+    after a line through each gene), ``elbo`` (held-out, nats per cell), ``hoyer`` (sparsity of the code in
+    [0, 1]), ``off`` (share of latents that are off), ``seconds`` per epoch, and ``time`` as a ratio to the AE
+    with the same likelihood, size and seed.
     """
     for name in gene_likelihood:
-        _options.one_of("gene_likelihood", name, LIKELIHOODS)
+        one_of("gene_likelihood", name, LIKELIHOODS)
     rows: list[dict[str, Any]] = []
     for name in data:
         adata = load(name, n_genes)
@@ -113,7 +114,7 @@ def _one(
     seed: int,
     max_epochs: int | None,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Code of all cells, and figures on those that were held out."""
+    """Train one model; return the code of all cells, and its figures on the held-out ones."""
     scvi.settings.seed = seed
     cls, settings = MODELS[model]
     sparse = issubclass(cls, BetaVSC)
@@ -134,23 +135,23 @@ def _one(
 
 @torch.inference_mode()
 def _decoded(made: ScalloyModel, rows: np.ndarray) -> np.ndarray:
-    """Log-normalised expression that is expected from the mean of the code."""
+    """Return the log-normalised expression that is decoded from the mean of the code."""
     module, parts = made.module, []
-    for tensors in made._read(None, rows, None, decodes=True):
-        batch = Batch.of(tensors)
+    for batch in made.reader.batches(None, rows, decodes=True):
         p_x = module.decode(batch, {k: q.mean for k, q in module.encode(batch).items()})["x"]
         parts.append(module.likelihood.predicted(p_x).numpy())
     return np.concatenate(parts)
 
 
 def _components(x: np.ndarray, parts: Sequence[np.ndarray], n: int) -> tuple[np.ndarray, float]:
-    """Principal components of the training cells; the code of all, and what is explained of the held-out."""
+    """Fit principal components to the training cells; return the code of all cells, and held-out R2."""
     pca, held = PCA(n, random_state=0).fit(x[parts[0]]), parts[2]
     back = pca.inverse_transform(pca.transform(x[held]))
     return pca.transform(x), _r2(back, x[held])
 
 
 def _scores(z: np.ndarray, types: np.ndarray, seed: int, bio: bool) -> dict[str, float]:
+    """Return label recovery from a code, and its sparsity."""
     out = {
         "knn": metrics.knn_accuracy(z, types),
         "leiden_ari": float(adjusted_rand_score(types, leiden(z, seed))),
@@ -161,9 +162,9 @@ def _scores(z: np.ndarray, types: np.ndarray, seed: int, bio: bool) -> dict[str,
 
 
 def _r2(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the variance that is explained, after a line through each gene.
+    """Return the share of variance that is explained after a linear fit per gene.
 
-    Without the lines models of counts would lose for a reason that has nothing to do with their codes: the
+    Without this fit, models of counts would lose for a reason that has nothing to do with their codes: the
     logarithm of an expected count lies above the mean of the logarithms of counts.
     """
     p, t = predicted - predicted.mean(0), truth - truth.mean(0)
@@ -175,18 +176,18 @@ def _r2(predicted: np.ndarray, truth: np.ndarray) -> float:
 def pictures(
     folder: Path, name: str, *, n_latent: int = 10, n_genes: int = 2000, max_epochs: int | None = None
 ) -> list[Path]:
-    """Codes of all models of counts in one picture, and the most used latents of BetaVSC in another.
+    """Draw the codes of all models in one picture, and the most used latents of BetaVSC in another.
 
     Parameters
     ----------
     folder
-        Where ``codes_<data>.png`` and ``latents_<data>.png`` are written.
+        Folder in which ``codes_<data>.png`` and ``latents_<data>.png`` are written.
     name
-        Of the data set.
+        Name of the data set.
     n_latent
-        Of all but BetaVSC, which has its default.
+        Number of latent dimensions of all models but BetaVSC, which uses its default.
     n_genes, max_epochs
-        As in :func:`latent`.
+        Most variable genes that are kept, and maximum number of epochs, as in :func:`latent`.
     """
     import matplotlib.pyplot as plt
 
@@ -222,7 +223,7 @@ def pictures(
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds, with the spread of label recovery."""
+    """Average over seeds, with the standard deviation of label recovery."""
     by = frame.groupby(["data", "n_latent", "likelihood", "model"], sort=False)
     columns = ["knn", "leiden_ari", "silhouette", "bio_conservation", "r2", "elbo", "hoyer", "off", "time"]
     out = by[[c for c in columns if c in frame]].mean()

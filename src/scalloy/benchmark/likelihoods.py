@@ -1,4 +1,4 @@
-"""Which likelihood for counts? Evidence on cells that no model has seen, for VAE and GMVAE: scVAE's table."""
+"""Comparison of count likelihoods by held-out evidence, for VAE and GMVAE, after the table of scVAE."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from scalloy import pl
+from scalloy._arguments import one_of
 from scalloy.benchmark.evidence import keeps_seed, three_parts
 from scalloy.benchmark.fit import QUIET, load
-from scalloy.models import GMVAE, VAE, _options
+from scalloy.models import GMVAE, VAE
 
 FREE = {"library": "none"}
 LIKELIHOODS: dict[str, dict[str, Any]] = {
@@ -44,33 +45,34 @@ def likelihoods(
     max_epochs: int | None = None,
     n_mc_samples: int = 100,
 ) -> pd.DataFrame:
-    """Marginal log-likelihood of 10 % of the cells, in nats per cell, with its standard error over cells.
+    """Compare likelihoods by the marginal log-likelihood of held-out cells, with its error over cells.
 
-    80 % of the cells train and 10 % validate, the same for all at a seed. ``gain`` is the paired difference
-    to the NB with the same model, with its standard error. In ``"poisson, free"`` and ``"nb, free"`` the
-    rates of a cell (and its dispersions) are not tied to its library size, as in scVAE; ``pc-`` is its
-    piecewise categorical with three categories.
+    10 % of the cells are held out, 80 % train and 10 % validate; the split is the same for all models of a
+    seed. Values are in nats per cell. ``gain`` is the paired difference from the NB of the same model, with
+    its standard error. In ``"poisson, free"`` and ``"nb, free"`` the rates of a cell (and its dispersions)
+    are not tied to its library size, as in scVAE; ``pc-`` is the piecewise categorical distribution of scVAE,
+    in which the counts 0, 1 and 2 are categories of their own.
 
     Parameters
     ----------
     data
         Names of data sets, see :func:`scalloy.benchmark.fit.load`.
     likelihood
-        Of those above; ``None`` is all.
+        Names of likelihoods, the keys of ``scalloy.benchmark.likelihoods.LIKELIHOODS``; ``None`` runs all.
     models
-        ``"VAE"``, and ``"GMVAE"`` with as many components as there are types.
+        ``"VAE"``, ``"GMVAE"`` (with as many components as there are cell types), or both.
     seeds
-        Of the split, the weights and the training.
+        Random seeds of the split, the weights and the training.
     n_genes
-        Most variable genes that are kept.
+        Number of most variable genes that are kept.
     max_epochs
-        Instead of the default.
+        Maximum number of epochs; ``None`` uses the default.
     n_mc_samples
-        Of the importance-weighted estimate.
+        Number of samples of the importance-weighted estimate.
     """
     chosen = list(likelihood or LIKELIHOODS)
     for name in chosen:
-        _options.one_of("likelihood", name, LIKELIHOODS)
+        one_of("likelihood", name, LIKELIHOODS)
     rows: list[dict[str, Any]] = []
     for name in data:
         adata = load(name, n_genes)
@@ -102,7 +104,7 @@ def _one(
     max_epochs: int | None,
     n_mc_samples: int,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Figures of one model, and the evidence of each cell."""
+    """Train one model; return its figures, and the evidence of each held-out cell."""
     scvi.settings.seed = seed
     mixture, k = model == "GMVAE", 10 if types is None else types.nunique()
     cls = GMVAE if mixture else VAE
@@ -131,18 +133,18 @@ def pictures(
     n_genes: int = 2000,
     max_epochs: int | None = None,
 ) -> list[Path]:
-    """For each data set of a table: its evidence, and the zeros and variances of genes that a VAE expects.
+    """Draw, for each data set, the evidence and the zeros and variances of genes that a VAE expects.
 
     Parameters
     ----------
     folder
-        Where ``evidence_<data>.png`` and ``counts_<data>.png`` are written.
+        Folder in which ``evidence_<data>.png`` and ``counts_<data>.png`` are written.
     frame
-        Of :func:`likelihoods`.
+        Table returned by :func:`likelihoods`.
     likelihood
-        Those whose counts are drawn.
+        Likelihoods whose expected zeros and variances are drawn.
     n_genes, max_epochs
-        As in :func:`likelihoods`.
+        Most variable genes that are kept, and maximum number of epochs, as in :func:`likelihoods`.
     """
     import matplotlib.pyplot as plt
 
@@ -170,12 +172,12 @@ def pictures(
 
 
 def _error(values: np.ndarray) -> float:
-    """Standard error of the mean over cells."""
+    """Return the standard error of the mean over cells."""
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds and its spread, best first within each data set."""
+    """Return mean and standard deviation over seeds, best first within each data set."""
     by = frame.groupby(["data", "model", "likelihood"], sort=False)
     columns = ["marginal_ll", "se", "gain", "gain_se", "elbo", *[c for c in ("ari", "alive") if c in frame]]
     out = by[columns].mean()

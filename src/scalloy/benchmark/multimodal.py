@@ -1,7 +1,7 @@
-"""RNA and protein: one from the other, a code of both, a panel of which half is missing; beside totalVI.
+"""Benchmarks on RNA and protein: cross-prediction, joint code, incomplete panels and speed, beside totalVI.
 
-Every model sees the same cells. totalVI predicts proteins of cells that it was trained with, as a batch
-without proteins: it alone sees the RNA of the test cells.
+All models train on the same cells, with one exception: totalVI can predict proteins only of cells that it was
+trained with, as a batch without proteins, so it alone sees the RNA of the test cells.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import KFold
 
 from scalloy import datasets, metrics
+from scalloy._arguments import one_of
 from scalloy.baselines import CROSS_METHODS, CrossModal
 from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET, normed_copy
 from scalloy.models import POISEVAE
-from scalloy.models._options import one_of
 
 KEY = "protein_counts"
 JOINTS = {"POISEVAE": "poise", "POISE, Gaussian prior": "gaussian", "product of experts": "product"}
@@ -44,20 +44,22 @@ def multimodal(
     max_epochs: int | None = None,
     totalvi_epochs: int | None = None,
 ) -> pd.DataFrame:
-    """Both modalities from each other in held-out cells, and what the code of both knows of cell types.
+    """Predict each modality from the other in held-out cells, and score the joint code against cell types.
 
     Parameters
     ----------
     data
-        ``"citeseq"`` (6,661 PBMC, see :func:`scalloy.datasets.fetch`) or ``"citeseq_subset"`` (embedded).
+        ``"citeseq"`` (6,661 PBMC, see :func:`scalloy.datasets.fetch`) or ``"citeseq_subset"`` (ships with the
+        package).
     models
-        Names, of ours and of the baselines; ``"totalVI"`` runs if it is named.
+        Names of our models and of the baselines; ``"totalVI"`` runs only if it is named.
     folds, n_folds
-        Parts of the cells, and how many of them are held out in turn (all).
+        Number of parts into which the cells are divided, and how many of them are held out in turn (``None``
+        holds out each).
     seed
-        Of the folds and of the training.
+        Random seed of the folds and the training.
     max_epochs, totalvi_epochs
-        Instead of the defaults.
+        Maximum number of epochs of our models and of totalVI; ``None`` uses the defaults.
     """
     adata = load(data)
     rows: list[Row] = []
@@ -73,12 +75,12 @@ def multimodal(
 
 
 def load(name: str) -> AnnData:
-    """A data set by name."""
+    """Load a data set by name."""
     return datasets.citeseq(full=one_of("data", name, ("citeseq", "citeseq_subset")) == "citeseq")
 
 
 def run(name: str, adata: AnnData, train: np.ndarray, test: np.ndarray, max_epochs: int | None) -> Row:
-    """One model on one split."""
+    """Train and score one model on one split."""
     if name == "totalVI":
         return totalvi(adata, train, test, max_epochs)
     known, new = adata[train].copy(), adata[test].copy()
@@ -109,7 +111,7 @@ SIDES = (("prot", "rna"), ("rna", "prot"))
 
 
 def ours(adata: AnnData, joint: str, max_epochs: int | None, **more: Any) -> POISEVAE:
-    """Our model, trained."""
+    """Set up and train our model with one of its joint distributions."""
     POISEVAE.setup_anndata(adata, protein_obsm_key=KEY, **more)
     model = POISEVAE(adata, joint=joint)
     model.train(max_epochs, **QUIET)
@@ -117,7 +119,7 @@ def ours(adata: AnnData, joint: str, max_epochs: int | None, **more: Any) -> POI
 
 
 def recovered(code: np.ndarray, cells: AnnData) -> float:
-    """Adjusted Rand index of k-means clusters of a code against the cell types."""
+    """Return the adjusted Rand index of k-means clusters of a code against the cell types."""
     types = cells.obs["cell_type"].astype(str)
     clusters = KMeans(types.nunique(), n_init=10, random_state=0).fit_predict(code)
     return float(adjusted_rand_score(types, clusters))
@@ -126,7 +128,7 @@ def recovered(code: np.ndarray, cells: AnnData) -> float:
 def scores(
     adata: AnnData, train: np.ndarray, test: np.ndarray, protein: pd.DataFrame, genes: pd.DataFrame | None
 ) -> Row:
-    """How well ``log1p`` of counts was predicted; of genes, the 200 most variable ones."""
+    """Score predictions of ``log1p`` of counts, of all proteins and of the 200 most variable genes."""
     truth, predicted = np.log1p(adata.obsm[KEY].to_numpy(float)), protein.to_numpy(float)
     out: Row = {
         "r": metrics.variable_correlation(predicted, truth[test]).mean(),
@@ -143,7 +145,7 @@ def scores(
 
 
 def totalvi(adata: AnnData, train: np.ndarray, test: np.ndarray, max_epochs: int | None) -> Row:
-    """totalVI with its defaults; proteins of the test cells are missing, and so a batch of their own."""
+    """Train and score totalVI with its defaults; the test cells are a batch without proteins."""
     cells = adata[np.r_[train, test]].copy()
     cells.obs["seen"] = ["train"] * len(train) + ["test"] * len(test)
     cells.obsm[KEY] = cells.obsm[KEY].astype(np.float32)
@@ -161,7 +163,7 @@ def totalvi(adata: AnnData, train: np.ndarray, test: np.ndarray, max_epochs: int
 def imputed(
     cells: AnnData, batch_key: str, like: str, rows: np.ndarray, max_epochs: int | None
 ) -> tuple[pd.DataFrame, Any, float]:
-    """Proteins by totalVI of cells in whose batch they are missing, decoded as in the batch ``like``."""
+    """Impute missing proteins of ``rows`` by totalVI as in batch ``like``; return them, model and seconds."""
     from scvi.model import TOTALVI
 
     began = time.perf_counter()
@@ -184,18 +186,18 @@ def panel(
     max_epochs: int | None = None,
     totalvi_epochs: int | None = None,
 ) -> pd.DataFrame:
-    """Half of the panel missing in one of two batches: correlation with what was measured there.
+    """Impute half of the protein panel, missing in one of two batches, and correlate it with the truth.
 
     Parameters
     ----------
     data
-        As in :func:`multimodal`; halves of its cells, drawn at random, are the batches.
+        Name of the data set, as in :func:`multimodal`; two random halves of its cells are the batches.
     models
-        Names.
+        Names of our models, or ``"totalVI"``.
     seeds
-        Of the batches, of the proteins that are missing, and of the training.
+        Random seeds of the batches, the choice of missing proteins, and the training.
     max_epochs, totalvi_epochs
-        Instead of the defaults.
+        Maximum number of epochs of our models and of totalVI; ``None`` uses the defaults.
     """
     whole, rows = load(data), []
     truth = whole.obsm[KEY].copy()
@@ -228,20 +230,20 @@ def panel(
 def speed(
     data: str = "citeseq", *, max_epochs: int = 5, repeats: int = 3, batch_size: int = 256
 ) -> pd.DataFrame:
-    """How many times less an epoch of POISEVAE takes than one of totalVI, both at their default sizes.
+    """Measure how many times faster an epoch of POISEVAE is than one of totalVI, at their default sizes.
 
-    Processor time, of the second to the last epoch, with equal batches.
+    Processor time is measured from the second to the last epoch, with equal batches.
 
     Parameters
     ----------
     data
-        As in :func:`multimodal`.
+        Name of the data set, as in :func:`multimodal`.
     max_epochs
-        That are measured.
+        Number of epochs that are measured.
     repeats
-        How many measurements.
+        Number of measurements.
     batch_size
-        Of both; 256 is totalVI's default.
+        Number of cells per step of both models; 256 is totalVI's default.
     """
     from scvi.model import TOTALVI
 
@@ -260,7 +262,7 @@ def speed(
     cells, rival = adata.copy(), adata.copy()
     POISEVAE.setup_anndata(cells, protein_obsm_key=KEY)
     TOTALVI.setup_anndata(rival, protein_expression_obsm_key=KEY)
-    seconds(lambda: POISEVAE(cells))  # compiles what is compiled
+    seconds(lambda: POISEVAE(cells))  # warm up: compilation is not timed
     for repeat in range(repeats):
         own = {name: seconds(lambda j=joint: POISEVAE(cells, joint=j)) for name, joint in JOINTS.items()}
         theirs = seconds(lambda: TOTALVI(rival))
@@ -271,5 +273,5 @@ def speed(
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean and spread over folds of :func:`multimodal`."""
+    """Return mean and standard deviation over folds of a table of :func:`multimodal`."""
     return spread(frame, ["data", "model"], [c for c in COLUMNS if c in frame], digits=3)

@@ -1,4 +1,4 @@
-"""What Kolb's thesis (2023) shows on digits and with the style latent, by our model: the same questions."""
+"""Experiments of Kolb's thesis (2023) on digits and on the style latent, repeated with our model."""
 
 from __future__ import annotations
 
@@ -32,22 +32,25 @@ def digits(
     max_epochs: int | None = 60,
     **model: Any,
 ) -> pd.DataFrame:
-    """Digits without labels, and with a share of them: purity, accuracy after one-to-one matching, accuracy.
+    """Score clusters and labels of handwritten digits, without labels and with a share of them.
+
+    Scores are the purity of the clusters, their accuracy after one-to-one matching, and, with labels, the
+    accuracy of the predicted labels.
 
     Parameters
     ----------
     seeds
-        Of the images, the labelled ones, weights, split and training.
+        Random seeds of the choice of images and of labelled ones, the weights, the split and the training.
     n
         Number of images.
     n_clusters
-        Without labels.
+        Number of clusters when there are no labels.
     share
-        Of images whose label is known; scored is on the others.
+        Share of images whose label is known; the accuracy of labels is that of the others.
     max_epochs
-        Of training.
+        Maximum number of epochs; ``None`` uses the default.
     **model
-        Arguments of the model.
+        Arguments of CGMDVAE.
     """
     settings = {"gene_likelihood": "bernoulli_given", "n_hidden": 512, "n_layers": 2, **model}
     rows: list[dict[str, Any]] = []
@@ -84,27 +87,28 @@ def style(
     folder: Path | None = None,
     **model: Any,
 ) -> pd.DataFrame:
-    """Where conditions are in the style latent ``w``, under the standard prior and under a learned one.
+    """Measure how much the style latent ``w`` knows of conditions, with a standard and a learned prior.
 
-    How well 15 nearest neighbours tell the condition from samples of ``w`` and of ``z`` and from their means
-    (cross-validated; ``chance`` is the share of the larger condition), and what ``w`` costs.
+    The table gives the cross-validated accuracy with which 15 nearest neighbours tell the condition from
+    samples of ``w`` and of ``z`` and from their means (``chance`` is the share of the largest condition), and
+    the KL of ``w``.
 
     Parameters
     ----------
     data
-        Name of a data set with conditions.
+        Name of a data set with columns ``condition`` and ``cell_type``.
     seeds
-        Of weights, split and training.
+        Random seeds of the weights, the split and the training.
     n_genes
-        Most variable genes that are kept.
+        Number of most variable genes that are kept.
     n_w
-        Dimensions of ``w``.
+        Number of dimensions of ``w``.
     max_epochs
-        Instead of the default.
+        Maximum number of epochs; ``None`` uses the default.
     folder
-        Where pictures of ``w`` are saved, of the first seed.
+        Folder in which pictures of ``w`` for the first seed are saved; ``None`` saves none.
     **model
-        Arguments of the model.
+        Arguments of CGMDVAE.
     """
     adata = load(data, n_genes)
     rows: list[dict[str, Any]] = []
@@ -131,12 +135,12 @@ def style(
 
 
 def told_from(x: np.ndarray, groups: np.ndarray) -> float:
-    """Cross-validated accuracy of 15 nearest neighbours."""
+    """Return the cross-validated accuracy of 15 nearest neighbours."""
     return float(cross_val_score(KNeighborsClassifier(15), x, groups, cv=5).mean())
 
 
 def picture(adata: AnnData, w: np.ndarray, path: Path, title: str) -> None:
-    """The first two dimensions of ``w`` by condition."""
+    """Save a picture of the first two dimensions of ``w``, coloured by condition."""
     shown = AnnData(obs=adata.obs[["condition"]].copy(), obsm={"w": w})
     ax = pl.latent(shown, "condition", basis="w")
     ax.set_title(title)

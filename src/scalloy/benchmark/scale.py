@@ -1,9 +1,9 @@
-"""How time and memory grow with cells, genes, components and latent dimensions; from memory and from a store.
+"""Growth of time and memory with cells, genes, components and latent dimensions, in memory and from a store.
 
-The cells are rows of the Kang data drawn with replacement, and beyond the genes that these have, columns
-drawn likewise: so there are as many as asked for, with the sparsity of real ones, and nothing new to learn
-from. Each measurement has a process of its own, which has trained a small model first: memory is the highest
-resident size above that.
+Cells are rows of a data set (the Kang data by default) drawn with replacement; genes beyond those of the data
+are columns drawn in the same way. This gives any number of cells with realistic sparsity, but nothing new to
+learn. Each measurement runs in its own process, after training a small model: memory is the highest resident
+size above that of the process at this point.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET, load
 from scalloy.benchmark.speed import PeakMemory, in_process
 from scalloy.data import disk, open_store, write_store
-from scalloy.data.loader import CellLoader
-from scalloy.data.splits import split
+from scalloy.data.batches import CellLoader
+from scalloy.data.split import split
 from scalloy.models import CGMDVAE, GMVAE, VAE
 
 USUAL = {"cells": 10_000, "genes": 2000, "components": 0, "latents": 10}
 QUANTITIES = ("epoch_s", "latent_s", "train_mb", "latent_mb")
-PER_FILE = 100_000  # cells of the files of which a store is made
+PER_FILE = 100_000  # cells per h5ad file from which a store is made
 BATCH = 512
 
 
@@ -46,22 +46,22 @@ def scale(
     latents: Sequence[int] = (10, 40, 160),
     max_epochs: int = 2,
 ) -> pd.DataFrame:
-    """Seconds of an epoch and of the latent representation of all cells, and memory above the model (MB).
+    """Measure time (s) and memory above the model (MB) of an epoch and of the latent representation.
 
-    Seconds are those of the processor, over all threads: others on the machine do not count.
-    One of the sizes varies at a time; the others are 10,000 cells, 2,000 genes and 10 latent dimensions.
-    Models are VAE, and GMVAE where components vary. With a million cells or more there is one epoch.
+    Time is that of the processor: it counts all threads of the process, but no other work on the machine. One
+    size varies at a time; the others are 10,000 cells, 2,000 genes and 10 latent dimensions. The model is
+    VAE, or GMVAE where components vary. With a million cells or more there is only one epoch.
 
     Parameters
     ----------
     data
-        Cells to draw from, as in :func:`scalloy.benchmark.fit`.
+        Name of the data set from which cells are drawn, see :func:`scalloy.benchmark.fit.load`.
     cells
-        Numbers of cells, each in memory and from a store.
+        Numbers of cells, each measured in memory and from a store.
     genes, components, latents
-        Their numbers, in memory.
+        Numbers of genes, mixture components and latent dimensions, measured in memory.
     max_epochs
-        Of each measurement; the first is left out if there are more.
+        Number of epochs of each measurement; if there are several, the first is not counted.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -81,17 +81,18 @@ def scale(
 
 
 def summary(frame: pd.DataFrame, beyond: int = 10_000_000) -> pd.DataFrame:
-    """Slope of each quantity on logarithmic axes, its ratio from the least to the most, and what is to come.
+    """Summarise growth: slope on logarithmic axes, ratio of largest to smallest, and an extrapolation.
 
-    A slope of 1 is proportional. What ``beyond`` cells would need is the last value, carried on along the
-    line through the last two: an extrapolation.
+    A slope of 1 means proportional growth; ``last_slope`` is that of the last two sizes. ``beyond_over_last``
+    is the value at ``beyond`` cells over the last measured one, extrapolated along the line through the last
+    two values.
 
     Parameters
     ----------
     frame
-        Of :func:`scale`.
+        Table returned by :func:`scale`.
     beyond
-        Number of cells.
+        Number of cells to which the growth is extrapolated.
     """
     rows = []
     for (of, where), part in frame.sort_values("n").groupby(["of", "from"], sort=False):
@@ -122,24 +123,25 @@ def shuffling(
     max_epochs: int = 15,
     buffers: int = 30,
 ) -> pd.DataFrame:
-    """Is training from a store as good as from memory? Loss of validation, and mixing of mini-batches.
+    """Compare training from memory and from a store: validation loss, and mixing of mini-batches.
 
-    The same cells, sorted by ``key``, in memory, in a store that is shuffled, and in one that is not. Cells
-    are few here: the buffer of the loader is made so small that an epoch takes ``buffers`` of it, about as
-    with a million cells.
+    The same cells, sorted by ``key``, are in memory, in a store that is shuffled, and in one that is not. As
+    the data are small, the loader's buffer is made so small that an epoch fills it ``buffers`` times, about
+    as often as with a million cells.
 
     Parameters
     ----------
     data, n_genes
-        As in :func:`scalloy.benchmark.fit`.
+        Name of a data set, see :func:`scalloy.benchmark.fit.load`, and number of most variable genes that are
+        kept.
     key
         Column of ``.obs`` whose entropy in mini-batches is measured, in nats.
     seeds
-        Of weights, split and order.
+        Random seeds of the weights, the split and the order of cells.
     max_epochs
-        Of each training.
+        Number of epochs of each training.
     buffers
-        How often the buffer is filled in an epoch.
+        Number of times that the buffer is filled in an epoch.
     """
     adata = load(data, n_genes)
     adata = adata[np.argsort(adata.obs[key].to_numpy(), kind="stable")].copy()
@@ -160,6 +162,7 @@ def shuffling(
 
 
 def _curve(adata: AnnData, key: str, seed: int, parts: list[np.ndarray], max_epochs: int) -> dict[str, float]:
+    """Train a VAE; return its validation losses and the entropy of ``key`` in mini-batches."""
     scvi.settings.seed = seed
     VAE.setup_anndata(adata, batch_key=key)
     model = VAE(adata, seed=seed)
@@ -177,16 +180,17 @@ def _curve(adata: AnnData, key: str, seed: int, parts: list[np.ndarray], max_epo
 def reading(
     data: str = "kang", *, cells: int = 100_000, n_genes: int = 2000, repeats: int = 7
 ) -> pd.DataFrame:
-    """Cells per second that are read in shuffled mini-batches of 512 from one store: ours over annbatch's.
+    """Measure cells read per second from a store in shuffled mini-batches of 512, by us and by annbatch.
 
     Parameters
     ----------
     data, n_genes
-        As in :func:`scalloy.benchmark.fit`.
+        Name of the data set from which cells are drawn, see :func:`scalloy.benchmark.fit.load`, and number of
+        genes.
     cells
-        How many are drawn and read.
+        Number of cells that are drawn and read.
     repeats
-        How often each is measured, in turn.
+        Number of measurements of each loader, taken in turn.
     """
     try:
         from annbatch import Loader
@@ -221,19 +225,21 @@ def inference(
     n_genes: int = 2000,
     max_epochs: int = 5,
 ) -> pd.DataFrame:
-    """Memory above the model (MB) and processor time of clusters, and of a prediction written to a file.
+    """Measure memory (MB) and processor time (s) of assigning clusters and of writing a prediction to a file.
 
-    Of CGMDVAE, trained on the data themselves; cells are drawn from these and read from a store. What is
-    predicted is dense: a file of ``cells`` x genes values.
+    A CGMDVAE is trained on as many cells as the data have; the cells to infer are drawn from the same data
+    and read from a store. Memory is that above the trained model. The prediction is dense: a file of
+    ``cells`` x genes values.
 
     Parameters
     ----------
     data, n_genes
-        As in :func:`scalloy.benchmark.fit`.
+        Name of the data set from which cells are drawn, see :func:`scalloy.benchmark.fit.load`, and number of
+        genes.
     cells
-        Their numbers.
+        Numbers of cells.
     max_epochs
-        Of the training.
+        Number of epochs of the training.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -246,6 +252,7 @@ def inference(
 
 
 def _infer(adata: AnnData, job: dict[str, Any]) -> dict[str, float]:
+    """Train CGMDVAE, then time clusters and transfer of the cells in the store of the job."""
     few = resampled(adata, 1000, job["genes"])
     adata = resampled(adata, adata.n_obs, job["genes"])
     CGMDVAE.setup_anndata(adata, condition_key="condition")
@@ -269,7 +276,7 @@ def _infer(adata: AnnData, job: dict[str, Any]) -> dict[str, float]:
 
 
 def resampled(adata: AnnData, n_cells: int, n_genes: int, seed: int = 0) -> AnnData:
-    """Rows drawn with replacement, and columns besides where there are too few."""
+    """Draw cells with replacement, and extra genes if the data have fewer than ``n_genes``."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(adata.n_obs, size=n_cells)
     columns = np.arange(n_genes)
@@ -280,13 +287,13 @@ def resampled(adata: AnnData, n_cells: int, n_genes: int, seed: int = 0) -> AnnD
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """One measurement in this process."""
+    """Run one measurement in this process and return its figures."""
     adata = load(job["data"], job["genes"])
     return {"write": _write, "train": _train, "infer": _infer}[job["kind"]](adata, job)
 
 
 def _write(adata: AnnData, job: dict[str, Any]) -> dict[str, Any]:
-    """Files of resampled cells, and one store of them."""
+    """Write files of resampled cells and join them into a store, which is timed."""
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for i, first in enumerate(range(0, job["cells"], PER_FILE)):
@@ -301,6 +308,7 @@ def _write(adata: AnnData, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(adata: AnnData, job: dict[str, Any]) -> dict[str, Any]:
+    """Train a model and compute its latent representation; return times and memory of both."""
     run = {"batch_size": BATCH, "early_stopping": False, "check_val_every_n_epoch": 10**6, **QUIET}
     _model(resampled(adata, 2000, job["genes"]), job).train(1, **run)
     clock = Work()
@@ -318,7 +326,7 @@ def _train(adata: AnnData, job: dict[str, Any]) -> dict[str, Any]:
 
 
 class Work(pl.Callback):
-    """Processor time of each epoch of training."""
+    """Callback that records the processor time of each training epoch."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -332,13 +340,14 @@ class Work(pl.Callback):
 
 
 def _model(cells: AnnData, job: dict[str, Any]) -> VAE:
+    """Make the VAE, or the GMVAE if components are asked for."""
     cls = GMVAE if job["components"] else VAE
     cls.setup_anndata(cells)
     model = cls(
         cells, n_latent=job["latents"], **({"n_clusters": job["components"]} if job["components"] else {})
     )
     if job["components"]:
-        model.module.place_at = 0.0  # before the first epoch, which is left out
+        model.module.place_at = 0.0  # before the first epoch, which is not counted
     return model
 
 

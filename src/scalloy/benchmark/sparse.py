@@ -1,4 +1,4 @@
-"""Sparse codes where the truth is known: are programs found, and what does the relaxation of gates cost?"""
+"""Benchmarks of sparse codes with known truth: recovery of gene programs, and bias of the gates' gradient."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from scalloy import datasets, metrics
 from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET
-from scalloy.blocks.spikes import SpikeSlab
+from scalloy.blocks.spike_slab import SpikeSlab
 from scalloy.models import AE, VAE, BetaVAE, BetaVSC
-from scalloy.models._base import ScalloyModel
+from scalloy.models._core.base import ScalloyModel
 
 MODELS: dict[str, tuple[type[ScalloyModel], dict[str, Any]]] = {
     "BetaVSC": (BetaVSC, {}),
@@ -28,7 +28,7 @@ MODELS: dict[str, tuple[type[ScalloyModel], dict[str, Any]]] = {
     "VAE": (VAE, {"n_latent": 0}),
     "AE": (AE, {"n_latent": 0, "gene_likelihood": "nb"}),
 }
-FOUND = 0.8  # correlation from which on a factor is recovered
+FOUND = 0.8  # correlation from which a factor counts as recovered
 
 
 @keeps_seed()
@@ -40,25 +40,29 @@ def programs(
     n_latent: int = 30,
     max_epochs: int | None = None,
 ) -> pd.DataFrame:
-    """How many truly sparse factors does one latent each recover, in :func:`scalloy.datasets.programs`?
+    """Measure how well single latents recover the sparse factors of :func:`scalloy.datasets.programs`.
 
     Parameters
     ----------
     seeds
-        Of the data, the weights and the training.
+        Random seeds of the data, the weights and the training.
     signed
-        Kinds of activities, see there.
+        Values of the argument ``signed`` of :func:`scalloy.datasets.programs`: whether activities have either
+        sign.
     n_programs
-        True factors; the dense models are given as many latents, and BetaVAE also as many as BetaVSC.
+        Number of true factors; the dense models have as many latents, and BetaVAE also runs with as many as
+        BetaVSC.
     n_latent
-        Of BetaVSC.
+        Number of latents of BetaVSC.
     max_epochs
-        Instead of the default.
+        Maximum number of epochs; ``None`` uses the default.
 
     Returns
     -------
-    ``correlation`` (mean over factors with their latent), ``lowest``, ``found`` (share from 0.8 on); of
-    BetaVSC ``recall`` and ``precision`` of which programs are on in a cell, by the matched latents.
+    One row per kind of activities, seed and model: ``correlation`` of factors with their matched latents
+    (mean), ``lowest`` of these, and ``found`` (share of at least 0.8). For BetaVSC also ``recall`` and
+    ``precision`` with which the matched latents tell which programs are on in a cell, and ``on`` (mean number
+    of latents that are on in a cell).
     """
     rows: list[dict[str, Any]] = []
     for kind, seed in itertools.product(signed, seeds):
@@ -80,7 +84,7 @@ def programs(
 
 
 def _gates(made: BetaVSC, truth: np.ndarray, code: np.ndarray) -> dict[str, float]:
-    """Are the matched latents on where their programs are?"""
+    """Score whether the matched latents are on in the cells where their programs are."""
     active, on = made.get_active().to_numpy(), truth != 0
     said = active[:, metrics.best_match(truth, code)] > 0.5
     right = float((said & on).sum())
@@ -90,26 +94,27 @@ def _gates(made: BetaVSC, truth: np.ndarray, code: np.ndarray) -> dict[str, floa
 def relaxation(
     *, temperatures: Sequence[float] = (0.1, 0.3, 0.5, 1.0, 2.0), n_samples: int = 20_000, seed: int = 0
 ) -> pd.DataFrame:
-    """Bias and variance of the gradient of gates, against its exact value by enumeration.
+    """Measure bias and spread of the gates' gradient estimates against the exact gradient by enumeration.
 
-    Of two functions of five gates, one linear and one that bends (the log-likelihood of a Poisson count with
-    a log-linear rate), at probabilities of being on from 0.02 to 0.9. ``paper`` is the relaxation of Tonolini
-    et al. (soft gates ``sigmoid(c (noise - 1 + gamma))``), for which ``leak`` is what a latent that is off
-    lets through at most; hard gates let nothing through.
+    Two functions of five gates are differentiated, one linear and one curved (``"bends"``, the log-likelihood
+    of a Poisson count with a log-linear rate), with probabilities of being on from 0.02 to 0.9. ``hard`` are
+    our gates; ``paper`` is the relaxation of Tonolini et al. (soft gates
+    ``sigmoid(c (noise - 1 + gamma))``). ``leak`` is the most that a latent lets through while it is off.
 
     Parameters
     ----------
     temperatures
-        Of our gates.
+        Temperatures of our gates.
     n_samples
-        Of the gradient.
+        Number of samples of the gradient.
     seed
-        Of the noise.
+        Random seed of the noise.
 
     Returns
     -------
-    ``bias`` (norm of mean minus exact, over the norm of the exact one), ``cosine`` of both, and ``spread``
-    (root mean square deviation of a sample from its mean, over the same norm).
+    One row per function and kind of gates: ``bias`` (norm of the mean minus the exact gradient, over the norm
+    of the exact one), ``cosine`` of the two, and ``spread`` (root mean square deviation of a sample from the
+    mean, over the same norm).
     """
     gamma = torch.tensor([0.02, 0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
     logit = torch.logit(gamma)
@@ -142,7 +147,7 @@ def relaxation(
 
 
 def _exact(logit: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Gradient of the mean over all patterns of gates."""
+    """Return the gradient of the expectation over all patterns of gates."""
     leaf = logit.clone().requires_grad_()
     gates = torch.tensor(list(itertools.product((0.0, 1.0), repeat=len(logit))), dtype=logit.dtype)
     p = torch.sigmoid(leaf)
@@ -151,7 +156,7 @@ def _exact(logit: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean and spread over seeds of :func:`programs`."""
+    """Average a table of :func:`programs` over seeds, with the standard deviation of the correlation."""
     by = frame.groupby(["activities", "model"], sort=False)
     out = by[["correlation", "lowest", "found", "recall", "precision", "on"]].mean()
     out.insert(1, "correlation_sd", by["correlation"].std())

@@ -1,11 +1,12 @@
-"""Our VAE against ``scvi.model.SCVI`` in one run, each training in a fresh process.
+"""Speed of our VAE compared with ``scvi.model.SCVI`` in one run, each training in a fresh process.
 
     equal       same layers, likelihood, batch size, normalisation, epochs: cells per second, peak memory,
                 and the validation ELBO of both by the same function
     defaults    each with its own defaults: seconds of training until the validation ELBO that SCVI reaches
     inference   cells per second of ``get_latent_representation``
 
-Only ratios are reported, since machines are noisy; repetitions alternate between the two.
+Speed and memory are reported only as ratios, because machines are noisy; repetitions alternate between the
+two models.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 
-from scalloy.train.memory import give_back
+from scalloy.train.malloc import give_back
 
 MODELS = ("VAE", "SCVI")
 
@@ -44,26 +45,26 @@ def speed(
     scvi_epochs: int | None = None,
     device: str = "cpu",
 ) -> pd.DataFrame:
-    """One row per setting, with the ratio of ours to SCVI's.
+    """Compare speed, memory and ELBO of our VAE with SCVI's, one row per setting and quantity.
 
     Parameters
     ----------
     data
-        As in :func:`scalloy.benchmark.fit`.
+        Name of a data set, see :func:`scalloy.benchmark.fit.load`.
     n_genes
-        Most variable genes that are kept; ``None`` is all.
+        Numbers of most variable genes that are kept; ``None`` in the list keeps all.
     gene_likelihood
         ``"nb"``, ``"zinb"`` or both.
     batch_size, max_epochs
-        Of the comparison at equal settings.
+        Number of cells per step and of epochs in the comparison at equal settings.
     repeats
-        How often each is measured; ratios are of medians, with their range.
+        Number of measurements of each; ratios are of medians, with the range of the pairs.
     equal
         Whether to measure at equal settings.
     defaults
-        Whether to measure the time to SCVI's validation ELBO as well (long).
+        Whether to measure the time to SCVI's validation ELBO as well (takes long).
     scvi_epochs
-        Epochs of SCVI there, instead of its own choice.
+        Number of epochs of SCVI in that measurement; ``None`` uses SCVI's default.
     device
         ``"cpu"`` or ``"cuda"``.
     """
@@ -84,6 +85,7 @@ def speed(
 
 
 def _alternate(job: dict[str, Any], repeats: int) -> dict[str, list[dict]]:
+    """Run a job for both models in turn, once per seed."""
     runs: dict[str, list[dict]] = {m: [] for m in MODELS}
     for seed in range(repeats):
         for model in MODELS:
@@ -92,7 +94,7 @@ def _alternate(job: dict[str, Any], repeats: int) -> dict[str, list[dict]]:
 
 
 def _ratio(runs: dict[str, list[dict]], quantity: str) -> dict[str, Any]:
-    """Ours over SCVI's: of the medians, and the lowest and highest of the pairs."""
+    """Return the ratio of ours to SCVI's: of the medians, and the lowest and highest of the pairs."""
     ours, theirs = ([r[quantity] for r in runs[m]] for m in MODELS)
     pairs = np.array(ours) / np.array(theirs)
     ratio = float(np.median(ours) / np.median(theirs))
@@ -100,7 +102,7 @@ def _ratio(runs: dict[str, list[dict]], quantity: str) -> dict[str, Any]:
 
 
 def _to_the_same_elbo(job: dict[str, Any], repeats: int, scvi_epochs: int | None) -> list[dict]:
-    """SCVI once with its defaults; ours until it is as good as SCVI's best, and as SCVI's last."""
+    """Compare training times until our VAE is as good as SCVI's best epoch, and as its last."""
     theirs = in_process({**job, "model": "SCVI", "seed": 0, "max_epochs": scvi_epochs})
     curve = np.array(theirs["curve"])  # seconds of training, validation -ELBO
     best, last = curve[curve[:, 1].argmin()], curve[-1]
@@ -124,9 +126,9 @@ def _to_the_same_elbo(job: dict[str, Any], repeats: int, scvi_epochs: int | None
 
 
 def in_process(job: dict[str, Any], module: str = "scalloy.benchmark.speed") -> dict[str, Any]:
-    """What a module of benchmarks finds in a process of its own, which prints it as JSON at the end.
+    """Run a job of a benchmark module in a fresh process and return the JSON that it prints last.
 
-    It imports nothing from the folder that the user works in (``-P``).
+    The process imports nothing from the user's working directory (``-P``).
     """
     command = [sys.executable, "-P", "-W", "ignore", "-m", module, json.dumps(job)]
     around = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if os.path.isabs(p))}
@@ -139,7 +141,7 @@ def in_process(job: dict[str, Any], module: str = "scalloy.benchmark.speed") -> 
 
 
 def synchronise() -> bool:
-    """Wait for the GPU, where there is one."""
+    """Wait for the GPU if there is one; return whether there is."""
     import torch
 
     if torch.cuda.is_available():
@@ -148,12 +150,13 @@ def synchronise() -> bool:
 
 
 class Clock(pl.Callback):
-    """Seconds of each training epoch (validation not counted), and the validation loss after it.
+    """Callback that records the seconds of each training epoch without validation, and the validation -ELBO.
 
     Parameters
     ----------
     now
-        What the time is; ``time.process_time`` leaves out what other programs take of the machine.
+        Function that returns the current time; ``time.process_time`` leaves out other programs on the
+        machine.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -184,11 +187,11 @@ class Clock(pl.Callback):
 
 
 class PeakMemory:
-    """Highest resident memory of this process while it lasts, in MB (Linux)."""
+    """Context manager that records the highest resident memory of this process, in MB (Linux)."""
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
-        give_back()  # what loading the data has left
+        give_back()  # memory that loading the data left to the allocator
         self.highest, self.done = self.resident(), threading.Event()
         self.watcher = threading.Thread(target=self.watch, daemon=True)
         self.watcher.start()
@@ -210,7 +213,7 @@ class PeakMemory:
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """One training in this process."""
+    """Train one model in this process and return its figures."""
     import scvi
     from scvi.model import SCVI
 
@@ -222,7 +225,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     scvi.settings.seed = job["seed"]
     cls = VAE if job["model"] == "VAE" else SCVI
     cls.setup_anndata(adata)
-    clock, split = Clock(), three_parts(adata.n_obs, 0)  # the same cells whatever model and seed
+    clock, split = Clock(), three_parts(adata.n_obs, 0)  # same split for every model and seed
     run: dict[str, Any] = {"callbacks": [clock], "accelerator": job["device"].replace("cuda", "gpu"), **QUIET}
     run["datasplitter_kwargs"] = {"external_indexing": split}
     if job["kind"] == "equal":
@@ -239,7 +242,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
             passes.append(adata.n_obs / (time.perf_counter() - begun))
         out["latent_cells_per_s"] = float(np.median(passes[1:]))
         out["elbo"] = evidence(model, split[1], n_mc_samples=0)["elbo"]
-        with PeakMemory() as memory:  # apart from the timing, which a second thread would disturb
+        with PeakMemory() as memory:  # in a run of its own: its thread would disturb the timing
             model.train(check_val_every_n_epoch=10**6, **{**run, "max_epochs": 1})
         return out | {"peak_mb": memory.peak}
     model = cls(adata)

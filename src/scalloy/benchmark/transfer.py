@@ -1,4 +1,4 @@
-"""Held-out pairs: each cell type in turn is not seen under the condition, and predicted from its controls."""
+"""Benchmark of transfer: cell types held out under a condition, and predicted from their control cells."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ import scvi
 from anndata import AnnData
 
 from scalloy import datasets, metrics
+from scalloy._arguments import one_of
 from scalloy.baselines import METHODS, Baseline, LatentShift
 from scalloy.baselines.predictors import log_scaled, normalised
 from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET, normed_copy
-from scalloy.models import CGMDVAE, TRVAE, _options
+from scalloy.metrics.registered import scores
+from scalloy.models import CGMDVAE, TRVAE
 
 DONORS = ("donor_101", "donor_107", "donor_1015")
 KANG = ("kang", "kang_all", "kang_subset")
@@ -31,16 +33,18 @@ N_PCS, TOP = 50, 100
 
 @dataclass(frozen=True)
 class Rival:
-    """A model of the table: how it is made of the cells to train on, and the ways in which it is asked.
+    """Model in the comparison: how it is made from training cells, and how its predictions are asked for.
 
     Parameters
     ----------
     make
-        From cells and the columns with conditions and labels, an object with ``train`` and ``transfer``.
+        Function of the cells and the columns with conditions and labels that returns an object with ``train``
+        and ``transfer``.
     asked
-        Name of the row, and arguments of ``transfer``.
+        Arguments of ``transfer`` for each row of the table, by the name of the row; if empty, there is one
+        row with the name of the model and no further arguments.
     seeded
-        Whether it depends on a seed.
+        Whether the model depends on a random seed.
     trained
         Arguments of ``train``.
     """
@@ -52,7 +56,7 @@ class Rival:
 
 
 def rivals(**model: Any) -> dict[str, Rival]:
-    """All models by name: the baselines, scGen, a conditional VAE, TRVAE, TRVAE as published, CGMDVAE.
+    """Return all models by name: the baselines, scGen, a conditional VAE, variants of TRVAE, and CGMDVAE.
 
     Parameters
     ----------
@@ -86,11 +90,11 @@ def rivals(**model: Any) -> dict[str, Rival]:
 
 
 def chosen(models: Sequence[str] | Mapping[str, Rival] | None, **model: Any) -> Mapping[str, Rival]:
-    """Those of these names (``None`` is all), or others by name; arguments are those of CGMDVAE."""
+    """Return the rivals with the given names (``None``: all), or ``models`` itself if it is a mapping."""
     if isinstance(models, Mapping):
         return models
     known = rivals(**model)
-    return {_options.one_of("models", m, known): known[m] for m in (known if models is None else models)}
+    return {one_of("models", m, known): known[m] for m in (known if models is None else models)}
 
 
 @keeps_seed()
@@ -111,59 +115,61 @@ def transfer(
     max_epochs: int | None = None,
     **model: Any,
 ) -> pd.DataFrame:
-    """Each type under each condition held out in turn, and predicted by all models from its controls.
+    """Hold out each cell type under each condition in turn, and predict it with all models from its controls.
 
-    No model is given a held-out cell, the most variable genes are those of the cells to train on, and no
-    hyper-parameter is chosen on the held-out type. Means are scored on what a model expects, distributions of
-    cells on the counts that it samples, if it does.
+    No model is given a held-out cell, the most variable genes are chosen on the training cells, and no
+    hyper-parameter is chosen on the held-out type. Scores of means use the expression that a model expects;
+    scores of whole cells use its sampled counts, if it samples any.
 
     Parameters
     ----------
     data
         ``"kang"``: authors' labels and the three donors present in both conditions; ``"kang_all"``: all
-        donors and labels; ``"kang_subset"``: the embedded cells; or raw counts, as AnnData or the path of an
-        h5ad file.
+        donors and labels; ``"kang_subset"``: the cells that ship with the package; or raw counts, as AnnData
+        or the path of an h5ad file.
     models
-        Names of :func:`rivals` (``None`` is all of them), or others by name.
+        Names of :func:`rivals` (``None`` runs all of them), or a mapping from names to :class:`Rival`.
     condition_key, labels_key
-        Columns of ``.obs`` with conditions and cell types (or whatever a change is to be carried between).
+        Columns of ``.obs`` with conditions and cell types (or any other groups between which a change is
+        transferred).
     control
-        The condition from which is predicted; ``None`` is ``"control"`` or the most frequent one.
+        Condition from which predictions start; ``None`` uses ``"control"`` if there is one, otherwise the
+        most frequent condition.
     hold_out
-        Types, or ``"each"``.
+        Name or names of the types to hold out, or ``"each"``.
     at_once
-        Whether a type is held out under all conditions but the control together, and not one by one.
+        Whether to hold out a type under all conditions but the control together instead of one by one.
     unseen
-        Column and value, such as ``{"batch": "donor_1015"}``: cells that are trained on have other values,
-        and predicted are those which have it.
+        Columns and values, such as ``{"batch": "donor_1015"}``: cells with these values are predicted but
+        never trained on.
     seeds
-        Of weights, split, training and sampling.
+        Random seeds of the weights, the split, the training and the sampling.
     n_genes
-        That are kept.
+        Number of most variable genes that are kept.
     target_sum
-        To which counts in these genes are scaled before their logarithm; ``None`` is the median of the cells
-        to train on.
+        Total count to which each cell is scaled before the logarithm; ``None`` uses the median total of the
+        training cells.
     min_cells
-        Of a type under a condition, to be held out.
+        Minimum number of cells that a type needs under a condition to be held out.
     max_epochs
-        Instead of the default.
+        Maximum number of epochs; ``None`` uses the default of each model.
     **model
         Arguments of CGMDVAE.
 
     Returns
     -------
-    One row for each type, condition, model and seed (-1 where there is nothing random), and rows
-    ``"ceiling"``: see :func:`scalloy.metrics.ceilings`.
+    One row for each type, condition, model and seed (-1 for models without randomness), and rows
+    ``"ceiling"``, see :func:`scalloy.metrics.ceilings`.
     """
     adata = _cells(data, condition_key, labels_key)
     models = chosen(models, **model)
     for key, value in (unseen or {}).items():
-        _options.one_of("unseen", key, list(adata.obs))
-        _options.one_of("unseen", value, sorted(adata.obs[key].astype(str).unique()))
+        one_of("unseen", key, list(adata.obs))
+        one_of("unseen", value, sorted(adata.obs[key].astype(str).unique()))
     conditions = adata.obs[condition_key].astype(str)
     if control is None:
         control = "control" if (conditions == "control").any() else conditions.value_counts().index[0]
-    _options.one_of("control", control, sorted(conditions.unique()))
+    one_of("control", control, sorted(conditions.unique()))
     asked = Protocol(condition_key, labels_key, control, n_genes, target_sum, dict(unseen or {}))
     rows: list[dict[str, Any]] = []
     for name, held in _held_out(adata, asked, hold_out, min_cells).items():
@@ -175,7 +181,7 @@ def transfer(
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is predicted from what; see :func:`transfer`."""
+    """Settings of the benchmark; see :func:`transfer`."""
 
     condition_key: str
     labels_key: str
@@ -186,11 +192,11 @@ class Protocol:
 
     @property
     def keys(self) -> tuple[str, str]:
-        """Columns with the condition and the type."""
+        """Columns of ``.obs`` with the condition and the type."""
         return self.condition_key, self.labels_key
 
     def unseen_cells(self, adata: AnnData) -> np.ndarray:
-        """Those which are predicted, and not trained on; all, where nothing but the type is unseen."""
+        """Return a mask of the cells with the unseen values; of all cells if only the type is unseen."""
         mask = np.ones(adata.n_obs, dtype=bool)
         for key, value in self.unseen.items():
             mask &= (adata.obs[key].astype(str) == value).to_numpy()
@@ -200,31 +206,31 @@ class Protocol:
 def _held_out(
     adata: AnnData, asked: Protocol, hold_out: str | Sequence[str], min_cells: int
 ) -> dict[str, list[str]]:
-    """Types that are held out, and under which conditions each of them."""
+    """Return the types to hold out, each with the conditions under which it has enough cells."""
     obs = adata.obs.loc[asked.unseen_cells(adata), [asked.labels_key, asked.condition_key]].astype(str)
     sizes = obs.value_counts()
     every = sorted(obs[asked.labels_key].unique())
     types = every if hold_out == "each" else [hold_out] if isinstance(hold_out, str) else hold_out
     for name in types:
-        _options.one_of("hold_out", name, every)
+        one_of("hold_out", name, every)
     treated = sorted(set(obs[asked.condition_key]) - {asked.control})
     found = {t: [c for c in treated if sizes.get((t, c), 0) >= min_cells] for t in types}
     return {t: held for t, held in found.items() if held and sizes.get((t, asked.control), 0)}
 
 
 class Pair:
-    """A type that is held out under a condition: what may be trained on, and what is true.
+    """Cell type held out under a condition: the cells to train on, those to predict from, and the truth.
 
     Parameters
     ----------
     adata
-        All cells, of which the held-out ones are taken away.
+        All cells, including the held-out ones.
     asked
-        What is predicted from what.
+        Settings of the benchmark.
     name, condition
-        The type, and the condition to predict.
+        Type that is held out, and condition to predict.
     together
-        The conditions under which the type is held out.
+        All conditions under which the type is held out; if empty, only ``condition``.
     """
 
     def __init__(
@@ -254,41 +260,36 @@ class Pair:
         self.top, self.top_1000 = np.argsort(-changed)[:TOP], np.argsort(-np.abs(changed))[:1000]
 
     def expression(self, counts: Any) -> np.ndarray:
-        """Of cells, on the scale on which they are compared."""
+        """Return the log-normalised expression on which cells are compared."""
         return log_normalised(counts, self.target_sum)
 
     def scores(self, out: AnnData) -> dict[str, float]:
-        """Of a prediction of the source cells."""
+        """Return all scores of a prediction of the source cells."""
+        return scores(self.views(out))
+
+    def views(self, out: AnnData) -> dict[str, dict[str, np.ndarray]]:
+        """Return what metrics take of a prediction of the source cells."""
         x = np.asarray(out.X, dtype=float)
-        cells = self.expression(out.layers["counts"]) if "counts" in out.layers else x
-        means = (x.mean(0), self.truth.mean(0), self.control.mean(0))
-        pcs = [(v - self.middle) @ self.axes for v in (cells, self.truth)]
-        found = {
-            "skill": metrics.skill(*means),
-            "pearson_delta": metrics.pearson_delta(*means),
-            "resid_pearson_delta": metrics.resid_pearson_delta(*means, self.shift),
-            "r2_mean": metrics.r2_mean(*means[:2]),
-            "r2_determination": metrics.r2_determination(*means[:2]),
-            "r2_top100": metrics.r2_mean(means[0][self.top], means[1][self.top]),
-            "r2_top1000": metrics.r2_mean(means[0][self.top_1000], means[1][self.top_1000]),
-            "r2_variance": metrics.r2_variance(cells, self.truth),
-            "r2_variance_top1000": metrics.r2_variance(cells[:, self.top_1000], self.truth[:, self.top_1000]),
-            "energy_distance": metrics.energy_distance(*pcs),
-            "mmd": metrics.mmd(*pcs),
-            "de_overlap": metrics.de_overlap(cells, self.truth, self.control),
-            "de_auprc": metrics.de_auprc(cells, self.truth, self.control),
-            "skill_of_cells": metrics.skill(cells.mean(0), *means[1:]),
-        }
+        predicted = self.expression(out.layers["counts"]) if "counts" in out.layers else x
+        cells = {"predicted": predicted, "truth": self.truth, "control": self.control}
+        means = {k: v.mean(0) for k, v in (cells | {"predicted": x}).items()}
         sd = out.uns.get("transfer", {}).get("sd")
-        if sd is not None:
-            found["coverage_90"] = metrics.coverage(*means[:2], sd.iloc[:, 0].to_numpy())
-        return found
+        also = {} if sd is None else {"sd": sd.iloc[:, 0].to_numpy()}
+        return {
+            "means": {**means, "mean_shift": self.shift, **also},
+            "cells": cells,
+            "pcs": {k: (cells[k] - self.middle) @ self.axes for k in ("predicted", "truth")},
+            "means of cells": means | {"predicted": predicted.mean(0)},
+            "top 100 means": {k: v[self.top] for k, v in means.items()},
+            "top 1000 means": {k: v[self.top_1000] for k, v in means.items()},
+            "top 1000 cells": {k: v[:, self.top_1000] for k, v in cells.items()},
+        }
 
 
 def _of_pairs(
     pairs: Sequence[Pair], models: Mapping[str, Rival], seeds: Sequence[int], max_epochs: int | None
 ) -> list[dict[str, Any]]:
-    """Scores of pairs that are held out together, so that each model is trained once."""
+    """Train each model once for pairs that are held out together, and return the scores of all pairs."""
     first = pairs[0]
     rows: list[dict[str, Any]] = [
         {**_about(p), "method": "ceiling", "seed": -1, **metrics.ceilings(p.truth, p.control)} for p in pairs
@@ -300,7 +301,7 @@ def _of_pairs(
             made.train(max_epochs=max_epochs, **rival.trained, **QUIET)
             for pair, (row, how) in product(pairs, (rival.asked or {name: {}}).items()):
                 given = {"seed": max(seed, 0), "target_sum": pair.target_sum, **how}
-                if first.asked.unseen:  # where the groups of these donors, say, begin
+                if first.asked.unseen:  # groups start at their means in the unseen donor, say
                     given.setdefault("context", pair.source)
                 out = made.transfer(pair.source.copy(), to=pair.condition, **given)
                 rows.append({**_about(pair), "method": row, "seed": seed, **pair.scores(out)})
@@ -308,23 +309,25 @@ def _of_pairs(
 
 
 def _about(pair: Pair) -> dict[str, str]:
+    """Return the columns that identify a pair in the table."""
     return {"type": pair.name, "condition": pair.condition}
 
 
 def _cells(data: str | Path | AnnData, condition_key: str, labels_key: str) -> AnnData:
+    """Return the cells to score on, from a name, a file or an AnnData."""
     if isinstance(data, str) and data in KANG:
         return load(data)
     adata = data.copy() if isinstance(data, AnnData) else ad.read_h5ad(data)
     for name, key in {"condition_key": condition_key, "labels_key": labels_key}.items():
-        _options.one_of(name, key, list(adata.obs))
+        one_of(name, key, list(adata.obs))
     adata.obs_names_make_unique()
     sc.pp.filter_genes(adata, min_cells=3)
     return with_counts(adata)
 
 
 def load(data: str) -> AnnData:
-    """The cells of Kang et al. to score on."""
-    adata = datasets.kang(full=_options.one_of("data", data, KANG) != "kang_subset")
+    """Load the cells of Kang et al. to score on, by the name of the selection."""
+    adata = datasets.kang(full=one_of("data", data, KANG) != "kang_subset")
     keep = adata.obs["cell_type"] != RARE
     if data == "kang":
         keep &= (adata.obs["label_source"] == "author") & adata.obs["batch"].isin(DONORS)
@@ -334,25 +337,25 @@ def load(data: str) -> AnnData:
 
 
 def with_counts(adata: AnnData) -> AnnData:
-    """The cells that have counts in the genes that were kept."""
+    """Return a copy of the cells that have any counts."""
     return adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()
 
 
 def variable_genes(adata: AnnData, n_genes: int) -> np.ndarray:
-    """Names of the most variable genes."""
+    """Return the names of the most variable genes."""
     normed = normed_copy(adata)
     sc.pp.highly_variable_genes(normed, n_top_genes=min(n_genes, normed.n_vars))
     return np.asarray(normed.var_names[normed.var["highly_variable"]])
 
 
 def log_normalised(counts: Any, target_sum: float = 1e4) -> np.ndarray:
-    """``log1p`` of counts scaled to the same total in each cell, dense."""
+    """Return ``log1p`` of counts scaled to the same total in each cell, as a dense array."""
     x = np.asarray(counts.todense() if sp.issparse(counts) else counts, dtype=float)
     return log_scaled(normalised(x), target_sum)
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean over types of each method, with the spread over seeds; and the worst type's skill."""
+    """Average each method over types, with the standard deviation over seeds and the worst type's skill."""
     columns = [c for c in frame if c not in {"type", "condition", "method", "seed"}]
     by_seed = frame.groupby(["method", "seed"], sort=False)
     out = spread(by_seed[columns].mean().reset_index(), ["method"], columns, digits=3)

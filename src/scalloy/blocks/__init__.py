@@ -1,1 +1,1 @@
-"""Shared parts of the mathematics, torch only."""
+"""Building blocks of the models: networks, distributions, likelihoods, priors and posteriors."""

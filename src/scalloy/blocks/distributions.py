@@ -1,7 +1,7 @@
-"""Densities of the counts of a whole cell, which torch lacks.
+"""Distributions of the counts of a whole cell, which torch lacks.
 
-Each has one event per cell: ``log_prob`` sums over genes, and reads dense counts or sparse CSR ones
-(those through :mod:`scalloy.blocks.fused`, with the same result).
+Each has one event per cell: ``log_prob`` sums over genes. It accepts dense counts and sparse CSR ones, with
+the same result; most of the sparse ones go through :mod:`scalloy.kernels.count_log_prob`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
-from scalloy.blocks import on_gpu
-from scalloy.blocks.fused import Nonzeros, category_log_prob, count_log_prob, take
-from scalloy.blocks.sparse import dense, stacked
+from scalloy.kernels import gpu
+from scalloy.kernels.count_log_prob import Nonzeros, category_log_prob, count_log_prob, take
+from scalloy.kernels.csr import dense, stacked
 
-LOG_MEAN_MAX = 16.0  # e^16 is nine million counts of one gene in one cell
+Shape = torch.Size | list[int] | tuple[int, ...]  # of samples, as in all distributions of torch
+LOG_MEAN_MAX = 16.0  # e^16 is about nine million counts of one gene in one cell
 
 
 class Rate:
@@ -41,27 +42,27 @@ class Rate:
 
 
 def full(value: Tensor) -> Tensor:
-    """At least single precision: counts and gamma functions need it, also under autocast."""
+    """Convert to at least single precision, which counts and gamma functions need even under autocast."""
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def bounded(value: Tensor, *, lower: float | None = None, upper: float | None = None) -> Tensor:
-    """Clamp the value but not its gradient, so that nothing gets stuck outside of the bounds."""
+    """Clamp the value but not its gradient, so that nothing gets stuck outside the bounds."""
     return value + (value.clamp(lower, upper) - value).detach()
 
 
 def gaussian(loc: Tensor, scale: Tensor) -> Independent:
-    """Diagonal Gaussian with one event per cell."""
+    """Return a diagonal Gaussian with one event per cell."""
     return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
 
 def standard_normal(like: Tensor) -> Independent:
-    """``N(0, I)`` of the shape of a latent."""
+    """Return ``N(0, I)`` with the shape of ``like``."""
     return gaussian(torch.zeros_like(like), torch.ones_like(like))
 
 
 class Delta(Distribution):
-    """All mass in one point: the code of a plain autoencoder."""
+    """Distribution with all its mass at one point: the code of a plain autoencoder."""
 
     arg_constraints: dict = {}  # noqa: RUF012
     has_rsample = True
@@ -78,7 +79,7 @@ class Delta(Distribution):
     def variance(self) -> Tensor:
         return torch.zeros_like(self.value)
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         return self.value.expand(self._extended_shape(sample_shape))
 
 
@@ -87,7 +88,7 @@ class CountDistribution(Distribution):
 
     arg_constraints: dict = {}  # noqa: RUF012
     has_rsample = False
-    of_dense = True  # whether a GPU takes the log-probability of dense counts as that of sparse ones
+    of_dense = True  # whether the fused kernel may serve dense counts on a GPU
 
     def __init__(self, rate: Rate) -> None:
         self.rate = rate
@@ -104,20 +105,20 @@ class CountDistribution(Distribution):
         return self.rate.fraction
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability per cell of dense ``(..., G)`` or sparse CSR counts."""
+        """Return the log-probability of each cell, for dense ``(..., G)`` or sparse CSR counts."""
         logits = self.rate.logits
         if value.layout == torch.sparse_csr and logits.dim() >= 2:
             return self._log_prob_fused(value)
-        if self.of_dense and on_gpu.serves(logits) and value.shape == logits.shape[-2:] and logits.dim() > 1:
+        if self.of_dense and gpu.serves(logits) and value.shape == logits.shape[-2:] and logits.dim() > 1:
             return self._log_prob_fused(value.to(logits.dtype))
         return self.log_pmf(dense(value).to(logits.dtype)).sum(-1)
 
     def log_pmf(self, value: Tensor) -> Tensor:
-        """Log-probability of every entry, ``(..., G)``."""
+        """Return the log-probability of every entry, ``(..., G)``."""
         raise NotImplementedError
 
     def _log_prob_fused(self, value: Tensor) -> Tensor:
-        raise NotImplementedError
+        return self.log_pmf(dense(value).to(self.rate.logits.dtype)).sum(-1)
 
 
 class Poisson(CountDistribution):
@@ -131,17 +132,17 @@ class Poisson(CountDistribution):
         return value * self.rate.log_mean - self.mean - torch.lgamma(value + 1)
 
     def scaled(self, log_factor: Tensor) -> Poisson:
-        """The same with rates multiplied by gene; those of a cell still add up to its library size."""
+        """Multiply the rates by gene; with a library size, those of a cell still add up to it."""
         return Poisson(Rate(self.rate.logits + log_factor, self.rate.log_ell))
 
     def entries(self, nz: Nonzeros) -> Poisson:
-        """The distribution of these entries alone."""
+        """Return the distribution of these entries alone."""
         return Poisson(Rate(take(self.rate.log_mean, nz.flat), None))
 
     def _log_prob_fused(self, value: Tensor) -> Tensor:
         return count_log_prob(value, self.rate.logits, log_ell=self.rate.log_ell)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         with torch.no_grad():
             return torch.poisson(self.mean.expand(self._extended_shape(sample_shape)))
 
@@ -167,11 +168,11 @@ class NegativeBinomial(CountDistribution):
         return count - theta * F.softplus(v) + value * F.logsigmoid(v)
 
     def scaled(self, log_factor: Tensor) -> NegativeBinomial:
-        """The same with rates multiplied by gene; those of a cell still add up to its library size."""
+        """Multiply the rates by gene; with a library size, those of a cell still add up to it."""
         return NegativeBinomial(Rate(self.rate.logits + log_factor, self.rate.log_ell), self.log_theta)
 
     def entries(self, nz: Nonzeros) -> NegativeBinomial:
-        """The distribution of these entries alone."""
+        """Return the distribution of these entries alone."""
         theta = self.log_theta
         if theta.shape != (1, theta.shape[-1]):
             theta = theta.expand(self.rate.logits.shape).reshape(-1, theta.shape[-1])
@@ -180,7 +181,7 @@ class NegativeBinomial(CountDistribution):
     def _log_prob_fused(self, value: Tensor) -> Tensor:
         return count_log_prob(value, self.rate.logits, log_ell=self.rate.log_ell, log_theta=self.log_theta)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         with torch.no_grad():
             shape = self._extended_shape(sample_shape)
             theta = self.log_theta.exp().expand(shape)
@@ -189,7 +190,7 @@ class NegativeBinomial(CountDistribution):
 
 
 class ZeroInflated(CountDistribution):
-    r"""Counts that are zero with an extra probability :math:`\pi_0 = \sigma(\mathrm{gate})`."""
+    r"""Counts with an extra probability :math:`\pi_0 = \sigma(\mathrm{gate})` of being zero."""
 
     def __init__(self, base: Poisson | NegativeBinomial, gate: Tensor) -> None:
         self.base, self.gate = base, full(gate)
@@ -218,14 +219,14 @@ class ZeroInflated(CountDistribution):
             gate=self.gate,
         )
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         counts = self.base.sample(sample_shape)
         with torch.no_grad():
             return counts * torch.bernoulli(torch.sigmoid(-self.gate).expand_as(counts))
 
 
 class BackgroundMixture(CountDistribution):
-    r"""Counts of antibodies: negative binomial around a background, or around a foreground above it.
+    r"""Antibody counts: negative binomial around a background, or around a foreground above it.
 
     :math:`p(x) = \pi\,\mathrm{NB}(x; \beta, \theta) + (1 - \pi)\,\mathrm{NB}(x; \mu, \theta)` with
     :math:`\mu \ge \beta` and :math:`\pi = \sigma(\mathrm{gate})`.
@@ -256,7 +257,7 @@ class BackgroundMixture(CountDistribution):
 
     @property
     def fraction(self) -> Tensor:
-        """Share of each protein in what is expected without background."""
+        """Share of each protein in the expected counts without background."""
         clean = (1 - self.pi) * self.foreground.mean
         return clean / clean.sum(-1, keepdim=True).clamp_min(1e-12)
 
@@ -264,19 +265,16 @@ class BackgroundMixture(CountDistribution):
         low = self.background.log_pmf(value) + F.logsigmoid(self.gate)
         return torch.logaddexp(low, self.foreground.log_pmf(value) + F.logsigmoid(-self.gate))
 
-    def _log_prob_fused(self, value: Tensor) -> Tensor:
-        return self.log_pmf(dense(value)).sum(-1)
-
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         low, high = (p.sample(sample_shape) for p in (self.background, self.foreground))
         return torch.where(torch.rand_like(low) < self.pi, low, high)
 
 
 class PiecewiseCategorical(CountDistribution):
-    r"""Counts below :math:`K` as categories; the others are :math:`K` and counts of another distribution.
+    r"""Counts below :math:`K` as categories; larger ones are :math:`K` plus a count of another distribution.
 
-    :math:`\log p(x) = \log \pi_x` for :math:`x < K`, else :math:`\log \pi_K + \log f(x - K)`. ``logits`` is
-    ``(..., K + 1, G)``.
+    :math:`\log p(x) = \log \pi_x` for :math:`x < K`, otherwise :math:`\log \pi_K + \log f(x - K)`.
+    ``logits`` is ``(..., K + 1, G)``.
     """
 
     of_dense = False
@@ -288,7 +286,7 @@ class PiecewiseCategorical(CountDistribution):
 
     @cached_property
     def log_pi(self) -> Tensor:
-        """Logarithm of the probabilities of the categories."""
+        """Log-probabilities of the categories."""
         return torch.log_softmax(self.logits, -2)
 
     def _moments(self) -> tuple[Tensor, Tensor]:
@@ -327,7 +325,7 @@ class PiecewiseCategorical(CountDistribution):
         categories = category_log_prob(nz._replace(x=nz.x.clamp_max(self.k_max)), self.logits.flatten(0, -3))
         return categories.index_add(0, nz.row, self._log_tail(self.base.entries(nz), nz.x)).view(shape[:-1])
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         with torch.no_grad():
             category = Categorical(logits=self.logits.transpose(-1, -2)).sample(torch.Size(sample_shape))
             return category + (category == self.k_max) * self.base.sample(sample_shape)

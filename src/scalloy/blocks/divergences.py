@@ -1,9 +1,9 @@
-r"""Distances between distributions from samples of them: the maximum mean discrepancy.
+r"""Maximum mean discrepancy: a distance between distributions, estimated from samples of them.
 
     MMD^2(P, Q) = E k(x, x') + E k(y, y') - 2 E k(x, y)       k(x, y) = mean_a exp(-|x - y|^2 / (2 a))
 
 Gretton et al., "A kernel two-sample test", JMLR 2012. The unbiased estimate leaves out the pairs of a sample
-with itself and may be negative; the biased one keeps them and is zero only for identical samples.
+with itself and may be negative; the biased one includes them and is zero only for identical samples.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.utils.checkpoint import checkpoint
 
-#: Scales of trVAE (Lotfollahi et al. 2020): so wide a range that some of them fit any data.
+#: Scales of trVAE (Lotfollahi et al. 2020), so wide a range that some of them suit any data.
 TRVAE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6)
 #: Multiples of the median squared distance.
 AROUND_MEDIAN = (0.25, 0.5, 1.0, 2.0, 4.0)
-ROWS = 1024  # of the matrix of kernels at a time
+ROWS = 1024  # rows of the kernel matrix that are computed at a time
 EXACT = "donot_use_mm_for_euclid_dist"
 
 
 def mmd2(x: Tensor, y: Tensor, scales: Sequence[float] | Tensor, *, unbiased: bool = True) -> Tensor:
-    """Squared maximum mean discrepancy of two samples, differentiable, in memory linear in their sizes.
+    """Return the squared maximum mean discrepancy of two samples.
+
+    It is differentiable, and needs memory that is linear in the sizes of the samples.
 
     Parameters
     ----------
     x, y
-        Samples x dimensions; at least two of each for the unbiased estimate.
+        Samples x dimensions. The unbiased estimate needs at least two samples of each.
     scales
-        ``a`` of each kernel, over which is averaged.
+        Scale ``a`` of each kernel; the kernels are averaged.
     unbiased
-        Whether a sample's pairs with itself are left out.
+        Whether to leave out the pairs of a sample with itself.
     """
     a = _tensor(scales, x)
     own = [(_sum(s, s, a) - len(s) * unbiased) / (len(s) * (len(s) - unbiased)) for s in (x, y)]
@@ -41,7 +43,7 @@ def mmd2(x: Tensor, y: Tensor, scales: Sequence[float] | Tensor, *, unbiased: bo
 
 
 def median_scales(x: Tensor, factors: Sequence[float] = AROUND_MEDIAN) -> Tensor:
-    """Multiples of the median squared distance between samples (of at most 512), without gradient."""
+    """Return multiples of the median squared distance between samples (at most 512), without gradient."""
     some = x.detach()[torch.linspace(0, len(x) - 1, min(len(x), 512), device=x.device).long()]
     pairs = torch.pdist(some).square()
     median = pairs.median() if len(pairs) else x.new_ones(())
@@ -49,7 +51,7 @@ def median_scales(x: Tensor, factors: Sequence[float] = AROUND_MEDIAN) -> Tensor
 
 
 def _tensor(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
-    """Where ``like`` is, without sending anything there."""
+    """Make a tensor like ``like``; numbers are written on its device, so that nothing is sent there."""
     if isinstance(values, Tensor):
         return values.to(like)
     return torch.stack([like.new_full((), v) for v in values])
@@ -67,30 +69,34 @@ def between_groups(
     unbiased: bool = True,
     add_up: bool = False,
 ) -> Tensor:
-    """Mean of :func:`mmd2` over all pairs of groups which have enough samples; 0 if there are no two.
+    """Return the mean of :func:`mmd2` over all pairs of groups with enough samples; 0 if there is no pair.
 
-    Nothing waits for a device to count them: what is asked of absent groups is computed too, and left out.
+    Pairs with absent groups are computed too and then masked, so that nothing waits for a device to count
+    samples.
 
     Parameters
     ----------
     x
         Samples x dimensions.
     groups, n_groups
-        Code of the group of each, and how many there are.
-    scales, unbiased
-        As there.
+        Code of the group of each sample, and the number of groups.
+    scales
+        Scale ``a`` of each kernel; the kernels are averaged.
     within, n_within
-        Code of a set of each: only its samples are compared. The mean is over sets that have pairs.
+        Code of the set of each sample, and the number of sets. Only samples of the same set are compared, and
+        the result is the mean over the sets that have pairs.
     at_least
-        Samples of a group.
+        Number of samples that a group needs.
+    unbiased
+        Whether to leave out the pairs of a sample with itself.
     add_up
-        Return the sum over pairs of groups instead of their mean.
+        Whether to return the sum over pairs of groups instead of their mean.
     """
     sets = torch.zeros_like(groups) if within is None else within
     members = one_hot(sets * n_groups + groups, n_within * n_groups).to(x.dtype)
     shape, left_out = (n_within, n_groups), int(unbiased)
     sizes = members.sum(0).view(shape)
-    follow = isinstance(scales, Tensor)  # the data: none is so small that tiny distances would matter
+    follow = isinstance(scales, Tensor)  # scales from the data are not so small that tiny distances matter
     total = _sums(x, members.view(-1, *shape), _tensor(scales, x), by_products=follow and x.is_cuda)
     own = total.diagonal(dim1=-2, dim2=-1) - sizes * left_out
     own = own / (sizes * (sizes - left_out)).clamp_min(1)
@@ -106,13 +112,14 @@ def between_groups(
 
 
 def _sums(x: Tensor, members: Tensor, a: Tensor, *, by_products: bool = False) -> Tensor:
-    """Sum of the kernel over the pairs of any two groups of a set, ``(sets, groups, groups)``."""
+    """Sum the kernel over the pairs of any two groups of a set, ``(sets, groups, groups)``."""
     if len(x) <= ROWS:
         return _members_block(x, members, x, members, a, by_products)
     parts = zip(x.split(ROWS), members.split(ROWS), strict=True)
-    again = {"use_reentrant": False, "preserve_rng_state": False}
     blocks = (
-        checkpoint(_members_block, *part, x, members, a, by_products, **again)
+        checkpoint(
+            _members_block, *part, x, members, a, by_products, use_reentrant=False, preserve_rng_state=False
+        )
         if x.requires_grad
         else _members_block(*part, x, members, a, by_products)
         for part in parts
@@ -126,7 +133,7 @@ def _members_block(x: Tensor, of_x: Tensor, y: Tensor, of_y: Tensor, a: Tensor, 
 
 
 def _sum(x: Tensor, y: Tensor, a: Tensor) -> Tensor:
-    """Sum of the kernel over all pairs."""
+    """Sum the kernel over all pairs."""
     if len(x) <= ROWS:
         return _block(x, y, a)
     again = x.requires_grad or y.requires_grad
@@ -142,14 +149,14 @@ def _block(x: Tensor, y: Tensor, a: Tensor) -> Tensor:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """By a product of matrices: many times faster on a GPU, and small ones are not exact."""
+    """Return squared distances by a matrix product: much faster on a GPU, but not exact for small ones."""
     middle = y.detach().mean(0)
     x, y = x - middle, y - middle
     return (x.square().sum(-1, keepdim=True) + y.square().sum(-1) - 2 * x @ y.T).clamp_min(0)
 
 
 def kernel(x: Tensor, y: Tensor, scales: Tensor, *, by_products: bool = False) -> Tensor:
-    """``k`` of all pairs, ``(len(x), len(y))``."""
+    """Return ``k`` of all pairs, ``(len(x), len(y))``."""
     squared = squared_distances(x, y) if by_products else torch.cdist(x, y, compute_mode=EXACT).square()
     total = torch.zeros_like(squared)
     for scale in scales:
@@ -158,20 +165,22 @@ def kernel(x: Tensor, y: Tensor, scales: Tensor, *, by_products: bool = False) -
 
 
 class RandomFeatures:
-    """Features ``f(x)`` whose scalar products are ``k`` on average, and ``f(x) f(x) = k(x, x)`` exactly.
+    """Random features ``f(x)`` with ``k(x, y)`` as their mean scalar product.
+
+    ``f(x) f(x) = k(x, x)`` holds exactly.
 
     Rahimi & Recht, "Random features for large-scale kernel machines", NeurIPS 2007.
 
     Parameters
     ----------
     n_dims
-        Of the samples.
+        Number of dimensions of the samples.
     scales
-        As in :func:`mmd2`; each has its part of the features.
+        Scale ``a`` of each kernel; each has the same number of features.
     n_features
-        How many at least.
+        Least number of features.
     generator
-        Of the frequencies.
+        Random generator of the frequencies.
     """
 
     def __init__(self, n_dims: int, scales: Tensor, n_features: int, generator: torch.Generator) -> None:

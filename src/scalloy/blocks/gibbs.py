@@ -1,16 +1,16 @@
-r"""Gibbs sampling of two latents that are coupled by an exponential-family harmonium.
+r"""Gibbs sampling of two latents coupled by an exponential-family harmonium.
 
     p(z, z') ~ N(z; 0, I) N(z'; 0, I) exp{T(z)^T G T(z') + nu^T T(z) + nu'^T T(z')}       T(z) = (z, z^2)
 
-Given the other one, each is a Gaussian with independent coordinates: with ``(b, e) = G T(z') + nu``,
+Given the other one, each latent is a Gaussian with independent coordinates: with ``(b, e) = G T(z') + nu``,
 
     z_i | z' ~ N(b_i / lambda_i, 1 / lambda_i)                         lambda = 1 - 2 e
     log int N(z; 0, I) exp{..} dz = sum_i (b_i^2 / lambda_i - log lambda_i) / 2           the potential of z'
 
-Pure functions of a :class:`State`: nothing is kept here. Everything is relative to the two standard normals,
-so that without coupling and without ``nu`` the log-partition is zero.
+All functions are pure functions of a :class:`State`; nothing is stored here. Everything is relative to the
+two standard normals, so that the log-partition is zero without coupling and without ``nu``.
 
-Welling, Rosen-Zvi & Hinton, "Exponential family harmoniums", NIPS 2004; annealed importance sampling: Neal,
+Welling, Rosen-Zvi & Hinton, "Exponential family harmoniums", NIPS 2004. Annealed importance sampling: Neal,
 Statistics and Computing 2001.
 """
 
@@ -34,31 +34,31 @@ class State(NamedTuple):
 
 
 def statistics(z: Tensor) -> Tensor:
-    """``T(z) = (z, z^2)``, what the prior and the experts are linear in."""
+    """Return ``T(z) = (z, z^2)``, in which the logarithms of prior and experts are linear."""
     return torch.cat([z, z.square()], -1)
 
 
 def message(other: Tensor, g: Tensor) -> Tensor:
-    """Natural parameters that one latent sends to the other; ``g`` has the statistics of ``other`` first."""
+    """Return the natural parameters that a latent receives from ``other``, to which rows of ``g`` belong."""
     return statistics(other) @ g
 
 
 def normal(natural: Tensor) -> Independent:
-    """The Gaussian ``N(z; 0, I) exp{natural^T T(z)}``, normalised."""
+    """Return the Gaussian ``N(z; 0, I) exp{natural^T T(z)}``, normalised."""
     b, e = natural.chunk(2, -1)
     variance = 1.0 / (1.0 - 2.0 * e)
     return gaussian(b * variance, variance.sqrt())
 
 
 def log_normaliser(natural: Tensor) -> Tensor:
-    """``log int N(z; 0, I) exp{natural^T T(z)} dz``."""
+    """Return ``log int N(z; 0, I) exp{natural^T T(z)} dz``."""
     b, e = natural.chunk(2, -1)
     precision = 1.0 - 2.0 * e
     return 0.5 * (b.square() / precision - precision.log()).sum(-1)
 
 
 def start(g: Tensor, n_chains: int, generator: Generator | None = None) -> State:
-    """Independent draws from the two standard normals."""
+    """Draw independent states from the two standard normals."""
     sizes = (g.shape[0] // 2, g.shape[1] // 2)
     draws = (torch.randn(n_chains, d, generator=generator, device=g.device, dtype=g.dtype) for d in sizes)
     return State(*draws)
@@ -70,7 +70,7 @@ def sweep(
     nu: tuple[Tensor | float, Tensor | float] = (0.0, 0.0),
     generator: Generator | None = None,
 ) -> State:
-    """The first latent given the second, then the second given the first."""
+    """Draw the first latent given the second, then the second given the first."""
     first = _draw(message(state.second, g.T) + nu[0], generator)
     return State(first, _draw(message(first, g) + nu[1], generator))
 
@@ -88,16 +88,17 @@ def run(
     nu: tuple[Tensor | float, Tensor | float] = (0.0, 0.0),
     generator: Generator | None = None,
 ) -> State:
-    """Several sweeps."""
+    """Run several sweeps."""
     for _ in range(n_sweeps):
         state = sweep(state, g, nu, generator)
     return state
 
 
 def moments(state: State, g: Tensor) -> Tensor:
-    """``E[T(z) T(z')^T]`` over the chains, of the shape of ``g``; the first latent is summed out exactly.
+    """Estimate ``E[T(z) T(z')^T]`` from the chains, in the shape of ``g``.
 
-    The derivative of the log-partition by ``g``, where the chains have reached the prior.
+    The first latent is summed out exactly. Once the chains have reached the prior, this is the derivative of
+    the log-partition by ``g``.
     """
     q = normal(message(state.second, g.T))
     expected = torch.cat([q.mean, q.mean.square() + q.variance], -1)
@@ -107,10 +108,10 @@ def moments(state: State, g: Tensor) -> Tensor:
 def annealed(
     g: Tensor, n_chains: int, n_steps: int, generator: Generator | None = None
 ) -> tuple[State, Tensor]:
-    """Chains that are led from no coupling to the whole one, and their logarithmic importance weights.
+    """Lead chains from no coupling to the full one; return them and their log importance weights.
 
-    In steps of equal size, with one sweep between them. The weights are those of the second latent alone, the
-    first being summed out; their mean is the partition function (Neal 2001).
+    The coupling grows in equal steps, with one sweep after each. The weights are those of the second latent
+    alone, as the first is summed out; their mean estimates the partition function (Neal 2001).
     """
     state = start(g, n_chains, generator)
     log_weight = g.new_zeros(n_chains)
@@ -124,14 +125,14 @@ def annealed(
 
 
 def log_mean(log_weight: Tensor) -> Tensor:
-    """Logarithm of the mean weight of the chains."""
+    """Return the logarithm of the mean weight of the chains."""
     return torch.logsumexp(log_weight, 0) - math.log(len(log_weight))
 
 
 def log_partition(
     g: Tensor, *, n_chains: int = 1024, n_steps: int = 100, generator: Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logarithm of the partition function, and its standard error."""
+    """Estimate the logarithm of the partition function, and its standard error."""
     _, log_weight = annealed(g, n_chains, n_steps, generator)
     value = log_mean(log_weight)
     weight = (log_weight - value).exp()
@@ -139,15 +140,16 @@ def log_partition(
 
 
 def sample(g: Tensor, n: int, n_steps: int, generator: Generator | None = None) -> State:
-    """Draws from the prior, its modes in the right proportions: annealed chains chosen by their weights.
+    """Draw from the prior, with its modes in the right proportions.
 
-    A chain of sweeps alone stays in the mode that it fell into.
+    The draws are annealed chains, chosen by their weights: a chain of sweeps alone would stay in the mode
+    that it fell into.
     """
     state, log_weight = annealed(g, 4 * n, n_steps, generator)
     return resampled(state, log_weight, n, generator)
 
 
 def resampled(state: State, log_weight: Tensor, n: int, generator: Generator | None = None) -> State:
-    """Chains chosen by their importance weights, with replacement."""
+    """Choose chains by their importance weights, with replacement."""
     rows = torch.multinomial(torch.softmax(log_weight, 0), n, replacement=True, generator=generator)
     return State(*(v[rows] for v in state))

@@ -1,22 +1,23 @@
-r"""Likelihoods as objects: the decoder's hidden vector in, the distribution of the counts of a cell out.
+r"""Likelihoods: from the hidden vector of a decoder to the distribution of the counts of a cell.
 
-    count likelihoods   mu = ell * softmax(A h)       or mu = exp(A h) where ``log_ell`` is None
+    count likelihoods   mu = ell * softmax(A h)       or mu = exp(A h) without library size
     ``Poisson``         x ~ Poisson(mu)
     ``NB``              x ~ NB(mu, theta)             theta per gene, per gene and batch, or per entry
-    ``ZeroInflated``    x = 0 with probability pi_0 = sigmoid(C h), else as the likelihood within
-    ``Background``      x ~ pi NB(beta, theta) + (1 - pi) NB(mu, theta), mu >= beta: counts of antibodies
-    ``Piecewise``       x < K with probability pi_x = softmax(D h), else K and a draw of the likelihood within
+    ``ZeroInflated``    x = 0 with probability pi_0 = sigmoid(C h), otherwise as the base likelihood
+    ``Background``      x ~ pi NB(beta, theta) + (1 - pi) NB(mu, theta), mu >= beta: antibody counts
+    ``Piecewise``       x < K with probability pi_x = softmax(D h), otherwise K plus a draw of the base
     ``Gaussian``        t(x) ~ N(A h, sigma^2)        t: log-normalised, or the data as given
     ``Bernoulli``       [x > 0] ~ Bernoulli(sigmoid(A h)), or values within [0, 1] as given
 
-A new one is a class with three methods: ``forward`` (the distribution), ``log_prob`` (per cell, of a
-:class:`~scalloy.vae.base.Batch`'s counts, dense or sparse) and ``fraction`` (normalised expression).
+To add one, write a class with three methods: ``forward`` (the distribution), ``log_prob`` (per cell, of the
+counts of a :class:`~scalloy.vae.base.Batch`, dense or sparse) and ``fraction`` (normalised expression), and
+register it in :mod:`scalloy.blocks.gene_likelihoods`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +26,18 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, Normal
 
 from scalloy.blocks import distributions as dist
-from scalloy.blocks.expected import mean_log1p
+from scalloy.blocks.expected_log1p import mean_log1p
 from scalloy.blocks.networks import Head
-from scalloy.blocks.sparse import dense, log_normalise, map_values
+from scalloy.kernels.csr import dense, log_normalise, map_values
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 
 
 class Likelihood(nn.Module):
-    """What all share. ``counts``: integer counts are expected; ``draws_counts``: samples are counts too."""
+    """Base class of all likelihoods.
+
+    ``counts`` says whether the data must be integer counts, ``draws_counts`` whether samples are counts too.
+    """
 
     counts = True
     draws_counts = True
@@ -43,88 +47,90 @@ class Likelihood(nn.Module):
         self.head = Head(n_hidden, n_vars)
 
     def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> Distribution:
-        """Distribution of ``x`` given the hidden vector, the library size ``(n, 1)`` and the batch."""
+        """Return the distribution of ``x`` given hidden vector, log library size ``(n, 1)`` and batch."""
         raise NotImplementedError
 
     def log_prob(self, p_x: Distribution, x: Tensor) -> Tensor:
-        """Log-probability per cell of raw ``x``, dense or sparse CSR."""
+        """Return the log-probability of each cell of raw ``x``, dense or sparse CSR."""
         return p_x.log_prob(x)
 
     def log_prob_entries(self, p_x: Distribution, x: Tensor) -> Tensor:
-        """Log-probability of every entry of dense ``x``."""
-        return p_x.log_pmf(x)
+        """Return the log-probability of every entry of dense ``x``."""
+        return cast("dist.CountDistribution", p_x).log_pmf(x)  # other likelihoods have methods of their own
 
     def fraction(self, p_x: Distribution) -> Tensor:
-        """Normalised expression under ``p_x``: rows sum to one for counts."""
-        return p_x.fraction
+        """Return the normalised expression under ``p_x``; for counts, rows sum to one."""
+        return cast("dist.CountDistribution", p_x).fraction
 
     def expected(self, p_x: Distribution, log_ell: Tensor) -> Tensor:
-        """Expected counts of a cell with its own library size."""
+        """Return the expected counts of each cell with its own library size."""
         return p_x.mean
 
     def unlogged(self, x: Tensor, log_ell: Tensor) -> Tensor:
-        """Samples as counts of a cell with its own library size."""
+        """Convert samples to counts of a cell with its own library size."""
         return x
 
     @property
     def has_log_scale(self) -> bool:
-        """Whether values have a ``log1p``: counts do, continuous data as given and probabilities do not."""
+        """True if ``log1p`` suits the values: counts yes, continuous data as given and probabilities no."""
         return self.draws_counts
 
     def noise_from(self, p_x: Distribution, rows: Tensor) -> Distribution:
-        """The same distribution, whose noise is learned from the chosen rows alone (continuous data)."""
+        """Return the same distribution, its noise learned from the chosen rows only (continuous data)."""
         return p_x
 
     def features(self, x: Tensor) -> Tensor:
-        """What the encoder sees."""
+        """Transform ``x`` to the input of the encoder."""
         return map_values(x, torch.log1p)
 
     def observed(self, x: Tensor, target_sum: float = 1e4) -> Tensor:
-        """Expression of cells, dense, on the scale on which predictions are compared with it."""
+        """Return the expression of cells, dense, on the scale on which predictions are compared with it."""
         return dense(log_normalise(x, target_sum) if self.draws_counts else self.features(x))
 
     def mean_observed(self, p_x: Distribution, target_sum: float = 1e4) -> Tensor:
-        """Mean of :meth:`observed` under ``p_x``."""
+        """Return the mean of :meth:`observed` under ``p_x``."""
         if not self.draws_counts:
             return p_x.mean
-        return mean_log1p(p_x, target_sum / p_x.mean.sum(-1, keepdim=True).clamp_min(1e-12))
+        counts = cast("dist.CountDistribution", p_x)
+        return mean_log1p(counts, target_sum / p_x.mean.sum(-1, keepdim=True).clamp_min(1e-12))
 
     def predicted(self, p_x: Distribution) -> Tensor:
-        """What is expected, on the scale of :meth:`observed`: of counts the logarithm of their mean.
+        """Return the prediction on the scale of :meth:`observed`; for counts, the logarithm of their mean.
 
-        The mean of their logarithm is :meth:`mean_observed`.
+        The mean of the logarithm is :meth:`mean_observed`.
         """
         return torch.log1p(1e4 * self.fraction(p_x)) if self.draws_counts else p_x.mean
 
     @torch.no_grad()
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
-        """Begin at the moments of the genes, so that training need not find them first."""
+        """Start at the moments of the genes, so that training need not find them first."""
 
 
 class Poisson(Likelihood):
-    """Poisson. With ``library`` the rates of a cell add up to its library size.
+    """Poisson likelihood; with ``library``, the rates of a cell add up to its library size.
 
-    scVAE's "constrained Poisson" is this with the observed total; its plain one is ``library=False``.
+    With the observed total this is scVAE's "constrained Poisson"; ``library=False`` is its plain Poisson.
     """
 
     def __init__(self, n_hidden: int, n_vars: int, *, library: bool = True) -> None:
         super().__init__(n_hidden, n_vars)
         self.library = library
 
-    def rate(self, h: Tensor, log_ell: Tensor) -> dist.Rate:
-        return dist.Rate(self.head(h), log_ell if self.library else None)
-
     def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.Poisson:
-        return dist.Poisson(self.rate(h, log_ell))
+        return dist.Poisson(dist.Rate(self.head(h), log_ell if self.library else None))
 
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
-        with torch.no_grad():
-            floor = mean.sum() * 1e-9 + 1e-9
-            log_mean = (mean + floor).log()
-            self.head.bias.copy_(log_mean - log_ell.exp().mean().log() if self.library else log_mean)
+        start_rates_at(self.head, mean, log_ell if self.library else None)
 
 
-class NB(Poisson):
+def start_rates_at(head: Head, mean: Tensor, log_ell: Tensor | None) -> None:
+    """Let the rates of a likelihood of counts begin at the mean of each gene."""
+    with torch.no_grad():
+        log_mean = (mean + mean.sum() * 1e-9 + 1e-9).log()
+        head.bias.copy_(log_mean if log_ell is None else log_mean - log_ell.exp().mean().log())
+
+
+class NB(Likelihood):
     """Negative binomial with inverse dispersion per gene, per gene and batch, or per gene and cell."""
 
     def __init__(
@@ -136,23 +142,24 @@ class NB(Poisson):
         dispersion: Dispersion = "gene",
         library: bool = True,
     ) -> None:
-        super().__init__(n_hidden, n_vars, library=library)
-        self.dispersion = dispersion
+        super().__init__(n_hidden, n_vars)
+        self.library, self.dispersion = library, dispersion
         if dispersion == "gene-cell":
             self.theta_head = Head(n_hidden, n_vars)
         else:
             rows = n_batch if dispersion == "gene-batch" else 1
             self.log_theta = nn.Parameter(torch.zeros(rows, n_vars))
 
-    def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.NegativeBinomial:  # type: ignore[override]
+    def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.NegativeBinomial:
         if self.dispersion == "gene-cell":
             log_theta = self.theta_head(h)
         else:
             log_theta = self.log_theta[b] if self.dispersion == "gene-batch" else self.log_theta
-        return dist.NegativeBinomial(self.rate(h, log_ell), log_theta)
+        rate = dist.Rate(self.head(h), log_ell if self.library else None)
+        return dist.NegativeBinomial(rate, log_theta)
 
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
-        super().start_at(mean, variance, log_ell)
+        start_rates_at(self.head, mean, log_ell if self.library else None)
         with torch.no_grad():
             log_theta = log_inverse_dispersion(mean, variance)
             target = self.theta_head.bias if self.dispersion == "gene-cell" else self.log_theta
@@ -160,13 +167,13 @@ class NB(Poisson):
 
 
 def log_inverse_dispersion(mean: Tensor, variance: Tensor) -> Tensor:
-    """``log theta`` of each gene by its moments, within reason."""
+    """Estimate ``log theta`` of each gene by its moments, for ``theta`` between 0.01 and 100."""
     excess = (variance - mean).clamp_min(1e-3 * mean.square() + 1e-9)
     return (mean.square() / excess).clamp(1e-2, 1e2).log()
 
 
 class ZeroInflated(Likelihood):
-    """Extra zeros on top of another count likelihood: ZIP and ZINB."""
+    """Extra zeros on top of a Poisson or NB likelihood: ZIP and ZINB."""
 
     def __init__(self, base: Poisson | NB) -> None:
         nn.Module.__init__(self)
@@ -183,10 +190,10 @@ class ZeroInflated(Likelihood):
 
 
 class Background(Likelihood):
-    """Counts of antibodies, of which some bind where there is nothing to bind to.
+    """Antibody counts with a background of unspecific binding.
 
-    As in totalVI (Gayoso et al., Nature Methods 2021), whose background is a latent of its own; here it is
-    read from the hidden vector like everything else. Rates are free of the library size.
+    As in totalVI (Gayoso et al., Nature Methods 2021), except that the background there is a latent of its
+    own; here it is read from the hidden vector like everything else. Rates do not depend on the library size.
     """
 
     def __init__(self, n_hidden: int, n_vars: int) -> None:
@@ -198,7 +205,7 @@ class Background(Likelihood):
         return dist.BackgroundMixture(self.head(h), self.rise(h), self.gate(h), self.log_theta)
 
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
-        """Half of the counts around a background of half the mean, the others around three times that."""
+        """Start with half of the counts around a background of half the mean, the rest around 1.5 means."""
         with torch.no_grad():
             self.head.bias.copy_((mean / 2 + 1e-3).log())
             self.rise.bias.fill_(math.log(2.0))  # log(1 + 2) = log 3
@@ -206,11 +213,12 @@ class Background(Likelihood):
 
 
 class Piecewise(Likelihood):
-    """Counts below ``k_max`` as categories, the others shifted by it: scVAE's PC-Poisson and PC-NB.
+    """Counts below ``k_max`` as categories, larger ones shifted by it: scVAE's PC-Poisson and PC-NB.
 
-    Differs from scVAE in that with ``library`` a cell's library size moves the categories and the rates of
-    what exceeds them, by slopes for each gene: or depth would have to be in the code. ``base`` has rates of
-    its own (``library=False``), for what exceeds ``k_max`` does not add up to anything.
+    Differs from scVAE in that, with ``library``, the library size of a cell moves the categories and the
+    rates of larger counts, by slopes for each gene; otherwise the code would have to hold the depth. ``base``
+    must have rates of its own (``library=False``), since counts beyond ``k_max`` do not add up to anything
+    known.
     """
 
     def __init__(self, base: Poisson | NB, k_max: int, *, library: bool = True) -> None:
@@ -219,7 +227,7 @@ class Piecewise(Likelihood):
         n_vars = base.head.out_features
         self.categories = Head(base.head.in_features, n_vars * (k_max + 1))
         self.slope = self.tail_slope = None
-        if library:  # category k begins at the slope of a Poisson's
+        if library:  # category k starts at the slope that it has for a Poisson
             self.slope = nn.Parameter(torch.arange(k_max + 1.0).unsqueeze(-1).repeat(1, n_vars))
             self.tail_slope = nn.Parameter(torch.zeros(n_vars))
         self.middle: Tensor
@@ -227,13 +235,13 @@ class Piecewise(Likelihood):
 
     def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.PiecewiseCategorical:
         logits, tail = self.categories(h).unflatten(-1, (self.k_max + 1, -1)), self.base(h, log_ell, b)
-        if self.slope is not None:
+        if self.slope is not None and self.tail_slope is not None:
             depth = log_ell - self.middle
             logits, tail = logits + depth.unsqueeze(-1) * self.slope, tail.scaled(depth * self.tail_slope)
         return dist.PiecewiseCategorical(tail, logits)
 
     def start_at(self, mean: Tensor, variance: Tensor, log_ell: Tensor) -> None:
-        """Categories as likely, and what exceeds them as large, as for NB counts of the gene's moments."""
+        """Start with the categories and the mean of larger counts that an NB with each gene's moments has."""
         self.base.start_at(mean, variance, log_ell)
         with torch.no_grad():
             self.middle.copy_(log_ell.mean())
@@ -249,8 +257,14 @@ class Piecewise(Likelihood):
             self.base.head.bias.copy_(beyond.clamp_min(0.05).log())
 
 
+def of_entries(p_x: Distribution) -> Distribution:
+    """Return the distribution of every entry, of which ``p_x`` makes one event per cell."""
+    assert isinstance(p_x, Independent)
+    return p_x.base_dist
+
+
 class Gaussian(Likelihood):
-    """Normal density of log-normalised data or of the data as given, variance per gene or fixed at one.
+    """Normal density of log-normalised data or of data as given; variance per gene, or fixed at one.
 
     With ``variance="fixed"`` the reconstruction is half the squared error plus a constant.
     """
@@ -278,9 +292,10 @@ class Gaussian(Likelihood):
         return Independent(Normal(loc, scale.expand_as(loc), validate_args=False), 1)
 
     def noise_from(self, p_x: Distribution, rows: Tensor) -> Independent:
-        loc, scale = p_x.base_dist.loc, p_x.base_dist.scale  # type: ignore[attr-defined]
-        scale = torch.where(rows.unsqueeze(-1), scale, scale.detach())
-        return Independent(Normal(loc, scale, validate_args=False), 1)
+        each = of_entries(p_x)
+        assert isinstance(each, Normal)
+        scale = torch.where(rows.unsqueeze(-1), each.scale, each.scale.detach())
+        return Independent(Normal(each.loc, scale, validate_args=False), 1)
 
     def features(self, x: Tensor) -> Tensor:
         return log_normalise(x) if self.on == "log1p" else x
@@ -297,7 +312,7 @@ class Gaussian(Likelihood):
         return p_x.log_prob(dense(self.features(x)))
 
     def log_prob_entries(self, p_x: Distribution, x: Tensor) -> Tensor:
-        return p_x.base_dist.log_prob(dense(self.features(x)))  # type: ignore[attr-defined]
+        return of_entries(p_x).log_prob(dense(self.features(x)))
 
     def fraction(self, p_x: Distribution) -> Tensor:
         return torch.expm1(p_x.mean.clamp(0, 80)) / 1e4 if self.on == "log1p" else p_x.mean
@@ -321,7 +336,7 @@ class Gaussian(Likelihood):
 
 
 class Bernoulli(Likelihood):
-    """Is the gene detected in the cell? Or, with ``on="given"``, values within [0, 1] such as grey levels."""
+    """Detection of genes in a cell or, with ``on="given"``, values within [0, 1] such as grey levels."""
 
     draws_counts = False
 
@@ -339,7 +354,9 @@ class Bernoulli(Likelihood):
         return self.log_prob_entries(p_x, x).sum(-1)
 
     def log_prob_entries(self, p_x: Distribution, x: Tensor) -> Tensor:
-        target, logits = dense(self.features(x)), p_x.base_dist.logits  # type: ignore[attr-defined]
+        each, target = of_entries(p_x), dense(self.features(x))
+        assert isinstance(each, TorchBernoulli)
+        logits = each.logits
         return target * logits - F.softplus(logits)
 
     def fraction(self, p_x: Distribution) -> Tensor:

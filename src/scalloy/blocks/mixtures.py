@@ -7,7 +7,7 @@ r"""Gaussian mixtures as the prior of a latent: the distribution, its components
         Dirichlet    pi ~ Dir(alpha) once for the data (or once per condition), q(pi) = Dir(gamma)
         Local        d ~ Dir(alpha) once per cell, integrated out
 
-For the last, the best q(d) given r = q(y) is Dir(alpha + r), with which the terms of y and d become
+For ``Local``, the best q(d) given r = q(y) is Dir(alpha + r), with which the terms of y and d become
 
     T(r) = log K + sum_k r_k log r_k + K lnGamma(alpha) + ln alpha - sum_k lnGamma(alpha + r_k)
 
@@ -31,15 +31,15 @@ LOG_SCALE_MIN, LOG_SCALE_MAX = -5.0, 3.0
 
 
 class GaussianMixture(Distribution):
-    r""":math:`p(z) = \sum_k \pi_k N(z; \mu_k, \sigma_k)` with one event per cell.
+    r"""Mixture :math:`p(z) = \sum_k \pi_k N(z; \mu_k, \sigma_k)` with one event per cell.
 
-    ``log_pi`` is ``(n, K)``, ``loc`` and ``scale`` are ``(n, K, L)``; any ``n`` may be one for all cells.
-    Weights that do not sum to one (:math:`e^{E \log \pi}`) give a lower bound of the density, for the ELBO;
-    those of a density are :meth:`Weights.log_mean`.
+    ``log_pi`` is ``(n, K)``, ``loc`` and ``scale`` are ``(n, K, L)``; any ``n`` may be one, for all cells.
+    Weights that do not sum to one (:math:`e^{E \log \pi}`) give a lower bound of the density, as the ELBO
+    needs it; :meth:`Weights.log_mean` gives the weights of a density.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
-    has_rsample = False  # a gradient reaches the components, and not the choice among them
+    has_rsample = False  # gradients reach the components, but not the choice among them
 
     def __init__(self, log_pi: Tensor, loc: Tensor, scale: Tensor) -> None:
         self.log_pi, self.loc, self.scale = log_pi, loc, scale
@@ -52,16 +52,16 @@ class GaussianMixture(Distribution):
 
     @property
     def variance(self) -> Tensor:
-        """Within the components and between them."""
+        """Variance within the components plus variance between them."""
         second = self.scale.square() + (self.loc - self.mean.unsqueeze(-2)).square()
         return (torch.softmax(self.log_pi, -1).unsqueeze(-1) * second).sum(-2)
 
     def distance(self, z: Tensor) -> Tensor:
-        """Squared distance from each component in its own scales, ``(..., n, K)``."""
+        """Return the squared distance from each component in units of its scales, ``(..., n, K)``."""
         return ((z.unsqueeze(-2) - self.loc) / self.scale).square().sum(-1)
 
     def component_log_prob(self, z: Tensor) -> Tensor:
-        """``log N(z; k)`` of each component, ``(..., n, K)``."""
+        """Return ``log N(z; k)`` of each component, ``(..., n, K)``."""
         size = z.shape[-1] * 0.5 * math.log(2 * math.pi)
         return -0.5 * self.distance(z) - self.scale.log().sum(-1) - size
 
@@ -69,14 +69,19 @@ class GaussianMixture(Distribution):
         return torch.logsumexp(self.log_pi + self.component_log_prob(value), -1)
 
     def kl_from(self, q_z: Distribution) -> Tensor:
-        """``KL(q(z) || N_k)`` from each component, ``(n, K)``: of one Gaussian, or of each in its order."""
-        several = isinstance(q_z, GaussianMixture)
-        loc, scale = (q_z.loc, q_z.scale) if several else (v.unsqueeze(-2) for v in (q_z.mean, q_z.stddev))
+        """Return ``KL(q(z) || N_k)`` for each component, ``(n, K)``.
+
+        A mixture ``q_z`` is compared component by component, in their order.
+        """
+        if isinstance(q_z, GaussianMixture):
+            loc, scale = q_z.loc, q_z.scale
+        else:
+            loc, scale = q_z.mean.unsqueeze(-2), q_z.stddev.unsqueeze(-2)
         pair = (Normal(*of, validate_args=False) for of in ((loc, scale), (self.loc, self.scale)))
         return kl_divergence(*pair).sum(-1)
 
     def of_component(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale of the component ``k`` of each cell, ``(..., n)`` to ``(..., n, L)``."""
+        """Return location and scale of component ``k`` of each cell, ``(..., n)`` to ``(..., n, L)``."""
         n = k.shape[-1]
         rows = k.reshape(-1, n).T.unsqueeze(-1).expand(-1, -1, self.loc.shape[-1])
         whole = (t.expand(n, -1, -1).gather(1, rows) for t in (self.loc, self.scale))
@@ -97,11 +102,14 @@ class Components(nn.Module):
     Parameters
     ----------
     n_clusters, n_latent, n_conditions, n_w
-        Sizes. Without ``w`` (``n_w=0``) the components are points of their own.
+        Numbers of components, latents, conditions and style latents. With ``n_w=0`` there is no style to move
+        the components.
+    n_hidden
+        Number of hidden units of the network by which ``w`` moves the components.
     shared
         Whether each condition moves all components together.
     own
-        Whether each condition moves each component in its own way as well.
+        Whether each condition also moves each component in its own way.
     """
 
     def __init__(
@@ -129,7 +137,7 @@ class Components(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def forward(self, c: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``loc`` and ``scale``, each ``(n or 1, K, L)``."""
+        """Return ``loc`` and ``scale``, each ``(n or 1, K, L)``."""
         loc, log_scale = self.loc.unsqueeze(0), self.log_scale.unsqueeze(0)
         for moved in (self.shift, self.own):
             loc = loc if moved is None else loc + moved[c]
@@ -141,14 +149,15 @@ class Components(nn.Module):
 
     @property
     def alike(self) -> bool:
-        """Whether they are where they are for all cells."""
+        """True if the components are at the same places for all cells."""
         return self.shift is None and self.own is None and self.moves is None
 
     @torch.no_grad()
     def start_at(self, mean: Tensor, variance: Tensor, r: Tensor) -> None:
-        """Moments of the posteriors ``N(mean, variance)`` of cells that belong to components by ``r``.
+        """Start at the moments of posteriors ``N(mean, variance)`` of cells, assigned to components by ``r``.
 
-        A thousandth of an average cell keeps a component without cells at the moments of all.
+        Each component has a thousandth of an average cell besides, so that one without cells starts at the
+        moments of all.
         """
         second = variance + mean.square()
         total = r.sum(0).unsqueeze(-1) + 1e-3
@@ -159,30 +168,30 @@ class Components(nn.Module):
 
 
 class Weights(nn.Module):
-    """Base: ``E log pi`` of each cell's condition, what an assignment costs, and what the weights cost."""
+    """Base class of weights: ``E log pi`` under the condition of each cell, and the terms of the ELBO."""
 
     def forward(self, c: Tensor) -> Tensor:
-        """``(n or 1, K)``."""
+        """Return ``E log pi`` under the condition of each cell, ``(n or 1, K)``."""
         raise NotImplementedError
 
     def log_mean(self, c: Tensor) -> Tensor:
-        """Return ``log E pi`` of each cell's condition, ``(n or 1, K)``: the weights for a new cell."""
+        """Return ``log E pi`` under the condition of each cell, ``(n or 1, K)``: weights for a new cell."""
         return self(c)
 
     def cost(self, r: Tensor, log_r: Tensor, c: Tensor) -> Tensor:
-        """``E log r - E log pi`` per cell."""
+        """Return ``E log r - E log pi`` per cell."""
         return (r * (log_r - self(c))).sum(-1)
 
     def divergence(self) -> Tensor | None:
-        """``KL(q(pi) || p(pi))`` of the whole data set, in nats."""
+        """Return ``KL(q(pi) || p(pi))`` of the whole data set in nats; ``None`` if there is no q(pi)."""
         return None
 
     @torch.no_grad()
     def start_at(self, sizes: Tensor) -> None:
-        """Begin at the expected numbers of cells, conditions x components."""
+        """Start at the expected numbers of cells, conditions x components."""
 
     def arranged(self, r: Tensor) -> Tensor:
-        """The groups ``(n, K)`` in the order in which they become components."""
+        """Return the groups ``(n, K)`` in the order in which they become components."""
         return r
 
 
@@ -198,7 +207,7 @@ class Fixed(Weights):
         return self.log_pi
 
     def arranged(self, r: Tensor) -> Tensor:
-        """The largest group takes the largest weight, and so on."""
+        """Give the largest group the largest weight, and so on."""
         place = torch.empty(r.shape[1], dtype=torch.long, device=r.device)
         place[self.log_pi[0].argsort(descending=True, stable=True)] = r.sum(0).argsort(
             descending=True, stable=True
@@ -207,7 +216,7 @@ class Fixed(Weights):
 
 
 class Empirical(Weights):
-    """Point estimate, one per data set or (``n_conditions`` above one) per condition."""
+    """Point estimate of the weights for all data or, with ``n_conditions`` above one, for each condition."""
 
     def __init__(self, n_clusters: int, n_conditions: int = 1) -> None:
         super().__init__()
@@ -223,7 +232,7 @@ class Empirical(Weights):
 
 
 class Dirichlet(Weights):
-    """One Dirichlet for the data set or (``n_conditions`` above one) one per condition."""
+    """Dirichlet weights for all data or, with ``n_conditions`` above one, for each condition."""
 
     def __init__(self, n_clusters: int, n_conditions: int = 1, *, alpha: float = 1.0) -> None:
         super().__init__()
@@ -236,7 +245,7 @@ class Dirichlet(Weights):
         return log_pi if len(log_pi) == 1 else log_pi[c]
 
     def log_mean(self, c: Tensor) -> Tensor:
-        """Return ``log(gamma_k / sum_j gamma_j)``, which :meth:`forward` is below (Jensen)."""
+        """Return ``log(gamma_k / sum_j gamma_j)``, which is above :meth:`forward` (Jensen)."""
         log_pi = torch.log_softmax(self.log_gamma, -1)
         return log_pi if len(log_pi) == 1 else log_pi[c]
 
@@ -252,7 +261,7 @@ class Dirichlet(Weights):
 
 
 class Local(Weights):
-    """A Dirichlet of each cell's own, integrated out: see the head of this file."""
+    """Dirichlet weights of each single cell, integrated out as at the top of this file."""
 
     def __init__(self, n_clusters: int, *, alpha: float = 1.0) -> None:
         super().__init__()
@@ -270,5 +279,5 @@ class Local(Weights):
 
 
 def _rows(sizes: Tensor, n: int) -> Tensor:
-    """Conditions x components, added up where one row serves all conditions."""
+    """Return conditions x components, added up if one row serves all conditions."""
     return sizes.sum(0, keepdim=True) if n == 1 else sizes

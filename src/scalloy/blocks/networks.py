@@ -1,4 +1,4 @@
-"""Networks shared by the models. The first layer reads sparse counts, the others are plain."""
+"""Networks shared by the models; the first layer of an encoder reads sparse counts."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from torch.distributions import Independent
 from torch.nn.functional import dropout, one_hot
 
 from scalloy.blocks.distributions import Delta, bounded, gaussian
-from scalloy.blocks.sparse import SparseLinear, map_values
+from scalloy.kernels.csr import SparseLinear, map_values
 
 LOW = (torch.float16, torch.bfloat16)
 Norm = Literal["batch", "layer", "none"]
 
 
 class Covariates(nn.Module):
-    """What is known about a cell, as a shift of a layer: the same as one-hot codes beside its input."""
+    """Covariates of a cell as a shift of a layer, which amounts to one-hot codes beside its input."""
 
     def __init__(self, n_cats: Sequence[int], n_cont: int, n_out: int) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(k, n_out) if k > 1 else None for k in n_cats)
+        tables = [nn.Embedding(k, n_out) if k > 1 else None for k in n_cats]
+        self.tables = nn.ModuleList(tables)  # type: ignore[arg-type]  # torch's list takes `None` too
         self.slopes = nn.Linear(n_cont, n_out, bias=False) if n_cont else None
-        for table in self.tables:
+        for table in tables:
             if table is not None:
                 nn.init.normal_(table.weight, std=0.1)
 
     def forward(self, y: Tensor, cats: Sequence[Tensor], cont: Tensor | None) -> Tensor:
-        if not cats:  # of nobody in particular
+        if not cats:  # no covariates were given
             return y
         for table, codes in zip(self.tables, cats, strict=bool(self.tables)):
             if table is not None:
@@ -39,10 +40,10 @@ class Covariates(nn.Module):
 
 
 class Head(nn.Linear):
-    """Linear map to the parameters of a distribution, in float32 at least, whatever networks compute in.
+    """Linear map to the parameters of a distribution, which are float32 at least.
 
-    Under ``precision="bf16-mixed"`` the product is taken in bfloat16, which has three digits: enough for it,
-    and not for a log-probability.
+    Under ``precision="bf16-mixed"`` the product is computed in bfloat16. Its three digits are enough for the
+    product, but not for a log-probability.
     """
 
     def forward(self, h: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class Head(nn.Linear):
 
 
 class Layer(nn.Module):
-    """Linear map (with covariates), normalisation, ReLU, dropout."""
+    """Linear map (with covariates), normalisation, ReLU and dropout."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """``n_layers`` layers of ``n_hidden`` units; every one of them sees the covariates."""
+    """Stack of ``n_layers`` layers of ``n_hidden`` units, all of which see the covariates."""
 
     def __init__(
         self, n_in: int, n_hidden: int, n_layers: int, *, sparse: bool = False, **layer: Any
@@ -103,9 +104,9 @@ class Stack(nn.Module):
 
 
 class Beside(nn.Module):
-    """A code with what is known of the cell beside it: all of a decoder without hidden layers.
+    """Code of a cell with its covariates beside it: the whole decoder if there are no hidden layers.
 
-    The weights of a likelihood's head are then what each latent does to each gene.
+    The weights of a likelihood's head are then the effects of each latent on each gene.
     """
 
     def __init__(self, n_in: int, *, n_cats: Sequence[int] = (), n_cont: int = 0) -> None:
@@ -121,7 +122,7 @@ class Beside(nn.Module):
 
 
 class Domain(NamedTuple):
-    """Bounds of the mean (soft, by a hyperbolic tangent; ``None``: none) and the log-variance of a latent."""
+    """Bounds of a latent's mean (soft, by a hyperbolic tangent; ``None``: none) and of its log-variance."""
 
     mean: float | None
     log_variance: tuple[float, float]
@@ -131,7 +132,7 @@ UNBOUNDED = Domain(None, (-15.0, 8.0))
 
 
 class GaussianHead(nn.Module):
-    """Diagonal Gaussian from a hidden vector."""
+    """Map a hidden vector to a diagonal Gaussian."""
 
     def __init__(self, n_hidden: int, n_latent: int, domain: Domain = UNBOUNDED) -> None:
         super().__init__()
@@ -148,7 +149,7 @@ class GaussianHead(nn.Module):
 
 
 class PointHead(nn.Module):
-    """A code without uncertainty from a hidden vector."""
+    """Map a hidden vector to a code without uncertainty."""
 
     def __init__(self, n_hidden: int, n_latent: int) -> None:
         super().__init__()
@@ -159,9 +160,9 @@ class PointHead(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From counts (and covariates, if ``encode_covariates``) to the distribution of a latent.
+    """Map the input ``x`` (and covariates, if given) to the distribution of a latent.
 
-    In training, a share ``hidden_rate`` of the counts is hidden, and the others are scaled up.
+    In training, a share ``hidden_rate`` of the values of ``x`` is set to zero, and the others are scaled up.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Are two groups of cells drawn from the same distribution in a latent space? Which cells differ, and how?"""
+"""Tests of whether groups of cells differ in a latent space, and in which cells and genes they do."""
 
 from scalloy.compare.groups import groups
 from scalloy.compare.witness import genes, witness

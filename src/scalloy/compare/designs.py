@@ -1,13 +1,13 @@
-"""What may be exchanged when two groups of cells are compared: donors, samples of a donor, or cells.
+"""Designs of the permutation tests between two groups: permuting donors, samples of a donor, or cells.
 
-Cells of a donor resemble each other for reasons that have nothing to do with the groups. So the labels of the
-groups are permuted over what was assigned to a group independently:
+Cells of a donor resemble each other for reasons that have nothing to do with the groups. The group labels are
+therefore permuted over the units that were assigned to a group independently:
 
 ===========================  ==============================  =============================================
-design                       where                           permuted
+design                       used if                         permuted
 ===========================  ==============================  =============================================
-``"across donors"``          each donor is in one group      the group of whole donors
-``"within donors"``          donors are in both groups       which sample of a donor is of which group
+``"across donors"``          each donor is in one group      the groups of whole donors
+``"within donors"``          donors are in both groups       the groups of the two samples of a donor
 ``"cells within donors"``    as above, with ``unit="cell"``  cells of a donor, as if each were independent
 ``"cells"``                  no donors are given             all cells, as if each were independent
 ===========================  ==============================  =============================================
@@ -22,28 +22,28 @@ from math import comb, inf, prod
 import numpy as np
 
 UNITS = ("auto", "donor", "cell")
-COUNTED = 10**12  # labelings; more are as good as infinitely many
-MANY = 100  # units of a group of which the labelings are not counted
-AT_LEAST = 100  # cells of a group that are kept where there are so many
-AT_ONCE = 64  # permutations drawn
+COUNTED = 10**12  # number of labelings from which on they count as infinitely many
+MANY = 100  # units per group above which labelings are not counted
+AT_LEAST = 100  # cells of a group that thinning keeps if there are so many
+AT_ONCE = 64  # permutations drawn at a time
 
 
 @dataclass(frozen=True)
 class Design:
-    """Units of two groups, which are permuted.
+    """Units whose group labels are permuted.
 
     Parameters
     ----------
     kind
-        A row of the table above.
+        Name of the design in the table of :mod:`scalloy.compare.designs`.
     unit
-        Code of the unit of each cell; -1 where the cell is left out.
+        Code of the unit of each cell; -1 for a cell that is left out.
     group
         Group of each unit, 0 or 1.
     block
-        Among the units of one block groups are permuted.
+        Code of the block of each unit; labels are permuted among the units of a block.
     apart
-        Units of the same code are not compared with each other.
+        Code of each unit; units with the same code are not compared with each other.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class Design:
 
     @property
     def n_labelings(self) -> float:
-        """In how many ways the groups may be given."""
+        """Number of ways to label the units; infinite if there are a great many."""
         sizes = [(len(b), int(self.group[b].sum())) for b in self.blocks]
         many = any(min(k, n - k) > MANY for n, k in sizes)
         total = COUNTED if many else prod(comb(n, k) for n, k in sizes)
@@ -67,12 +67,17 @@ class Design:
 
     @property
     def smallest(self) -> float:
-        """P-value of the most extreme result that there can be: with few donors it is not small."""
+        """Smallest p-value that is possible; with few donors it is not small."""
+        # where both groups are equally large, exchanging them gives another labeling with the same statistic
         swapped = all(2 * self.group[b].sum() == len(b) for b in self.blocks)
         return (2 if swapped else 1) / self.n_labelings
 
     def thinned(self, n: int, rng: np.random.Generator) -> Design:
-        """With about ``n`` of its cells, of each unit alike (or of each group of a block of cells)."""
+        """Return a design with about ``n`` of the cells.
+
+        Each unit keeps the same number of cells. If each cell is a unit, each group of a block is reduced in
+        proportion to its size.
+        """
         cells = np.flatnonzero(self.unit >= 0)
         if len(cells) <= n:
             return self
@@ -83,7 +88,7 @@ class Design:
         share = np.maximum(sizes * n // len(cells), AT_LEAST) if each else np.full_like(sizes, n // parts)
         order = rng.permutation(len(cells))
         order = order[np.argsort(part[order], kind="stable")]
-        place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within its part
+        place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # position within its part
         kept = np.sort(cells[order[place < np.maximum(share, 2)[part[order]]]])
         unit = np.full_like(self.unit, -1)
         if not each:
@@ -93,7 +98,10 @@ class Design:
         return Design(self.kind, unit, self.group[of], self.block[of], self.apart[of])
 
     def labelings(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-        """The real groups, then others, ``(units, 1 + permutations)``; whether they are all there are."""
+        """Return the real labeling and others, ``(units, 1 + permutations)``, and whether these are all.
+
+        If there are at most ``n`` others, all are returned, otherwise ``n`` random ones.
+        """
         if self.n_labelings <= n + 1:
             ways = [itertools.combinations(b, int(self.group[b].sum())) for b in self.blocks]
             chosen = [
@@ -114,18 +122,21 @@ class Design:
 
 
 def design(group: np.ndarray, donor: np.ndarray | None, unit: str, *, at_least: int) -> Design:
-    """What may be exchanged between two groups.
+    """Choose the design for two groups of cells.
+
+    If some donors are in both groups and others in one only, the kind of donors that allows more labelings is
+    used, and the others are left out.
 
     Parameters
     ----------
     group
-        0 or 1 for each cell.
+        Group of each cell, 0 or 1.
     donor
-        Of each cell, if there are any.
+        Donor of each cell; ``None`` permutes all cells.
     unit
-        ``"auto"`` is donors where there are some.
+        ``"cell"`` permutes the cells within each donor, ``"auto"`` and ``"donor"`` permute donors.
     at_least
-        Cells of a donor in a group; with fewer they are left out.
+        Minimum number of cells of a donor in a group; smaller samples are left out.
     """
     if donor is None:
         each = np.arange(len(group))
@@ -146,7 +157,7 @@ def design(group: np.ndarray, donor: np.ndarray | None, unit: str, *, at_least: 
             f"At least two donors in both groups, or two in each, with {at_least} cells or more are needed; "
             f"here are {found}. Without replicates a difference between groups cannot be told from one "
             "between donors: pass more donors, a smaller `at_least`, or `donor_key=None` for a test that "
-            "takes every cell for independent."
+            "treats every cell as independent."
         )
         raise ValueError(msg)
     kept = both[codes] if paired else one[codes] & enough[codes, group]
@@ -160,6 +171,7 @@ def design(group: np.ndarray, donor: np.ndarray | None, unit: str, *, at_least: 
 
 
 def _cells_within(group: np.ndarray, codes: np.ndarray, both: np.ndarray) -> Design:
+    """Make the design that permutes the cells of each donor with enough cells in both groups."""
     kept = np.flatnonzero(both[codes])
     if min(np.bincount(group[kept], minlength=2)) < 2:
         msg = "`unit='cell'` permutes the cells of a donor, but no donor has enough cells in both groups."

@@ -1,4 +1,4 @@
-"""The test: one row for each two groups, and each cell type, with a p-value that respects donors."""
+"""Permutation test between groups of cells in a latent space, with p-values that respect donors."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
+from scalloy._arguments import one_of, positive
 from scalloy.compare import designs, statistics
 from scalloy.compare.designs import Design
 from scalloy.data.arrays import as_numbers, check_obsm
 from scalloy.data.checks import check_kind, complete_column
-from scalloy.models._options import one_of, positive
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scalloy.models._base import ScalloyModel
+    from scalloy.models._core.base import ScalloyModel
 
 TESTS = ("mmd", "energy", "classifier")
-REFITS = 199  # permutations of a classifier
-CLOSE = 1e-9  # statistics that are the same but for rounding, as a part of the mean kernel
+REFITS = 199  # maximum number of permutations for the classifier, which is fitted anew for each
+CLOSE = 1e-9  # differences between statistics that are due to rounding, as a fraction of the mean kernel
 RESERVED = ("group_a", "group_b", "n_a", "n_b", "statistic", "effect", "pvalue", "padj", "design", "note")
 
 
@@ -40,51 +40,52 @@ def groups(
     at_least: int = 10,
     rng: int | np.random.Generator = 0,
 ) -> pd.DataFrame:
-    """Are the cells of two groups drawn from the same distribution in a latent space?
+    """Test whether the cells of two groups come from the same distribution in a latent space.
 
-    With ``donor_key`` the groups of whole donors (or of the samples of a donor that is in both) are permuted,
-    since cells of a donor are no independent observations: taking them for such makes nearly every
-    comparison significant. All labelings are gone through where there are no more than ``n_permutations``, so
-    that the p-value is exact. A latent space from which the difference was removed
-    (``batch_key``) cannot show it.
+    With ``donor_key``, the groups of whole donors are permuted (or those of the two samples of a donor that
+    is in both groups), because cells of a donor are not independent observations. Treating them as
+    independent makes nearly every comparison significant. If there are at most ``n_permutations`` other
+    labelings, all of them are used and the p-value is exact. A difference that was removed from the latent
+    space (``batch_key``) cannot be found in it.
 
     Parameters
     ----------
     data
         Cells, or a trained model, whose latent representation of its own cells is used.
     use_rep
-        Key of ``.obsm``; needed with cells.
+        Key of ``.obsm`` with the latent space; required with cells.
     groupby
-        Column of ``.obs`` with the groups; of more than two all pairs are compared.
+        Column of ``.obs`` with the groups. If there are more than two, all pairs are compared.
     by
-        Column of ``.obs``, such as cell types: a comparison within each.
+        Column of ``.obs``, such as cell types, within each value of which the groups are compared.
     donor_key
-        Column of ``.obs`` with donors, mice, or what else was assigned to a group.
+        Column of ``.obs`` with donors, mice, or whatever else was assigned to a group.
     reference
-        Compare the other groups with this one only.
+        Group with which the others are compared; ``None`` compares all pairs.
     test
         ``"mmd"`` (maximum mean discrepancy, Gaussian kernels around the median distance), ``"energy"``
         (energy distance) or ``"classifier"`` (area under the ROC curve of a logistic regression on donors
         that it has not seen).
     unit
-        What is permuted: ``"auto"`` is donors where there are some; ``"cell"`` with ``donor_key`` permutes
-        cells within each donor, for samples of a donor that differ in nothing but the group.
+        Unit that is permuted. ``"auto"`` permutes donors if there are any. ``"cell"`` with ``donor_key``
+        permutes cells within each donor, for samples of a donor that differ in nothing but the group.
     n_permutations
-        At most; of the classifier, which is fitted for each, at most 199.
+        Maximum number of permutations. The classifier, which is fitted anew for each, uses at most 199.
     at_least
-        Cells of a donor in a group, or of a group without donors; with fewer they are left out.
+        Minimum number of cells. Donors with fewer cells in a group are left out of it, and groups with fewer
+        cells are not tested.
     rng
-        Seed or generator of permutations.
+        Seed or generator of the permutations.
 
     Returns
     -------
-    A row for each comparison: ``n_a``, ``n_b`` cells, ``donors_a``, ``donors_b``, ``design`` (see
-    :mod:`scalloy.compare.designs`), ``statistic``, ``effect`` (of MMD and energy the distance over the spread
-    within groups, like Cohen's d; of the classifier 2 AUROC - 1; 0 is no difference), ``pvalue``, ``padj``
-    (Benjamini-Hochberg over all rows), ``smallest`` (the smallest p-value that so many donors allow) and
-    ``n_permutations`` (the real labeling is not among them). ``frame.attrs["null"]`` holds the statistics of
-    the permutations for :func:`scalloy.pl.null`. Comparisons that are impossible have a ``note`` and no
-    p-value.
+    One row per comparison: the numbers of cells ``n_a`` and ``n_b`` and of donors ``donors_a`` and
+    ``donors_b``; ``design`` (see :mod:`scalloy.compare.designs`); ``statistic``; ``effect`` (for MMD and
+    energy distance, the distance over the spread within groups, like Cohen's d; for the classifier,
+    2 AUROC - 1; 0 is no difference); ``pvalue``; ``padj`` (Benjamini-Hochberg over all rows); ``smallest``
+    (the smallest p-value that so many donors or permutations allow); and ``n_permutations`` (without the real
+    labeling). ``frame.attrs["null"]`` holds the statistics of the permutations for :func:`scalloy.pl.null`.
+    Comparisons that are impossible have a ``note`` and no p-value.
     """
     one_of("test", test, TESTS)
     check(unit, donor_key, n_permutations=n_permutations, at_least=at_least)
@@ -127,7 +128,7 @@ def groups(
 
 
 def check(unit: str, donor_key: str | None, **numbers: int) -> None:
-    """Arguments that no comparison can do without."""
+    """Check the arguments that all comparisons share."""
     one_of("unit", unit, designs.UNITS)
     positive(**numbers)
     if donor_key is None and unit == "donor":
@@ -136,15 +137,15 @@ def check(unit: str, donor_key: str | None, **numbers: int) -> None:
 
 
 def key_of(row: Any, by: str | None) -> str:
-    """Which comparison it is, in ``frame.attrs["null"]``."""
+    """Return the key of a comparison in ``frame.attrs["null"]``."""
     return " | ".join([*([str(row[by])] if by is not None else []), row["group_a"], row["group_b"]])
 
 
 def representation(data: Any, use_rep: str | None) -> tuple[np.ndarray, pd.DataFrame]:
-    """Cells in the latent space, and what is known about them."""
+    """Return the latent space and the ``.obs`` of cells or of a model."""
     if hasattr(data, "get_latent_representation"):
         if use_rep is not None:
-            msg = f"`use_rep={use_rep!r}` is for cells; of a model its own latent representation is used."
+            msg = f"`use_rep={use_rep!r}` is for cells; for a model its own latent representation is used."
             raise ValueError(msg)
         z = as_numbers(data.get_latent_representation(), "the latent representation", 2)
         return z.astype(float), data.adata.obs
@@ -152,17 +153,17 @@ def representation(data: Any, use_rep: str | None) -> tuple[np.ndarray, pd.DataF
 
 
 def column(obs: pd.DataFrame, argument: str, key: str) -> np.ndarray:
-    """A column as strings; none may be missing."""
+    """Return a column as strings; no value may be missing."""
     found = complete_column(obs, argument, key)
     check_kind(found, argument, key)
     return found.astype(str).to_numpy()
 
 
 def pairs_of(of: np.ndarray, reference: str | None) -> list[tuple[str, str]]:
-    """Which groups are compared."""
+    """List the pairs of groups to compare."""
     names = sorted(set(of))
     if len(names) < 2:
-        msg = f"`groupby` needs two groups or more; there is {names}."
+        msg = f"`groupby` needs two groups or more, but the column has only {names}."
         raise ValueError(msg)
     if reference is None:
         return list(itertools.combinations(names, 2))
@@ -171,7 +172,7 @@ def pairs_of(of: np.ndarray, reference: str | None) -> list[tuple[str, str]]:
 
 
 def design_of(group: np.ndarray, donor: np.ndarray | None, unit: str, at_least: int) -> Design:
-    """See :func:`scalloy.compare.designs.design`; with the checks of sizes and arguments."""
+    """Check the sizes of the groups, and choose the design by :func:`scalloy.compare.designs.design`."""
     sizes = np.bincount(group, minlength=2)
     if sizes.min() < max(2, at_least):
         msg = f"a group has {sizes.min()} cells, fewer than `at_least={at_least}`"
@@ -182,7 +183,7 @@ def design_of(group: np.ndarray, donor: np.ndarray | None, unit: str, at_least: 
 def one(
     x: np.ndarray, design: Design, test: str, n_permutations: int, rng: np.random.Generator
 ) -> tuple[dict[str, Any], list[float]]:
-    """One comparison: its row, and the statistics of the permutations."""
+    """Compare two groups; return a row of the table and the statistics of the permutations."""
     if test != "mmd":
         design = design.thinned(statistics.EXACT, rng)
     labels, every = design.labelings(
@@ -190,10 +191,10 @@ def one(
     )
     if test == "classifier":
         values, scale = statistics.aurocs(x, design, labels, rng), 0.0
-        effect, smallest = 2 * values[0] - 1, 1 / labels.shape[1]  # folds are drawn, so no ties
+        effect, smallest = 2 * values[0] - 1, 1 / labels.shape[1]  # random folds leave no ties
     else:
         values, within, itself = statistics.differences(x, design, labels, test, rng)
-        expected = values[1:].mean() if design.kind == "cells within donors" else 0.0  # unequal composition
+        expected = values[1:].mean() if design.kind == "cells within donors" else 0.0  # donors' shares differ
         effect = np.sqrt(max(values[0] - expected, 0.0) / max(itself - within[0], 1e-12))
         scale, smallest = abs(within[0]), design.smallest
     observed, null = values[0], values[1:]

@@ -1,11 +1,11 @@
-r"""Distances between two groups for many ways of giving cells to them, from one pass over pairs of cells.
+r"""Distances between two groups under many labelings at once, from one pass over the pairs of cells.
 
     T = mean k(a, a') + mean k(b, b') - 2 mean k(a, b)
 
 over pairs of different units. With a Gaussian kernel this is the squared maximum mean discrepancy (Gretton et
-al., JMLR 2012), with minus the Euclidean distance the energy distance (Székely & Rizzo, 2013; Sejdinovic et
-al., Annals of Statistics 2013). Donors weigh alike, however many cells each has; since no unit is compared
-with itself, T is zero on average where groups do not differ, also where donors do.
+al., JMLR 2012); with minus the Euclidean distance it is the energy distance (Székely & Rizzo, 2013;
+Sejdinovic et al., Annals of Statistics 2013). Donors have equal weights, however many cells each has. Since
+no unit is compared with itself, T is zero on average if the groups do not differ, even if donors do.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from scalloy.compare.designs import Design
 
 EXACT = 5_000  # cells up to which all pairs are compared
 FEATURES = 1_024
-ROWS = 1_024  # of the matrix of pairs at a time
-AT_ONCE = 128  # permutations
+ROWS = 1_024  # rows of the matrix of pairs that are computed at a time
+AT_ONCE = 128  # permutations that are evaluated at a time
 FOLDS = 5
-FEW = 64  # units
+FEW = 64  # units up to which sums are in double precision
 
 
 def differences(
     x: np.ndarray, design: Design, labels: np.ndarray, test: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """``T`` for each column of ``labels``, the mean kernel within groups, and that of a cell with itself.
+    """Return ``T`` and the mean kernel within groups for each labeling, and the kernel of a cell with itself.
 
-    Beyond ``EXACT`` cells the Gaussian kernel is that of random features, which takes time and memory linear
-    in the number of cells; the other one knows no such way, so :meth:`Design.thinned` comes before.
+    With more than ``EXACT`` cells, the Gaussian kernel is approximated by random features, in time and memory
+    linear in the number of cells. The energy distance has no such approximation, so the caller reduces the
+    cells by :meth:`Design.thinned` first.
     """
     cells = np.flatnonzero(design.unit >= 0)
     z, unit = centred(np.asarray(x)[cells]), torch.as_tensor(design.unit[cells])
@@ -57,21 +58,21 @@ def differences(
 
 
 def centred(x: np.ndarray) -> Tensor:
-    """Cells around zero, so that single precision suffices."""
+    """Centre the cells at zero, so that single precision suffices."""
     x = np.asarray(x, dtype=float)
     return torch.as_tensor((x - x.mean(0)).astype(np.float32))
 
 
 def features_of(z: Tensor, scales: Tensor, rng: np.random.Generator) -> RandomFeatures:
-    """Random features of the kernel."""
+    """Draw random features of the Gaussian kernel."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     return RandomFeatures(z.shape[1], scales, FEATURES, generator)
 
 
 def _matrix(z: Tensor, unit: Tensor, n_units: int, scales: Tensor | None) -> Tensor:
-    """Mean kernel over the cells of each two units."""
+    """Mean kernel between the cells of any two units."""
     each = n_units == len(z)
-    exact = n_units <= FEW or not each  # where all labelings are gone through, ties must be ties
+    exact = n_units <= FEW or not each  # if all labelings are enumerated, ties must be exact
     total = torch.zeros(n_units, n_units, dtype=torch.float64 if exact else torch.float32)
     for rows, of in zip(z.split(ROWS), unit.split(ROWS)):
         if scales is None:
@@ -89,7 +90,7 @@ def _matrix(z: Tensor, unit: Tensor, n_units: int, scales: Tensor | None) -> Ten
 
 
 def _of_matrix(k: Tensor, apart: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    """Sums of the kernel over pairs that are apart: of a and a, a and b, b and b."""
+    """Sum the kernel over pairs that may be compared: of a and a, of a and b, and of b and b."""
     k = k.masked_fill(apart[:, None] == apart, 0.0)
     out = []
     for some in b.to(k.dtype).split(AT_ONCE, dim=1):
@@ -100,7 +101,10 @@ def _of_matrix(k: Tensor, apart: Tensor, b: Tensor) -> tuple[Tensor, ...]:
 
 
 def _of_features(features: RandomFeatures, z: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    """The same where each cell is a unit, by its features; ``k(x, x) = 1`` is taken away."""
+    """Sum the kernel as in :func:`_of_matrix`, from features of cells that are each a unit.
+
+    The pairs of a cell with itself, ``k(x, x) = 1``, are subtracted.
+    """
     total, of_b = torch.zeros(()), torch.zeros(())
     for part, rows in zip(z.split(ROWS), b.split(ROWS)):
         f = features(part)
@@ -112,7 +116,7 @@ def _of_features(features: RandomFeatures, z: Tensor, b: Tensor) -> tuple[Tensor
 
 
 def _counts(design: Design) -> tuple[int, int, int]:
-    """Numbers of such pairs, which no permutation changes."""
+    """Count the pairs that :func:`_of_matrix` sums over; no permutation changes their numbers."""
     table = np.zeros((design.apart.max() + 1, 2), dtype=int)
     np.add.at(table, (design.apart, design.group), 1)
     (n_a, n_b), (a, b) = table.sum(0), table.T
@@ -120,10 +124,10 @@ def _counts(design: Design) -> tuple[int, int, int]:
 
 
 def aurocs(x: np.ndarray, design: Design, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How well a classifier tells the groups apart on cells (of other donors) that it has not seen.
+    """Return how well a classifier separates the groups on unseen cells (of other donors), per labeling.
 
-    Logistic regression of standardised values, five-fold; the mean area under the ROC curve for each column
-    of ``labels``. Lopez-Paz & Oquab, "Revisiting classifier two-sample tests", ICLR 2017.
+    It is the mean area under the ROC curve of a logistic regression on standardised values, in five-fold
+    cross-validation. Lopez-Paz & Oquab, "Revisiting classifier two-sample tests", ICLR 2017.
     """
     cells = np.flatnonzero(design.unit >= 0)
     unit, z = design.unit[cells], StandardScaler().fit_transform(np.asarray(x, dtype=float)[cells])
@@ -141,7 +145,7 @@ def aurocs(x: np.ndarray, design: Design, labels: np.ndarray, rng: np.random.Gen
 
 
 def _folds(design: Design, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Of each unit: units that are not apart stay together, and each fold has both groups."""
+    """Assign units to folds that have both groups, keeping units together that may not be compared."""
     sets = [np.unique(design.apart[labels == k]) for k in (0, 1)]
     n, fold = min(FOLDS, *map(len, sets)), np.zeros(design.apart.max() + 1, dtype=int)
     for some in sets[:1] if set(sets[0]) == set(sets[1]) else sets:

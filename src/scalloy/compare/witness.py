@@ -1,4 +1,4 @@
-"""Which cells differ between two groups, and which genes go with it."""
+"""Witness function of two groups: the cells that differ between them, and the genes that go with it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from anndata import AnnData
 from scipy.stats import false_discovery_control, rankdata
 from torch import Tensor
 
+from scalloy._arguments import few, one_of
 from scalloy.blocks.divergences import kernel, median_scales
 from scalloy.compare.designs import Design
 from scalloy.compare.groups import check, column, design_of, representation
 from scalloy.compare.statistics import EXACT, ROWS, centred
-from scalloy.data.checks import check_counts, check_layer, check_type, few
-from scalloy.models._options import one_of
+from scalloy.data.checks import check_counts, check_layer, check_type
 
 if TYPE_CHECKING:
-    from scalloy.models._base import ScalloyModel
+    from scalloy.models._core.base import ScalloyModel
 
 
 def witness(
@@ -37,24 +37,25 @@ def witness(
     at_least: int = 10,
     rng: int | np.random.Generator = 0,
 ) -> pd.DataFrame:
-    """Which cells lie where one group is denser than the other?
+    """Find the cells that lie where one group is denser than the other.
 
-    The witness function of the MMD at a cell, ``mean k(cell, b) - mean k(cell, a)`` over cells of other
-    donors (or over other cells): above zero where group ``b`` is denser. Its p-value comes from the
-    permutations that :func:`groups` uses. Beyond 5,000 cells a random part of them stands for each group.
+    The witness function of the MMD at a cell is ``mean k(cell, b) - mean k(cell, a)`` over the cells of other
+    donors (or over all other cells). It is above zero where group ``b`` is denser. Its p-value comes from the
+    same kind of permutations as in :func:`groups`. Of more than 5,000 cells, a random subset represents each
+    group.
 
     Parameters
     ----------
     data, use_rep, groupby, donor_key, unit, at_least, rng
-        As in :func:`groups`; for one cell type pass its cells.
+        As in :func:`groups`. To look into one cell type, pass its cells only.
     groups
-        Names of ``a`` and ``b``.
+        Names of the groups ``a`` and ``b``.
     n_permutations
-        At most.
+        Maximum number of permutations.
 
     Returns
     -------
-    For each cell of the two groups, by name: ``group``, ``donor`` (where there are some), ``witness``,
+    One row per cell of the two groups, by name: ``group``, ``donor`` (if there are donors), ``witness``,
     ``zscore`` (against the permutations), ``pvalue`` and ``padj`` (Benjamini-Hochberg over cells).
     """
     check(unit, donor_key, n_permutations=n_permutations, at_least=at_least)
@@ -78,7 +79,10 @@ def witness(
 
 
 def _own(whole: Design, marks: Design, donor: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """What each cell is not compared with, and which units that is: its donor, or itself."""
+    """Return a code of each cell and of each unit; a cell is not compared with units of its own code.
+
+    This leaves out a cell's own donor, or the cell itself where cells are the units.
+    """
     chosen = np.flatnonzero(marks.unit >= 0)
     if "cells" in whole.kind:
         own = np.full(len(whole.unit), -1)
@@ -92,7 +96,7 @@ def _own(whole: Design, marks: Design, donor: np.ndarray | None) -> tuple[np.nda
 def _witnesses(
     x: np.ndarray, own: np.ndarray, marks: Design, apart: np.ndarray, labels: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Witness of some cells at a time for each labeling, over units that are apart from a cell."""
+    """Yield the witness function of some cells at a time for each labeling, over units of other codes."""
     z, chosen = centred(x), np.flatnonzero(marks.unit >= 0)
     marked, unit = z[chosen], torch.as_tensor(marks.unit[chosen])
     scales, size = median_scales(marked), torch.bincount(unit).float()
@@ -104,11 +108,12 @@ def _witnesses(
 
 
 def _mean(k: Tensor, others: Tensor, b: Tensor) -> Tensor:
+    """Mean kernel of each cell over the other units that a labeling puts into ``b``."""
     return (k @ b) / (others @ b).clamp_min(1)
 
 
 def _score(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Observed value, in units of the permutations' spread, and its p-value, by cell."""
+    """Return the observed witness, its z-score against the permutations, and its p-value, by cell."""
     observed, null = values[:, 0], values[:, 1:]
     spread = np.maximum(null.std(1), 1e-12)
     as_high = (np.abs(null) >= np.abs(observed)[:, None] * (1 - 1e-5)).sum(1)
@@ -116,27 +121,28 @@ def _score(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def genes(adata: AnnData, found: pd.DataFrame, *, layer: str | None = None) -> pd.DataFrame:
-    """Genes whose expression goes with the witness function, within each sample.
+    """Rank genes by how their expression correlates with the witness function within each sample.
 
-    Spearman's correlation of normalised expression (or of its logarithm, which has the same ranks) with the
-    witness is taken among the cells of each group of each donor, so that the group itself cannot cause it;
-    the mean of a donor's samples counts, and donors weigh alike. It describes the cells that differ. It is no
-    test whether they do: the witness is a function of the latent space, and so is the expression of most
-    genes.
+    The Spearman correlation of normalised expression (or of its logarithm, which has the same ranks) with the
+    witness is computed among the cells of each group of each donor, so that the group itself cannot cause it.
+    It is averaged over the samples of a donor and then over donors, which have equal weights. The result
+    describes the cells that differ. It does not test whether they do, because the witness is a function of
+    the latent space, and so is the expression of most genes.
 
     Parameters
     ----------
     adata
-        Raw counts of the cells.
+        The cells with raw counts.
     found
-        Of :func:`witness`.
+        Table that :func:`witness` returned.
     layer
-        With the counts; ``None`` is ``.X``.
+        Layer with the counts; ``None`` uses ``.X``.
 
     Returns
     -------
-    By gene, the strongest first: ``correlation`` (mean over donors), ``spread`` (its standard deviation over
-    them) and ``n`` (donors, or groups without donors, in which the gene varies).
+    One row per gene, the strongest first: ``correlation`` (mean over donors), ``spread`` (its standard
+    deviation over donors) and ``n`` (number of donors in which the gene varies, or of groups if there are no
+    donors).
     """
     if not check_type(adata).obs_names.is_unique:
         msg = "Names of cells occur more than once. Call `adata.obs_names_make_unique()` before `witness`."
@@ -158,13 +164,13 @@ def genes(adata: AnnData, found: pd.DataFrame, *, layer: str | None = None) -> p
         msg = "No sample has more than two cells, so nothing can be correlated."
         raise ValueError(msg)
     r = pd.DataFrame({k: _spearman(x[rows], w[rows]) for k, rows in samples.items()}, index=adata.var_names).T
-    r = r.groupby(level=0).mean()  # of the samples of a donor
+    r = r.groupby(level=0).mean()  # mean over the samples of a donor
     frame = pd.DataFrame({"correlation": r.mean(), "spread": r.std(), "n": r.notna().sum()})
     return frame.iloc[np.argsort(-frame["correlation"].abs().fillna(-1).to_numpy(), kind="stable")]
 
 
 def _spearman(x: sp.csc_matrix, y: np.ndarray) -> np.ndarray:
-    """Of each column of sparse values from zero with ``y``; not a number for a constant column."""
+    """Spearman correlation of each column of ``x``, with values from 0, with ``y``; NaN if it is constant."""
     x.eliminate_zeros()
     y = rankdata(y)
     y = y - y.mean()

@@ -1,4 +1,4 @@
-"""Arrays beside the counts: latent spaces, and what metrics are given."""
+"""Checks of arrays other than counts: latent spaces and arguments of metrics."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scalloy.data.checks import LARGEST, check_type, few
+from scalloy._arguments import LARGEST, few
+from scalloy.data.checks import check_type
 
 
 def check_obsm(adata: AnnData, argument: str, key: Any, hint: str = "") -> np.ndarray:
-    """A latent space of cells by its key: numbers, finite, cells x dimensions."""
+    """Return a latent space (cells x dimensions) from ``.obsm``, checking that it holds finite numbers."""
     check_type(adata)
     if key not in list(adata.obsm):
         known = few(adata.obsm.keys()) or "none"
@@ -22,7 +23,7 @@ def check_obsm(adata: AnnData, argument: str, key: Any, hint: str = "") -> np.nd
 
 
 def as_numbers(given: Any, name: str, n_axes: int) -> np.ndarray:
-    """An array of finite numbers with so many axes, none of them empty but the first."""
+    """Return an array of finite numbers with ``n_axes`` axes, of which only the first may be empty."""
     masked = isinstance(given, np.ma.MaskedArray)
     values = np.asarray(None if masked or sp.issparse(given) else given, dtype=_dtype(given))
     if values.dtype.kind not in "iufb" or values.ndim != n_axes or 0 in values.shape[1:]:
@@ -43,5 +44,5 @@ def as_numbers(given: Any, name: str, n_axes: int) -> np.ndarray:
 
 
 def _dtype(given: Any) -> Any:
-    """Lists of unequal lists become objects, so that they can be refused."""
+    """Return ``object`` for lists, so that ragged ones reach the check instead of failing in NumPy."""
     return None if hasattr(given, "dtype") or hasattr(given, "dtypes") or np.isscalar(given) else object

@@ -1,4 +1,4 @@
-"""What is wrong with a user's AnnData is found here, before anything is trained, and named.
+"""Checks of a user's AnnData before anything is trained.
 
 Each message says what was given, what was expected and what to do.
 """
@@ -6,7 +6,6 @@ Each message says what was given, what was expected and what to do.
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from numbers import Real
 from typing import Any
@@ -17,21 +16,16 @@ import scipy.sparse as sp
 from anndata import AnnData
 from anndata.abc import CSRDataset
 
-from scalloy.data.kinds import check_type
+from scalloy._arguments import LARGEST, few, warn
+from scalloy._by_name import twice_in
+from scalloy.data.is_anndata import check_type
+from scalloy.files.sparse_check import within
 
-LARGEST = 1e15  # value with which single precision still computes
-KINDS = ("string", "integer", "floating", "boolean")  # of categories
-
-
-def few(names: Iterable[Any], n: int = 10) -> str:
-    """At most ``n`` of the names, and how many more there are."""
-    names = [str(name) for name in names]
-    more = f", and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(names[:n]) + more
+KINDS = ("string", "integer", "floating", "boolean")  # accepted kinds of categories
 
 
 def check_object(adata: Any) -> AnnData:
-    """An AnnData in memory, not a view, with at least two cells and two genes of different names."""
+    """Check that an AnnData can be set up: not backed, no view, large enough and with unique gene names."""
     check_type(adata)
     if adata.isbacked:
         msg = (
@@ -59,18 +53,11 @@ def check_object(adata: Any) -> AnnData:
         raise ValueError(msg)
     if not adata.obs_names.is_unique:
         twice = adata.obs_names[adata.obs_names.duplicated()].unique()
-        warnings.warn(
+        warn(
             f"Names of cells occur more than once in `adata.obs_names`: {few(twice)}. Results are "
             "indexed by them; `adata.obs_names_make_unique()` makes them distinct.",
-            stacklevel=3,
         )
     return adata
-
-
-def twice_in(names: pd.Index) -> pd.Index:
-    """Names that occur more than once, as they are written."""
-    names = names.astype(str)
-    return names[names.duplicated()].unique()
 
 
 CATEGORICAL = ("batch_key", "condition_key", "labels_key", "categorical_covariate_keys")
@@ -82,7 +69,7 @@ NAMES = ("layer", "protein_obsm_key", *CATEGORICAL, *CONTINUOUS)
 
 
 def check_arguments(given: dict[str, Any]) -> None:
-    """Keys are strings, and each is named once; several become a list, in place."""
+    """Check that keys are strings and named once; make lists, in place, where several keys are allowed."""
     for argument in NAMES:
         keys = given.get(argument)
         several = argument in SEVERAL
@@ -92,8 +79,8 @@ def check_arguments(given: dict[str, Any]) -> None:
             if not isinstance(key, str) and keys is not None:
                 msg = (
                     f"`{argument}={keys!r}` is a {type(keys).__name__}. Expected "
-                    f"{'a list of names' if several else 'one name'}, as str. Names that are none become "
-                    "so with `adata.obs.columns = adata.obs.columns.astype(str)`."
+                    f"{'a list of names' if several else 'one name'}, as str. Convert other names "
+                    "of columns with `adata.obs.columns = adata.obs.columns.astype(str)`."
                 )
                 raise TypeError(msg)
         if several and isinstance(keys, str):
@@ -113,7 +100,7 @@ def check_arguments(given: dict[str, Any]) -> None:
 def columns(
     given: dict[str, Any], arguments: Sequence[str] = (*CATEGORICAL, *CONTINUOUS)
 ) -> list[tuple[str, str]]:
-    """Argument and column, for each column of ``.obs`` that the arguments of a set-up name."""
+    """List argument and key for each column of ``.obs`` that the arguments of a set-up name."""
     return [
         (name, key)
         for name in arguments
@@ -123,7 +110,7 @@ def columns(
 
 
 def check_keys(adata: AnnData, given: dict[str, Any]) -> None:
-    """Every column that a set-up names is complete; categories are of one kind, numbers are finite."""
+    """Check that every column named in a set-up is complete and holds valid categories or numbers."""
     check_arguments(given)
     for argument, key in columns(given, CATEGORICAL):
         check_kind(complete_column(adata.obs, argument, key), argument, key)
@@ -132,9 +119,9 @@ def check_keys(adata: AnnData, given: dict[str, Any]) -> None:
 
 
 def check_kind(column: pd.Series, argument: str, key: str) -> None:
-    """Categories are strings, whole numbers, other numbers, or booleans, and no mixture of these.
+    """Check that categories are all strings, all integers, all floats or all booleans.
 
-    Of a mixture, ``1`` and ``"1"`` would be two categories of one name.
+    In a mixture, ``1`` and ``"1"`` would be two categories of the same name.
     """
     if (kind := _kind(column)) not in KINDS:
         msg = (
@@ -154,7 +141,7 @@ def _kind(column: pd.Series) -> str:
 
 
 def check_numbers(column: pd.Series, argument: str, key: str) -> None:
-    """A column of finite real numbers; a size factor is positive."""
+    """Check that a column holds finite real numbers, and positive ones if it is a size factor."""
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
         msg = f"`{argument}={key!r}` has dtype {column.dtype}; expected numbers."
         raise TypeError(msg)
@@ -171,7 +158,7 @@ def check_numbers(column: pd.Series, argument: str, key: str) -> None:
 
 
 def find_column(obs: pd.DataFrame, argument: str, key: str, nor: str = "") -> pd.Series:
-    """A column by its name; ``nor`` is what else the name might have been of."""
+    """Return a column by its name; ``nor`` says in the error message what else was looked for."""
     if not isinstance(key, Hashable) or key not in obs:
         close = difflib.get_close_matches(str(key), [str(c) for c in obs.columns], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -191,7 +178,7 @@ def find_column(obs: pd.DataFrame, argument: str, key: str, nor: str = "") -> pd
 
 
 def complete_column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
-    """A column without missing values."""
+    """Return a column, checking that it has no missing values."""
     column = find_column(obs, argument, key)
     if column.isna().any():
         cells = obs.index[column.isna()]
@@ -204,7 +191,7 @@ def complete_column(obs: pd.DataFrame, argument: str, key: str) -> pd.Series:
 
 
 def check_categories(adata: AnnData, known: dict[str, np.ndarray]) -> None:
-    """New cells have no category that the model has never seen, in any of its columns."""
+    """Check that new cells have only categories that the model has seen."""
     for key, categories in known.items():
         names = pd.Index(categories).astype(str)
         new = pd.Index(adata.obs[key].astype(str).unique()).difference(names)
@@ -217,12 +204,12 @@ def check_categories(adata: AnnData, known: dict[str, np.ndarray]) -> None:
 
 
 def check_same_kind(obs: pd.DataFrame, known: dict[str, np.ndarray]) -> None:
-    """Categories that are registered anew are of the type that the model knows: not ``"1"`` for ``1``."""
+    """Check that newly registered categories have the type that the model knows, not ``"1"`` for ``1``."""
     for key, categories in known.items():
         kinds = [_kind(find_column(obs, "key", key)), _kind(pd.Series(categories))]
         if kinds[0] != kinds[1]:
             msg = (
-                f"`adata.obs[{key!r}]` holds values of kind {kinds[0]}, the model knows such of kind "
+                f"`adata.obs[{key!r}]` holds values of kind {kinds[0]}, but the model knows values of kind "
                 f"{kinds[1]}: {few(categories)}. Convert them, as with `.astype({_type(categories)})`."
             )
             raise TypeError(msg)
@@ -233,15 +220,15 @@ def _type(categories: np.ndarray) -> str:
 
 
 def as_known(obs: pd.DataFrame, known: dict[str, np.ndarray]) -> None:
-    """Categories become those of the same name that the model knows, in place: ``"1"`` becomes ``1``."""
+    """Replace categories, in place, by those of the same name that the model knows: ``"1"`` by ``1``."""
     for key, categories in known.items():
         position = pd.Index(categories).astype(str).get_indexer(obs[key].astype(str))
         obs[key] = np.asarray(categories)[position]
 
 
 def check_layer(adata: AnnData, layer: str | None) -> Any:
-    """The matrix to model, and that it is a matrix of numbers."""
-    known = [name for name in adata.layers if name is not None]  # which newer anndata has for `.X`
+    """Return the matrix of a layer or ``.X``, checking that it is a valid matrix of numbers."""
+    known = [name for name in adata.layers if name is not None]  # newer anndata lists `.X` as None
     if layer is not None and layer not in known:
         msg = (
             f"`layer={layer!r}` is not in `adata.layers`. "
@@ -271,18 +258,6 @@ def check_layer(adata: AnnData, layer: str | None) -> Any:
     return x
 
 
-def within(x: Any) -> bool:
-    """Whether a sparse matrix holds together: compiled loops read whatever it points at."""
-    if x.format == "coo":  # scipy looks when it makes one
-        return True
-    major, minor = x.shape if x.format == "csr" else x.shape[::-1]
-    starts, places = x.indptr, x.indices
-    if len(starts) != major + 1 or starts[0] != 0 or (np.diff(starts) < 0).any():
-        return False
-    whole = starts[-1] <= min(len(places), len(x.data))
-    return bool(whole and (len(places) == 0 or 0 <= places.min() <= places.max() < minor))
-
-
 def check_counts(
     adata: AnnData,
     layer: str | None = None,
@@ -291,10 +266,10 @@ def check_counts(
     genes: bool = True,
     known: np.ndarray | None = None,
 ) -> None:
-    """All entries are finite, non-negative and whole, and every cell has at least one count.
+    """Check that all entries are finite, non-negative and whole, and that every cell has a count.
 
-    With ``genes`` there is a warning about genes that have none. Cells that are ``known`` by something else
-    need no counts.
+    With ``allow_non_counts``, entries need only be finite. With ``genes``, genes without counts cause a
+    warning. Cells marked in ``known`` are described by another modality and need no counts.
     """
     x = check_layer(adata, layer)
     if isinstance(x, CSRDataset):
@@ -346,15 +321,14 @@ def check_counts(
 
 def _warn_of_silent(adata: AnnData, silent: np.ndarray, where: str) -> None:
     if silent.any():
-        warnings.warn(
+        warn(
             f"{silent.sum()} gene(s) have no counts in `{where}`: {few(adata.var_names[silent])}. They "
             "cost time and teach nothing; `sc.pp.filter_genes(adata, min_counts=1)` removes them.",
-            stacklevel=5,
         )
 
 
 def _check_store(adata: AnnData, x: CSRDataset, *, allow_non_counts: bool, genes: bool) -> None:
-    """The same of counts on the disk, read once from the beginning to what is found first."""
+    """Check counts on disk, reading them once up to the first error."""
     from scalloy.data.disk import DiskRows
 
     rows, silent = DiskRows(x), np.ones(x.shape[1], dtype=bool)
@@ -371,7 +345,7 @@ def is_whole(values: np.ndarray) -> np.ndarray:
 
 
 def _cells_with(adata: AnnData, x: Any, good: Any) -> str:
-    """How many cells have an entry which is not good, and the names of some."""
+    """Describe the cells with an entry that is not ``good``: their number and some names."""
     if sp.issparse(x):
         coo = x.tocoo()
         rows = np.unique(coo.coords[0][~good(coo.data)])

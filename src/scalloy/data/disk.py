@@ -1,9 +1,9 @@
-"""Cells that stay on the disk: rows of a sparse matrix, read when they are needed.
+"""Cells that stay on disk: rows of a sparse matrix that are read when they are needed.
 
-What :func:`open_store` returns is an AnnData like any other, but its ``.X`` is anndata's view of a CSR matrix
-in a file. :class:`DiskRows` reads rows of it. Neighbouring rows lie in one chunk of the file, so that a
-training epoch visits blocks of neighbours in random order, fills a buffer with many of them and shuffles what
-it holds (block shuffling, as in annbatch).
+The AnnData that :func:`open_store` returns is like any other, except that its ``.X`` is anndata's view of a
+CSR matrix in a file, from which :class:`DiskRows` reads rows. Since neighbouring rows share a chunk of the
+file, a training epoch visits blocks of neighbours in random order, fills a buffer with many blocks and
+shuffles the rows in the buffer (block shuffling, as in annbatch).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from anndata import AnnData
 from anndata.abc import CSRDataset
 from anndata.io import read_elem, sparse_dataset
 
-from scalloy.data import reading
-from scalloy.data.checks import within
-from scalloy.data.parts import recovered
+from scalloy.files import reading
+from scalloy.files.sparse_check import within
+from scalloy.files.staging import recovered
 
-BUFFER = 3_000_000  # entries of the matrix in memory at once
-BLOCKS = 32  # of neighbours, of which a buffer is made
+BUFFER = 3_000_000  # stored entries of the matrix in memory at once
+BLOCKS = 32  # blocks of neighbouring rows that fill a buffer
 Item = TypeVar("Item")
 
 
 class DiskRows:
-    """A CSR matrix in a file, of which ``rows[...]`` reads some as a canonical one in memory."""
+    """CSR matrix in a file; indexing it reads rows into memory as a canonical CSR matrix."""
 
     def __init__(self, matrix: CSRDataset) -> None:
         self.shape: tuple[int, int] = matrix.shape
@@ -42,7 +42,7 @@ class DiskRows:
 
     @property
     def per_buffer(self) -> int:
-        """Rows that are held in memory at once."""
+        """Number of rows held in memory at once."""
         return int(np.clip(BUFFER * self.shape[0] / max(1, self.nnz), BLOCKS, 2**16))
 
     def __getitem__(self, wanted: slice | np.ndarray) -> sp.csr_matrix:
@@ -53,13 +53,13 @@ class DiskRows:
         return sp.vstack([self._some(part) for part in self._near(rows)], format="csr")[back]
 
     def _near(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Rows in parts, each of neighbours that are read together although some between are not wanted."""
+        """Split ascending rows into runs of close neighbours, each to be read as one contiguous range."""
         block = max(1, self.per_buffer // BLOCKS)
         cuts = np.flatnonzero((np.diff(rows) > block) | (np.diff(rows // (8 * block)) > 0)) + 1
         yield from np.split(rows, cuts)
 
     def _some(self, rows: np.ndarray) -> sp.csr_matrix:
-        """Rows in ascending order, by way of all from the first to the last."""
+        """Read ascending rows by reading everything from the first to the last."""
         between = self._between(rows[0], rows[-1] + 1)
         return between if len(rows) == between.shape[0] else between[rows - rows[0]]
 
@@ -78,14 +78,14 @@ class DiskRows:
         return x
 
     def slices(self) -> Iterator[slice]:
-        """All rows in order, as many at once as a buffer holds."""
+        """Yield slices over all rows in order, each as large as a buffer."""
         for first in range(0, self.shape[0], self.per_buffer):
             yield slice(first, min(first + self.per_buffer, self.shape[0]))
 
     def shuffled(
         self, rows: np.ndarray, cuts: np.ndarray, generator: torch.Generator | None = None
     ) -> np.ndarray:
-        """Rows in random order, from one of the ``cuts`` to the next out of few blocks of neighbours."""
+        """Shuffle rows so that those between two ``cuts`` come from few blocks of neighbours."""
         of = rows // max(1, self.per_buffer // BLOCKS)
 
         def order(n: int) -> np.ndarray:
@@ -94,11 +94,11 @@ class DiskRows:
         rows = rows[np.argsort(order(int(of.max()) + 1)[of], kind="stable")]
         return np.concatenate([rows[a:b][order(int(b - a))] for a, b in pairwise(cuts)])
 
-    # what a model begins at, in one pass ----------------------------------------------------------
+    # summaries for initialising a model, in one pass -----------------------------------------------
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Lowest and highest value, total of each row, and of each column the sums of values and squares."""
+        """Lowest and highest value (or 0), row totals, and column sums of values and of their squares."""
         totals, sums, low, high = [], np.zeros((2, self.shape[1])), 0.0, 0.0
         for rows in self.slices():
             x = self[rows]
@@ -115,12 +115,12 @@ class DiskRows:
         return self.summary["high"]
 
     def sum(self, axis: int) -> np.ndarray:
-        """Totals of rows (``axis=1``) or columns."""
+        """Return the totals of rows (``axis=1``) or columns."""
         return self.summary["totals"] if axis == 1 else self.summary["sums"][0]
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, each of which is made in a second thread while the one before it is used."""
+    """Yield the items, computing each in a second thread while the previous one is used."""
     end: Any = object()
     made = iter(items)
     with ThreadPoolExecutor(1) as pool:
@@ -130,31 +130,15 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
             yield item
 
 
-def is_on_disk(adata: Any) -> bool:
-    """Whether the counts of an AnnData stay on the disk, as those of :func:`open_store`."""
-    if not isinstance(adata, AnnData) or adata.isbacked or adata.is_view:  # whose counts would be read now
-        return False
-    return isinstance(adata.X, CSRDataset)
-
-
-def whole_of(adata: Any) -> tuple[Any, np.ndarray | None]:
-    """The store of which an AnnData is a view, with the rows of the view; or itself, without."""
-    if isinstance(adata, AnnData) and adata.is_view:
-        whole = adata._adata_ref
-        if is_on_disk(whole) and adata.var_names.equals(whole.var_names):
-            return whole, np.arange(whole.n_obs)[adata._oidx]
-    return adata, None
-
-
 def open_store(path: str | Path) -> AnnData:
-    """The cells of a store as an AnnData whose counts stay on the disk; models take it like any other.
+    """Open a store as an AnnData whose counts stay on disk; models accept it like any other AnnData.
 
-    Columns of cells and genes are in memory. ``store[rows].to_memory()`` reads some cells.
+    ``.obs`` and ``.var`` are in memory. ``store[rows].to_memory()`` reads the counts of some cells.
 
     Parameters
     ----------
     path
-        What :func:`write_store` wrote, or another AnnData in zarr whose ``.X`` is a CSR matrix.
+        Folder of a store that :func:`write_store` wrote, or of another AnnData in zarr whose ``.X`` is CSR.
     """
     import zarr
 

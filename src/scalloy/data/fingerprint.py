@@ -1,4 +1,4 @@
-"""Which data a model was trained on, in a few digits; and whether they have been changed since."""
+"""Fingerprints of the data that a model was trained on, and detection of later changes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from anndata.abc import CSRDataset
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
-from scalloy.data.checks import CATEGORICAL, CONTINUOUS, columns, few
-from scalloy.data.loader import Cells
+from scalloy._arguments import few
+from scalloy.data.cell_table import Cells
+from scalloy.data.checks import CATEGORICAL, CONTINUOUS, columns
 
-AT_ONCE = 4096  # cells
-SAMPLED = 5_000_000  # entries, zeros with them, that are compared one by one; of more those of some rows
-ON_DISK = 8  # rows that are read of a matrix on the disk
+AT_ONCE = 4096  # cells digested at once
+SAMPLED = 5_000_000  # entries, zeros included, that are digested at most; of larger matrices some rows are
+ON_DISK = 8  # rows of an on-disk matrix that are compared
 
 
 def of_names(names: Iterable[Any]) -> str:
-    """Digest of names in their order."""
+    """Return a digest of names in their order."""
     found = blake2b(digest_size=8)
     for name in names:
         found.update(str(name).encode() + b"\0")
@@ -32,7 +33,7 @@ def of_names(names: Iterable[Any]) -> str:
 
 
 def of_data(manager: AnnDataManager) -> dict[str, Any]:
-    """Sizes and digests of the names and the counts, the same for each way of storing them."""
+    """Return sizes and digests of names and counts, which do not depend on how the counts are stored."""
     found, x, adata = blake2b(digest_size=8), Cells.of(manager).x, manager.adata
     for first in range(0, x.shape[0], AT_ONCE):
         _add_rows(found, sp.csr_matrix(x[first : first + AT_ONCE]))
@@ -41,7 +42,7 @@ def of_data(manager: AnnDataManager) -> dict[str, Any]:
 
 
 def of_set_up(manager: AnnDataManager) -> dict[str, Any]:
-    """The fingerprint of :func:`of_data`, and a digest of what each registered column says of the cells."""
+    """Return the fingerprint of :func:`of_data` together with a digest of each registered column."""
     columns = {}
     for field, about in manager.registry["field_registries"].items():
         if field == REGISTRY_KEYS.X_KEY or not about["data_registry"]:
@@ -66,10 +67,10 @@ def _add_rows(found: Any, rows: sp.csr_matrix) -> None:
 
 @dataclass(frozen=True)
 class Seal:
-    """What a model reads of its cells, so that a later change is noticed before it is read.
+    """Record of the data that a model reads from its cells, which detects later changes in place.
 
-    The digests do not depend on how a matrix or a column is stored, and are cheap: of a large matrix some
-    rows are compared one by one, and the total of all.
+    The digests do not depend on how a matrix or column is stored, and they are cheap: of a large matrix only
+    some rows and the total are compared.
     """
 
     cells: pd.Index
@@ -79,16 +80,16 @@ class Seal:
 
     @classmethod
     def of(cls, adata: AnnData, given: dict[str, Any], arrays: Iterable[str] = ()) -> Seal:
-        """Seal what a model reads: the matrix, the names of the genes, columns and arrays.
+        """Record what a model reads: the matrix, the gene names, columns and arrays.
 
         Parameters
         ----------
         adata
-            The cells.
+            Cells that the model reads.
         given
-            Arguments of the set-up. Labels are sealed if predictions depend on them.
+            Arguments of the set-up. Labels are recorded only if predictions depend on them.
         arrays
-            Keys of ``.obsm``.
+            Keys of ``.obsm`` that the model reads.
         """
         categories, layer = columns(given, CATEGORICAL), given.get("layer")
         if not {"condition_key", "unlabeled_category"} & set(given):
@@ -101,12 +102,12 @@ class Seal:
         return cls(adata.obs_names, adata.var_names, layer, digests)
 
     def holds_counts_of(self, adata: AnnData) -> bool:
-        """Whether the matrix is the same, for the same cells by name."""
+        """Return whether the cells have the same names and the same matrix as when they were recorded."""
         same = self.cells.equals(adata.obs_names)
         return same and _digest(adata, "matrix", self.layer) == self.digests["matrix", self.layer]
 
     def check(self, adata: AnnData) -> None:
-        """Refuse cells that have been changed since."""
+        """Raise an error if the cells have been changed since they were recorded."""
         if (what := self.broken(adata)) is not None:
             msg = (
                 f"The model's own cells were changed in place after they were set up: {what}. Undo that, or "
@@ -117,9 +118,9 @@ class Seal:
             raise ValueError(msg)
 
     def broken(self, adata: AnnData) -> str | None:
-        """What has changed in the cells since, in a few words; ``None`` if nothing has."""
+        """Describe in a few words what has changed since; return ``None`` if nothing has."""
         if adata.n_obs != len(self.cells):
-            return f"there were {len(self.cells)} cells, and there are {adata.n_obs}"
+            return f"there were {len(self.cells)} cells, now there are {adata.n_obs}"
         genes = adata.var_names
         if genes is not self.genes and not genes.astype(str).equals(self.genes.astype(str)):
             return _change_of_names(self.genes, genes)
@@ -142,12 +143,12 @@ def _change_of_names(before: pd.Index, after: pd.Index) -> str:
     lacking, new = before.difference(after, sort=False), after.difference(before, sort=False)
     if len(lacking) == len(new) == 0 and len(before) == len(after):
         return "the genes are in another order"
-    said = [f"{few(names, 3)} {what}" for what, names in (("lacks", lacking), ("is new", new)) if len(names)]
-    return f"there were {len(before)} genes, and there are {len(after)} ({'; '.join(said)})"
+    said = [f"{few(names, 3)} {what}" for what, names in (("missing", lacking), ("new", new)) if len(names)]
+    return f"there were {len(before)} genes, now there are {len(after)} ({'; '.join(said)})"
 
 
 def _digest(adata: AnnData, kind: str, key: Any) -> Any:
-    """Of one thing in the cells; ``None`` where it is not there."""
+    """Return the digest of a matrix, array or column, or ``None`` if it is missing."""
     if kind == "matrix":
         x = adata.X if key is None else adata.layers.get(key)
         return None if x is None else _of_matrix(x)
@@ -159,7 +160,10 @@ def _digest(adata: AnnData, kind: str, key: Any) -> Any:
 
 
 def _of_matrix(x: Any) -> tuple[Any, ...]:
-    """Shape, digest of some rows, and the total if it is one of whole numbers, which adds up in any order."""
+    """Return shape, digest of some or all rows, and total.
+
+    A total that is not whole is left out, since it depends on the order of summation.
+    """
     found, total = blake2b(digest_size=8), None
     if isinstance(x, CSRDataset):
         rows = np.unique(np.linspace(0, x.shape[0] - 1, ON_DISK).astype(int))
@@ -174,12 +178,12 @@ def _of_matrix(x: Any) -> tuple[Any, ...]:
 
 
 def _rows(n: int, n_columns: int) -> np.ndarray:
-    """Rows evenly over the matrix with as many entries as are compared one by one."""
+    """Choose evenly spaced rows with about :data:`SAMPLED` entries in all."""
     return np.unique(np.linspace(0, n - 1, max(2, SAMPLED // n_columns)).astype(int))
 
 
 def _canonical(x: Any) -> sp.csr_matrix:
-    """The same entries as single precision in order, without zeros."""
+    """Return a canonical float32 CSR copy without explicit zeros."""
     x = sp.csr_matrix(x, dtype=np.float32, copy=True)
     x.sum_duplicates()
     x.eliminate_zeros()
@@ -187,7 +191,7 @@ def _canonical(x: Any) -> sp.csr_matrix:
 
 
 def _of_array(given: Any) -> tuple[Any, ...]:
-    """Of an array or a frame of ``.obsm``, in which values may be missing."""
+    """Return the digest of an array or DataFrame of ``.obsm``, in which values may be missing."""
     names = of_names(given.columns) if isinstance(given, pd.DataFrame) else None
     if not sp.issparse(given):
         given = np.nan_to_num(np.array(given, dtype=np.float64), copy=False, nan=-1.0)
@@ -200,11 +204,11 @@ def _of_numbers(column: pd.Series) -> str:
 
 
 def _of_names_in(column: pd.Series) -> str:
-    """Of the values as text, whether or not they are held as categories."""
+    """Return a digest of the values as text, whether or not they are stored as categories."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         codes, names = column.cat.codes.to_numpy(), column.cat.categories
     else:
         codes, names = pd.factorize(column)
     known = pd.util.hash_array(np.array([str(name) for name in names], dtype=object))
-    values = np.append(known, np.uint64(0))[codes]  # the last is that of a missing value
+    values = np.append(known, np.uint64(0))[codes]  # code -1, a missing value, takes the last
     return blake2b(values.data, digest_size=8).hexdigest()

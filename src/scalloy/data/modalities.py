@@ -1,7 +1,7 @@
-"""Two modalities of the same cells in one AnnData, which is what the loader reads.
+"""Joining of two modalities of the same cells in one AnnData.
 
-The first modality is ``.X``, the second a frame in ``.obsm``. Cells of a MuData need not have both: where the
-first was not measured the row is zero, where the second was not it is NaN.
+The first modality is ``.X``, the second a DataFrame in ``.obsm``. Cells of a MuData need not have both: where
+the first was not measured the row is zero, where the second was not measured it is NaN.
 """
 
 from __future__ import annotations
@@ -14,17 +14,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from mudata import MuData
 
-from scalloy.data.align import shallow
-from scalloy.data.checks import LARGEST, check_layer, few, is_whole, twice_in
+from scalloy._arguments import LARGEST, few
+from scalloy._by_name import twice_in
+from scalloy.data.checks import check_layer, is_whole
+from scalloy.data.genes import shallow
 
 logger = logging.getLogger("scalloy")
-
-
-def is_mudata(data: Any) -> bool:
-    """Whether this is a MuData."""
-    return isinstance(data, MuData)
 
 
 def joined(
@@ -35,20 +31,20 @@ def joined(
     keys: Iterable[str] = (),
     names: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
 ) -> AnnData:
-    """One AnnData of all cells of a MuData.
+    """Join all cells of a MuData in one AnnData.
 
     Parameters
     ----------
     mdata
-        With one or both of the modalities.
+        MuData with one or both of the modalities.
     modalities
-        Names of the first and the second.
+        Names of the first and the second modality.
     layers
-        Layer of each with the values; ``None`` is ``.X``.
+        Layer of each modality that holds its values; ``None`` is ``.X``.
     keys
-        Columns that are wanted in ``.obs``, taken from the modalities where the MuData itself lacks them.
+        Columns wanted in ``.obs``; those that the MuData itself lacks are taken from the modalities.
     names
-        Variables of each, for a modality that the MuData lacks; ``None``: it must be there.
+        Variable names of each modality, used if the MuData lacks it; with ``None`` it must be present.
     """
     for name, known in zip(modalities, names, strict=True):
         if name not in mdata.mod and known is None:
@@ -72,9 +68,9 @@ def joined(
 
 
 def with_columns(adata: AnnData, key: str, names: Sequence[str]) -> AnnData:
-    """The cells with these columns of ``.obsm[key]`` in this order, NaN where they lack one.
+    """Return the cells with these columns of ``.obsm[key]`` in this order; missing columns are NaN.
 
-    An array has no names, and is taken to have them in this order.
+    An array has no column names; its columns are taken to be in this order already.
     """
     given, known = adata.obsm[key], [str(name) for name in names]
     if isinstance(given, np.ndarray) and given.ndim == 2 and given.shape[1] != len(known):
@@ -83,7 +79,7 @@ def with_columns(adata: AnnData, key: str, names: Sequence[str]) -> AnnData:
             f"in its order: {few(known)}. Pass a DataFrame, whose columns are matched by name."
         )
         raise ValueError(msg)
-    numbered = isinstance(names, np.ndarray)  # the model was trained on an array
+    numbered = isinstance(names, np.ndarray)  # an array only if the model was trained on one
     if not isinstance(given, pd.DataFrame) or (not numbered and list(given.columns) == list(names)):
         return adata
     columns = given.columns.astype(str)
@@ -102,7 +98,7 @@ def with_columns(adata: AnnData, key: str, names: Sequence[str]) -> AnnData:
 
 
 class _Modality:
-    """Values of all cells, ``sparse`` or dense, zero where there are none."""
+    """Values of one modality for all cells, ``sparse`` or dense, with zeros where it was not measured."""
 
     def __init__(self, names: pd.Index, there: np.ndarray, x: Any, position: np.ndarray) -> None:
         self.names, self.there = names, there
@@ -136,21 +132,21 @@ def _values(
 
 
 def _column(mdata: Any, modalities: Sequence[str], key: str) -> pd.Series | None:
-    """A column of the modalities, each filling in where those before lack a value."""
+    """Return a column of ``.obs`` combined over the modalities; earlier modalities take precedence."""
     found = None
     for name in modalities:
         if name in mdata.mod and key in mdata.mod[name].obs:
             own = mdata.mod[name].obs[key].astype(object).reindex(mdata.obs_names)
             found = own if found is None else found.combine_first(own)
-    return None if found is None else found.infer_objects()  # numbers are numbers again
+    return None if found is None else found.infer_objects()  # from objects back to numbers
 
 
 def check_second(
     adata: AnnData, argument: str, key: str | None, *, allow_non_counts: bool = False
 ) -> np.ndarray:
-    """Values of a second modality in ``.obsm``: numbers, whole and not negative, NaN where not measured.
+    """Check a second modality in ``.obsm``: raw counts (or other numbers if allowed), NaN where not measured.
 
-    Returns whether each cell has any.
+    Returns a mask of the cells with at least one measured value.
     """
     if key is None or key not in adata.obsm:
         msg = (

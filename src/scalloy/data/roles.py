@@ -1,25 +1,25 @@
-"""Checks of what columns stand for: each has one role, and the name of cells without a label occurs.
+"""Checks of the roles of columns and of the label that stands for unlabelled cells.
 
-These are looked at when data are set up anew, and not when a model that was saved is read.
+They run when data are set up, not when a saved model is loaded.
 """
 
 from __future__ import annotations
 
 import difflib
-import warnings
 from typing import Any
 
 import pandas as pd
 from anndata import AnnData
 
-from scalloy.data.checks import CATEGORICAL, columns, few
+from scalloy._arguments import few, warn
+from scalloy.data.checks import CATEGORICAL, columns
 
 ROLES = (*CATEGORICAL, "continuous_covariate_keys")
-ALIKE = 0.8  # similarity of two spellings from which on one is taken for the other, of at most 1
+ALIKE = 0.8  # similarity (at most 1) above which two spellings are taken for the same word
 
 
 def check_roles(adata: AnnData, given: dict[str, Any]) -> None:
-    """Every column has one role, and cells without a label are named as the column names them."""
+    """Check that every column has one role and that ``unlabeled_category`` is spelled as in its column."""
     _one_role_each(given)
     _warn_of_the_same(adata.obs, given)
     if given.get("unlabeled_category") is not None:
@@ -40,21 +40,20 @@ def _one_role_each(given: dict[str, Any]) -> None:
 
 
 def _warn_of_the_same(obs: pd.DataFrame, given: dict[str, Any]) -> None:
-    """Warn where two columns that act on expression divide the cells alike."""
+    """Warn if two columns that act on expression divide the cells into the same groups."""
     acting = [pair for pair in columns(given, CATEGORICAL) if pair[0] != "labels_key"]
     divided = [(argument, key, pd.factorize(obs[key])[0]) for argument, key in acting]
     for i, (argument, key, codes) in enumerate(divided):
         for other, other_key, other_codes in divided[:i]:
             if codes.max() > 0 and (codes == other_codes).all():
-                warnings.warn(
+                warn(
                     f"`{other}={other_key!r}` and `{argument}={key!r}` divide the cells in the same way, so "
                     "that no model can tell their effects apart. Leave one of them out.",
-                    stacklevel=5,
                 )
 
 
 def _check_unlabeled(obs: pd.DataFrame, given: dict[str, Any]) -> None:
-    """The name of unlabelled cells occurs among the labels, or nothing that is spelled like it does."""
+    """Check that ``unlabeled_category`` is one of the labels, or at least is not a misspelling of one."""
     unlabeled, key = given["unlabeled_category"], given.get("labels_key")
     if key is None:
         msg = (
@@ -72,15 +71,14 @@ def _check_unlabeled(obs: pd.DataFrame, given: dict[str, Any]) -> None:
             "`unlabeled_category` out."
         )
         raise ValueError(msg)
-    warnings.warn(
+    warn(
         f"No cell has the label `unlabeled_category={unlabeled!r}`: all {len(obs)} cells count as labelled. "
         f"`labels_key={key!r}` holds: {few(sorted(map(str, names)))}.",
-        stacklevel=5,
     )
 
 
 def _near(unlabeled: Any, names: list[Any]) -> list[Any]:
-    """Return labels that are spelled like ``unlabeled``, the nearest first; of numbers only an equal one."""
+    """Return labels spelled like ``unlabeled``, closest first; numbers must be equal."""
     by_text: dict[str, Any] = {}
     for name in names:
         by_text.setdefault(_plain(name), name)

@@ -1,8 +1,8 @@
-"""Stores of cells on the disk: made of objects or files that together need not fit into memory.
+"""Writing of stores of cells on disk, from objects or files that together need not fit into memory.
 
-Cells are shuffled over all that is given, so that neighbours in the store are a random sample. This takes two
-passes: each cell is appended to the part of the store to which a random permutation sends it, in files, then
-each part is put in order in memory.
+Cells are shuffled across all inputs, so that neighbours in the store are a random sample. This takes two
+passes: first each cell is appended to temporary files of that part of the store to which a random
+permutation sends it, then each part is put in order in memory.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from anndata import AnnData
 from anndata.abc import CSRDataset
 from anndata.io import read_elem, sparse_dataset
 
-from scalloy.data import cells, reading
-from scalloy.data.align import named_layers
-from scalloy.data.checks import check_type, few, twice_in
+from scalloy._arguments import few
+from scalloy._by_name import twice_in
+from scalloy.data.cell_table import as_rows
+from scalloy.data.checks import check_type
+from scalloy.data.chunks import joined, write_pieces
 from scalloy.data.disk import open_store
-from scalloy.data.loader import as_rows
-from scalloy.data.parts import part_of
-from scalloy.data.pieces import joined, write_pieces
+from scalloy.data.genes import named_layers
+from scalloy.files import anndata_files, reading
+from scalloy.files.staging import part_of
 
-PART = 12_000_000  # entries of the matrix that are put in order in memory at once
+PART = 12_000_000  # stored entries of the matrix put in order in memory at once
 
 
 @dataclass
 class Source:
-    """Some cells that go into a store: columns in memory, counts wherever they are."""
+    """Input of a store: ``.obs`` and ``.var`` in memory, counts in memory or on disk."""
 
     name: str
     obs: pd.DataFrame
@@ -63,7 +65,7 @@ class Source:
         return cls(path.name, obs, var, _readable(x, f"`{path}`", layer))
 
     def choose(self, genes: pd.Index) -> None:
-        """Take these genes in this order."""
+        """Select these genes in this order."""
         own = self.var.index.astype(str)
         if len(twice := twice_in(own)):
             msg = f"Names of genes occur more than once in {self.name}: {few(twice)}. Make them unique first."
@@ -79,7 +81,7 @@ class Source:
         self.columns = None if np.array_equal(position, np.arange(len(own))) else position
 
     def pieces(self) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """First row and counts, in order, as many rows at once as :data:`PART` allows."""
+        """Yield the first row and the counts of successive pieces of about :data:`PART` stored entries."""
         n = len(self.obs)
         entries = self.x.group["data"].shape[0] if isinstance(self.x, CSRDataset) else _entries(self.x)
         size = max(1, int(PART * n / max(1, entries)))
@@ -94,7 +96,7 @@ def _entries(x: Any) -> int:
 
 
 def _readable(x: Any, where: str, layer: str | None) -> Any:
-    """A matrix whose rows can be read one after the other."""
+    """Return a matrix whose rows can be read one after the other."""
     kind = getattr(x, "format", "dense" if hasattr(x, "shape") else "nothing")
     if sp.issparse(x) and kind != "csr":
         return sp.csr_matrix(x)
@@ -118,30 +120,30 @@ def write_store(
     seed: int = 0,
     overwrite: bool = False,
 ) -> AnnData:
-    """Write cells into a store on the disk (sharded zarr) and open it: models train on it in bounded memory.
+    """Write cells into a store on disk (sharded zarr) and open it; models train on it in bounded memory.
 
     Parameters
     ----------
     data
         Cells: an AnnData, the name of an ``.h5ad`` file, or several of these, which are read one after the
-        other. Columns of ``.obs`` are kept, those of ``.var`` from the first; nothing else is.
+        other. Counts, ``.obs`` and the ``.var`` of the first are kept, nothing else.
     path
         Folder to write, with a name that ends in ``.zarr``.
     layer
-        Layer with the counts; ``None`` is ``.X``. They become ``.X`` of the store.
+        Layer with the counts; ``None`` is ``.X``. The counts become ``.X`` of the store.
     genes
-        Names of the genes to keep, in this order; ``None`` are those of the first.
+        Names of the genes to keep, in this order; ``None`` keeps those of the first input.
     shuffle
-        Whether the cells get a random order over all that is given. Only then are mini-batches as good as
-        drawn from all of them; ``False`` keeps the order.
+        Whether to put the cells of all inputs in random order. Only then are mini-batches practically random
+        samples of all cells; ``False`` keeps the order.
     seed
-        Of that order.
+        Random seed of the order.
     overwrite
         Whether to replace a store of this name.
 
     Returns
     -------
-    What :func:`open_store` returns.
+    AnnData whose counts stay on disk, as returned by :func:`open_store`.
     """
     path = Path(path)
     several = isinstance(data, Iterable) and not isinstance(data, str | Path | AnnData)
@@ -150,10 +152,10 @@ def write_store(
         msg = "`data` is an empty list. Pass at least one AnnData, or the name of a file."
         raise ValueError(msg)
     if path.suffix != ".zarr":
-        msg = f"`path={str(path)!r}` is no name of a store. Pass one that ends in `.zarr`."
+        msg = f"`path={str(path)!r}` is not the name of a store. Pass one that ends in `.zarr`."
         raise ValueError(msg)
-    cells.check_place(path)
-    cells.check_apart(path, *(data if several else [data]))
+    anndata_files.check_place(path)
+    anndata_files.check_apart(path, *(data if several else [data]))
     wanted = pd.Index(sources[0].var.index if genes is None else genes).astype(str)
     for source in sources:
         source.choose(wanted)
@@ -172,15 +174,16 @@ def write_store(
 
 
 def places(n: int, seed: int) -> np.ndarray:
-    """Place of each cell in a store.
+    """Return the place of each cell in a shuffled store.
 
-    Not the permutation that a split of the same seed draws: its validation set would be the first cells.
+    The permutation differs from the one that a split with the same seed draws; otherwise the validation set
+    of that split would be the first cells of the input.
     """
     return np.random.default_rng((seed, 1)).permutation(n)
 
 
 def _folder(path: Path) -> Path:
-    """Where the store will lie, made if it is not there."""
+    """Return the folder that will contain the store, creating it if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent
 
@@ -195,7 +198,7 @@ def _with_columns(parts: Iterable[sp.csr_matrix], obs: pd.DataFrame, var: pd.Dat
 def _shuffled(
     sources: Sequence[Source], order: np.ndarray, n_genes: int, folder: Path
 ) -> Iterator[sp.csr_matrix]:
-    """Counts of all cells, of which ``order`` says the place of each, in parts."""
+    """Yield the counts of all cells in parts, with each cell at the place that ``order`` gives."""
     parts: list[Part] = []
     begin, size = 0, 0
     for source in sources:
@@ -213,7 +216,7 @@ def _shuffled(
 
 
 class Part:
-    """Rows in files, appended in any order and read back in the order of their places."""
+    """Rows in temporary files, appended in any order and read back in the order of their places."""
 
     KINDS = (("places", np.int64), ("lengths", np.int64), ("indices", np.int32), ("data", np.float32))
 

@@ -1,4 +1,4 @@
-"""Metrics: arrays in, floats out. Series and frames are matched by the names in their index and columns."""
+"""Metrics of clusters, latent spaces and predictions; Series and frames are matched by name."""
 
 from scalloy.metrics.clustering import (
     best_match,
@@ -12,6 +12,7 @@ from scalloy.metrics.clustering import (
     purity,
 )
 from scalloy.metrics.modalities import clr, rmse_z, variable_correlation, within
+from scalloy.metrics.registered import METRICS, register
 from scalloy.metrics.transfer import (
     ceilings,
     coverage,
@@ -30,6 +31,7 @@ from scalloy.metrics.transfer import (
 )
 
 __all__ = [
+    "METRICS",
     "best_match",
     "bio_conservation",
     "ceilings",
@@ -50,6 +52,7 @@ __all__ = [
     "r2_determination",
     "r2_mean",
     "r2_variance",
+    "register",
     "resid_pearson_delta",
     "rmse_z",
     "skill",

@@ -1,7 +1,7 @@
-"""How well do clusters and probabilities of labels agree with known types? Arrays in, floats out.
+"""Metrics of clusters, latent spaces and label probabilities against what is known of the cells.
 
-ARI, NMI and macro-F1 are scikit-learn's; here is what it lacks. Series and frames are matched by the names of
-their cells, arrays by position.
+ARI, NMI and macro-F1 are in scikit-learn; these are the ones that it lacks. Series and frames are matched by
+the names of their cells, arrays by position.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from scalloy.metrics._given import Table, Values, by_name, numbers
+from scalloy._by_name import Table, Values, by_name
 from scalloy.metrics._given import labels as names
+from scalloy.metrics._given import numbers
 
 FOLDS = 5
 
 
 @by_name(truth="cells", clusters="cells")
 def matched(truth: Values, clusters: Values) -> np.ndarray:
-    """Type of each cell by the best one-to-one assignment of clusters; ``None`` in clusters left over."""
+    """Return the type of each cell by the best one-to-one assignment of clusters to types.
+
+    Cells of clusters that are left over get ``None``.
+    """
     truth, clusters = names(truth=truth, clusters=clusters)
     table = pd.crosstab(truth, clusters)
     rows, columns = linear_sum_assignment(-table.to_numpy())
@@ -32,13 +36,13 @@ def matched(truth: Values, clusters: Values) -> np.ndarray:
 
 @by_name(truth="cells", clusters="cells")
 def hungarian_accuracy(truth: Values, clusters: Values) -> float:
-    """Share of cells whose type is that of their cluster by :func:`matched`."""
+    """Share of cells whose type is the one that :func:`matched` assigns to their cluster."""
     return float((matched(truth, clusters) == np.asarray(truth)).mean())
 
 
 @by_name(truth="cells", clusters="cells")
 def purity(truth: Values, clusters: Values) -> float:
-    """Share of cells in the majority of their cluster; rises with the number of clusters."""
+    """Share of cells that have the majority type of their cluster; rises with the number of clusters."""
     truth, clusters = names(truth=truth, clusters=clusters)
     table = pd.crosstab(truth, clusters).to_numpy()
     return float(table.max(0).sum() / table.sum())
@@ -46,38 +50,39 @@ def purity(truth: Values, clusters: Values) -> float:
 
 @by_name(z="cells _", labels="cells")
 def knn_accuracy(z: Table, labels: Values, k: int = 15) -> float:
-    """Accuracy of the vote of the nearest cells in a latent space, five-fold.
+    """Accuracy of a nearest-neighbour classifier in a latent space, in five-fold cross-validation.
 
     Parameters
     ----------
     z
-        Cells x latents.
+        Latent space, cells x latents.
     labels
-        Of the cells.
+        Label of each cell.
     k
-        Neighbours.
+        Number of neighbours.
     """
     (z,), (labels,) = numbers(2, z=z), names(labels=labels)
     if len(z) != len(labels) or pd.Series(labels.astype(str)).value_counts().max() < FOLDS:
         msg = (
-            f"`z` has {len(z)} cells and `labels` {len(labels)}, of the most frequent of which there must be "
-            f"{FOLDS} or more. Pass a label for each cell, and more cells."
+            f"`z` has {len(z)} cells and `labels` {len(labels)}; the most frequent label needs at least "
+            f"{FOLDS} cells. Pass a label for each cell, and more cells."
         )
         raise ValueError(msg)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
         k = min(k, 4 * len(z) // 5)
-        codes = pd.factorize(labels.astype(str))[0]  # whatever a label is, scikit-learn takes numbers
+        codes = pd.factorize(labels.astype(str))[0]  # scikit-learn takes numbers, whatever the labels are
         return float(cross_val_score(KNeighborsClassifier(k), z, codes, cv=folds).mean())
 
 
 @by_name(z="cells _")
 def hoyer(z: Table) -> float:
-    """Sparsity of a code, mean over cells: 0 where all latents are of one size, 1 where only one is not zero.
+    """Sparsity of the latent code, averaged over cells (Hoyer's measure).
 
-    Latents are brought to the same spread first (Mathieu et al., ICML 2019); those that do not vary are zero.
-    Not a number for one latent, or where none varies.
+    A cell has 0 if all its latents are equally large, and 1 if only one of them is not zero. Latents are
+    divided by their standard deviation first (Mathieu et al., ICML 2019); those that do not vary count as
+    zero. The result is NaN if there is only one latent, or if none varies.
     """
     (z,) = numbers(2, z=z)
     z = z.astype(float)
@@ -92,11 +97,11 @@ def hoyer(z: Table) -> float:
 
 @by_name(z="cells _", labels="cells")
 def bio_conservation(z: Table, labels: Values) -> float:
-    """How well a latent space keeps known types: the mean of six metrics of scib-metrics.
+    """Mean of six scores of scib-metrics for how well a latent space preserves known types.
 
-    NMI and ARI of k-means, NMI and ARI of Leiden at its best resolution, the silhouette of types and cLISI
-    (Luecken et al., Nature Methods 2022), each in [0, 1]; that of isolated labels needs batches. The extra
-    ``bench`` is needed.
+    The scores are NMI and ARI of k-means, NMI and ARI of Leiden clusters at the best resolution, the
+    silhouette of types, and cLISI (Luecken et al., Nature Methods 2022), each in [0, 1]. The score of
+    isolated labels is left out because it needs batches. Requires the extra ``bench``.
     """
     try:
         import scib_metrics
@@ -114,12 +119,12 @@ def bio_conservation(z: Table, labels: Values) -> float:
 
 @by_name(truth="cells _", code="cells _")
 def matched_correlation(truth: Table, code: Table) -> np.ndarray:
-    """Of each true factor with the one latent that is matched with it, absolute, by the best assignment.
+    """Absolute correlation of each true factor with the latent that the best assignment gives it.
 
     Parameters
     ----------
     truth, code
-        Cells x factors, cells x latents, at least as many of these.
+        True factors, cells x factors, and latent code, cells x latents; at least as many latents as factors.
     """
     r = _correlations(truth, code)
     return r[np.arange(len(r)), best_match(truth, code)]
@@ -127,15 +132,17 @@ def matched_correlation(truth: Table, code: Table) -> np.ndarray:
 
 @by_name(truth="cells _", code="cells _")
 def best_match(truth: Table, code: Table) -> np.ndarray:
-    """Number of the latent that is matched with each true factor there."""
+    """Number of the latent that is assigned to each true factor in :func:`matched_correlation`."""
     return linear_sum_assignment(-_correlations(truth, code))[1]
 
 
 def _correlations(truth: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """Absolute correlations of all factors with all latents."""
     given = numbers(2, fit="rows", least=2, truth=truth, code=code)
     if given[0].shape[1] > given[1].shape[1]:
         msg = (
-            f"`truth` has {given[0].shape[1]} factors, `code` fewer latents: {given[1].shape[1]}. Pass more."
+            f"`truth` has {given[0].shape[1]} factors, but `code` only {given[1].shape[1]} latents. Pass at "
+            "least as many latents as factors."
         )
         raise ValueError(msg)
     t, z = (v.astype(float) - np.mean(v, axis=0) for v in given)
@@ -145,16 +152,18 @@ def _correlations(truth: np.ndarray, code: np.ndarray) -> np.ndarray:
 
 @by_name(correct="cells", confidence="cells")
 def expected_calibration_error(correct: Values, confidence: Values, n_bins: int = 15) -> float:
-    """Mean distance of accuracy from confidence in bins of equal width (Guo et al., ICML 2017).
+    """Mean distance between accuracy and confidence over bins of equal width (Guo et al., ICML 2017).
+
+    Bins are weighted by their number of cells.
 
     Parameters
     ----------
     correct
         Whether each prediction was right.
     confidence
-        Probability that was given to it.
+        Predicted probability of each prediction.
     n_bins
-        Between 0 and 1.
+        Number of bins between 0 and 1.
     """
     correct, confidence = numbers(1, correct=correct, confidence=confidence)
     of = np.clip((confidence * n_bins).astype(int), 0, n_bins - 1)

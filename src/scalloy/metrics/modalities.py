@@ -1,4 +1,4 @@
-"""Is one modality predicted from another? Cells x variables in, floats out.
+"""Metrics of a modality that was predicted from another one, given as cells x variables.
 
 Frames are matched by the names of their cells and variables, arrays by position.
 """
@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from scalloy.metrics._given import Table, Values, by_name, in_one_order, numbers
+from scalloy._by_name import Table, Values, by_name, in_one_order
+from scalloy.metrics._given import numbers
 
 
 @by_name(log_counts="cells variables")
 def clr(log_counts: Table) -> np.ndarray:
-    """Centred log-ratio of each cell: ``log1p`` of counts less their mean over the variables of the cell."""
+    """Centred log-ratio: ``log1p`` of counts minus the mean over the variables of the same cell."""
     (log_counts,) = numbers(2, log_counts=log_counts)
     return log_counts - log_counts.mean(1, keepdims=True)
 
 
 @by_name(predicted="cells variables", truth="cells variables")
 def variable_correlation(predicted: Table, truth: Table) -> np.ndarray:
-    """Pearson correlation over cells of each variable; NaN where the truth is constant, 0 the prediction.
+    """Pearson correlation of each variable over cells, in the order of ``predicted``.
 
-    Variables are in the order of ``predicted``.
+    It is NaN where the truth is constant, and 0 where only the prediction is.
     """
     p, t = (v.astype(float) for v in numbers(2, predicted=predicted, truth=truth))
     varies = (np.ptp(p, 0) > 0) & (np.ptp(t, 0) > 0)
@@ -34,7 +35,7 @@ def variable_correlation(predicted: Table, truth: Table) -> np.ndarray:
 
 @by_name(predicted="cells variables", truth="cells variables", sd="variables")
 def rmse_z(predicted: Table, truth: Table, sd: Values) -> float:
-    """Root of the mean squared error of each variable in units of its standard deviation, averaged."""
+    """Mean over variables of the root mean squared error in units of the variable's standard deviation."""
     predicted, truth = numbers(2, predicted=predicted, truth=truth)
     (sd,) = numbers(1, sd=sd)
     if len(sd) != truth.shape[1]:
@@ -44,7 +45,7 @@ def rmse_z(predicted: Table, truth: Table, sd: Values) -> float:
 
 
 def within(low: Values | Table, high: Values | Table, truth: Values | Table) -> float:
-    """Share of the values that lie between the bounds, both included."""
+    """Share of the true values that lie between the bounds, both included."""
     n_axes = getattr(truth, "ndim", 1) or 1
     axes = ("names",) if n_axes == 1 else ("cells", "variables")
     given = {"low": low, "high": high, "truth": truth}

@@ -1,8 +1,8 @@
-"""How good is a prediction under another condition? Log-normalised expression in, floats out.
+"""Metrics of a prediction under another condition, from log-normalised expression.
 
-Of means over cells, one value for each gene: ``control`` and ``truth`` are of the cells whose change was
-predicted, ``predicted`` stands in for ``truth``. Of single cells: cells x genes. Series and frames are
-matched by the names of their genes, arrays by position.
+Metrics of means take one value per gene: ``control`` and ``truth`` are the means of the cells whose change
+was predicted, before and after it, and ``predicted`` is the prediction of ``truth``. Metrics of single cells
+take cells x genes. Series and frames are matched by the names of their genes, arrays by position.
 """
 
 from __future__ import annotations
@@ -12,30 +12,31 @@ from scipy.spatial.distance import cdist
 from scipy.stats import false_discovery_control, norm, rankdata
 from sklearn.metrics import average_precision_score, r2_score
 
-from scalloy.metrics._given import Table, Values, by_name, numbers
+from scalloy._by_name import Table, Values, by_name
+from scalloy.metrics._given import numbers
 
-NOTHING = 1e-6  # of log-normalised expression
+NOTHING = 1e-6  # difference in log-normalised expression below which values count as equal
 
 # means ---------------------------------------------------------------------------------------
 
 
 @by_name(predicted="genes", truth="genes", control="genes")
 def skill(predicted: Values, truth: Values, control: Values) -> float:
-    """1 - squared error / squared error of no change: 0 is no change, 1 is perfect."""
+    """Skill, ``1 - squared error / squared error of no change``: 0 for no change, 1 for perfection."""
     predicted, truth, control = numbers(1, predicted=predicted, truth=truth, control=control)
     return float(1 - np.square(predicted - truth).sum() / np.square(truth - control).sum())
 
 
 @by_name(predicted="genes", truth="genes", control="genes")
 def pearson_delta(predicted: Values, truth: Values, control: Values) -> float:
-    """Correlation over genes of the predicted change with the true one; 0 for no change."""
+    """Correlation over genes of the predicted with the true change; 0 if no change is predicted."""
     predicted, truth, control = numbers(1, predicted=predicted, truth=truth, control=control)
     return _correlation(predicted - control, truth - control)
 
 
 @by_name(predicted="genes", truth="genes", control="genes", mean_shift="genes")
 def resid_pearson_delta(predicted: Values, truth: Values, control: Values, mean_shift: Values) -> float:
-    """The same of what is left once the mean shift of the other groups is taken away from both."""
+    """Correlation of predicted and true change once the mean shift of the other groups is subtracted."""
     given = {"predicted": predicted, "truth": truth, "control": control, "mean_shift": mean_shift}
     predicted, truth, control, mean_shift = numbers(1, **given)
     return _correlation(predicted - control - mean_shift, truth - control - mean_shift)
@@ -43,28 +44,28 @@ def resid_pearson_delta(predicted: Values, truth: Values, control: Values, mean_
 
 @by_name(predicted="genes", truth="genes")
 def r2_mean(predicted: Values, truth: Values) -> float:
-    """Squared correlation of means over genes (scGen's; no change scores high on it)."""
+    """Squared correlation of means over genes, as in scGen; even no change scores high on it."""
     predicted, truth = numbers(1, predicted=predicted, truth=truth)
     return _correlation(predicted, truth) ** 2
 
 
 @by_name(predicted="genes", truth="genes")
 def r2_determination(predicted: Values, truth: Values) -> float:
-    """Coefficient of determination of means over genes (CPA's); may be negative."""
+    """Coefficient of determination of means over genes, as in CPA; it may be negative."""
     predicted, truth = numbers(1, predicted=predicted, truth=truth)
     return float(r2_score(truth, predicted))
 
 
 @by_name(predicted="genes", truth="genes", sd="genes")
 def coverage(predicted: Values, truth: Values, sd: Values, level: float = 0.9) -> float:
-    """Share of genes whose truth lies within the central interval of ``N(predicted, sd)``.
+    """Share of genes whose true mean lies within the central interval of ``N(predicted, sd)``.
 
     Parameters
     ----------
     predicted, truth, sd
-        By gene.
+        Predicted mean, true mean, and standard deviation of the prediction, by gene.
     level
-        Which the share should come to.
+        Probability of the interval; a well-calibrated ``sd`` gives a share near it.
     """
     predicted, truth, sd = numbers(1, predicted=predicted, truth=truth, sd=sd)
     return float((np.abs(predicted - truth) <= norm.ppf(0.5 + level / 2) * sd).mean())
@@ -75,23 +76,25 @@ def coverage(predicted: Values, truth: Values, sd: Values, level: float = 0.9) -
 
 @by_name(predicted="_ genes", truth="_ genes")
 def r2_variance(predicted: Table, truth: Table) -> float:
-    """Squared correlation over genes of the variances between cells."""
+    """Squared correlation over genes of the variances across cells."""
     predicted, truth = numbers(2, fit="columns", predicted=predicted, truth=truth)
     return _correlation(predicted.var(0), truth.var(0)) ** 2
 
 
 @by_name(predicted="_ genes", truth="_ genes")
 def energy_distance(predicted: Table, truth: Table, *, squared: bool = True, unbiased: bool = True) -> float:
-    """``2 E d(p, t) - E d(p, p') - E d(t, t')`` between cells, best in some 50 principal components.
+    """Energy distance ``2 E d(p, t) - E d(p, p') - E d(t, t')`` between predicted and true cells.
+
+    It is best computed in about 50 principal components.
 
     Parameters
     ----------
     predicted, truth
-        Cells x dimensions.
+        Predicted and true cells, cells x dimensions.
     squared
-        Whether d is the squared Euclidean distance, or the distance (pertpy's).
+        Whether d is the squared Euclidean distance; otherwise it is the distance itself.
     unbiased
-        Whether a cell's pairs with itself are left out (pertpy keeps them).
+        Whether to leave out the pairs of a cell with itself (pertpy keeps them).
     """
     predicted, truth = numbers(2, fit="columns", least=2, predicted=predicted, truth=truth)
     kind = "sqeuclidean" if squared else "euclidean"
@@ -102,7 +105,7 @@ def energy_distance(predicted: Table, truth: Table, *, squared: bool = True, unb
 
 @by_name(predicted="_ genes", truth="_ genes")
 def mmd(predicted: Table, truth: Table) -> float:
-    """Squared maximum mean discrepancy, unbiased, over five scales around the truth's median distance."""
+    """Unbiased squared maximum mean discrepancy, with five kernels around the truth's median distance."""
     import torch
 
     from scalloy.blocks.divergences import median_scales, mmd2
@@ -114,9 +117,9 @@ def mmd(predicted: Table, truth: Table) -> float:
 
 @by_name(cells="_ genes", others="_ genes")
 def wilcoxon(cells: Table, others: Table) -> np.ndarray:
-    """Standardised rank sum of each gene, corrected for ties: above 0 where ``cells`` express more.
+    """Standardised Wilcoxon rank sum of each gene, corrected for ties, in the order of ``cells``.
 
-    Genes are in the order of ``cells``.
+    It is above 0 where ``cells`` express more than ``others``.
     """
     cells, others = numbers(2, fit="columns", cells=cells, others=others)
     n, m = len(cells), len(others)
@@ -128,9 +131,9 @@ def wilcoxon(cells: Table, others: Table) -> np.ndarray:
 
 @by_name(predicted="_ genes", truth="_ genes", control="_ genes")
 def de_overlap(predicted: Table, truth: Table, control: Table, k: int = 100) -> float:
-    """Share of the ``k`` most changed genes that are the same for predicted and true cells.
+    """Share of the ``k`` most changed genes that predicted and true cells have in common.
 
-    Changes are Wilcoxon's against the control cells, in either direction.
+    Genes are ranked by the size of :func:`wilcoxon` against the control cells, in either direction.
     """
     top = [set(np.argsort(-np.abs(wilcoxon(x, control)))[:k]) for x in (predicted, truth)]
     return len(top[0] & top[1]) / k
@@ -138,14 +141,16 @@ def de_overlap(predicted: Table, truth: Table, control: Table, k: int = 100) -> 
 
 @by_name(predicted="_ genes", truth="_ genes", control="_ genes")
 def de_auprc(predicted: Table, truth: Table, control: Table, fdr: float = 0.05) -> float:
-    """Area under the precision-recall curve of finding the genes that truly change.
+    """Area under the precision-recall curve for finding the genes that truly change.
+
+    It is NaN if no gene does.
 
     Parameters
     ----------
     predicted, truth, control
-        Cells x genes.
+        Predicted, true and control cells, cells x genes.
     fdr
-        Below which a gene truly changes.
+        False discovery rate below which a gene counts as truly changed.
     """
     p = 2 * norm.sf(np.abs(wilcoxon(truth, control)))
     changed = false_discovery_control(p) < fdr
@@ -158,18 +163,19 @@ def de_auprc(predicted: Table, truth: Table, control: Table, fdr: float = 0.05) 
 
 @by_name(truth="_ genes", control="_ genes")
 def ceilings(truth: Table, control: Table, *, seed: int = 0) -> dict[str, float]:
-    """What a prediction without noise would score, since the truth is itself a mean over some cells.
+    """Scores that a noise-free prediction would reach, given that the truth is measured on a sample of cells.
 
-    The correlation of the changes in two disjoint halves, brought to all cells by Spearman and Brown, is the
-    reliability of the measured change; its square root is what the noise-free change correlates with it. Of
-    metrics on single cells: what one half scores against the other.
+    The correlation between the changes in two disjoint halves of the cells, extrapolated to all cells by the
+    Spearman-Brown formula, is the reliability of the measured change. Its square root is the correlation of
+    the noise-free change with the measured one. For ``r2_mean`` and the metrics of single cells, the ceiling
+    is the score of one half against the other.
 
     Parameters
     ----------
     truth, control
-        Cells x genes.
+        True and control cells, cells x genes.
     seed
-        Of the halves.
+        Random seed of the split into halves.
     """
     truth, control = numbers(2, fit="columns", least=4, truth=truth, control=control)
     rng = np.random.default_rng(seed)
@@ -189,12 +195,12 @@ def ceilings(truth: Table, control: Table, *, seed: int = 0) -> dict[str, float]
 
 
 def spearman_brown(half: float) -> float:
-    """Reliability of the whole from the correlation of its halves."""
+    """Reliability of a whole, from the correlation of its halves."""
     return 2 * half / (1 + half)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; 0 where one of the two does not vary by more than single precision can tell."""
+    """Pearson correlation; 0 if one of the two does not vary beyond single precision."""
     a, b = (np.asarray(v, dtype=float) - np.mean(v, dtype=float) for v in (a, b))
     if min(np.abs(a).max(), np.abs(b).max()) < NOTHING:
         return 0.0

@@ -1,4 +1,4 @@
-"""Plain autoencoder for users. The mathematics is in :mod:`scalloy.vae.autoencoder`."""
+"""AE, the plain autoencoder for users; its mathematics is in :mod:`scalloy.vae.autoencoder`."""
 
 from __future__ import annotations
 
@@ -6,26 +6,38 @@ from typing import Any
 
 from anndata import AnnData
 
+from scalloy._arguments import one_of, whole
 from scalloy._seeds import repeatable
-from scalloy.models import _options
-from scalloy.models._base import ScalloyModel
-from scalloy.models._options import GeneLikelihood
+from scalloy.models._core import factories
+from scalloy.models._core.base import ScalloyModel
+from scalloy.models._core.factories import GeneLikelihood
 from scalloy.vae.autoencoder import AE as AEMath
 
 
 class AE(ScalloyModel):
-    """Autoencoder without prior or sampling; by default of log-normalised expression, squared error.
+    """Autoencoder without a prior and without sampling.
+
+    By default it minimises the squared error of log-normalised expression.
 
     Parameters
     ----------
-    adata, registry, n_hidden, n_latent, n_layers, dropout_rate, dispersion, encode_covariates, norm
-        As in :class:`scalloy.VAE`.
+    adata, registry, n_hidden, n_latent, n_layers, dropout_rate, dispersion, encode_covariates, norm, seed
+        As in :class:`~scalloy.VAE`.
     gene_likelihood
-        As in :class:`scalloy.VAE`; ``"mse"`` is the classical one.
+        Likelihood, one of those of :class:`~scalloy.VAE`; ``"mse"`` gives the classical autoencoder.
     library
-        ``"observed"`` (or as given by ``size_factor_key``) or ``"none"``.
-    seed
-        As in :class:`scalloy.VAE`.
+        Library size: ``"observed"`` is the total count (or ``size_factor_key``); with ``"none"`` the expected
+        counts do not depend on it.
+
+    Examples
+    --------
+    >>> adata = sa.datasets.kang()
+    >>> sa.AE.setup_anndata(adata)
+    >>> model = sa.AE(adata)
+    >>> model.train()  # doctest: +SKIP
+    >>> model.annotate()
+    >>> adata.obsm["X_ae"].shape
+    (6137, 10)
     """
 
     @repeatable
@@ -45,13 +57,13 @@ class AE(ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        _options.whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
-        _options.one_of("norm", norm, _options.NORMS)
-        _options.one_of("library", library, ("observed", "none"))
+        whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
+        one_of("norm", norm, factories.NORMS)
+        one_of("library", library, ("observed", "none"))
         super().__init__(adata, registry)
         self.module = AEMath(
-            self._sizes(),
-            self._likelihood(gene_likelihood, n_hidden, dispersion=dispersion, library=library),
+            self.sizes,
+            self.make_likelihood(gene_likelihood, n_hidden, dispersion=dispersion, library=library),
             n_hidden=n_hidden,
             n_latent=n_latent,
             n_layers=n_layers,
@@ -65,6 +77,20 @@ class AE(ScalloyModel):
         self.init_params_ = self._get_init_params(locals())
 
     def get_marginal_ll(self, *args: Any, **kwargs: Any) -> Any:
-        """An autoencoder has no prior, so nothing to integrate: raises."""
+        """Raise an error: an autoencoder has no prior, hence no marginal likelihood.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Ignored.
+
+        Examples
+        --------
+        >>> sa.VAE.setup_anndata(adata)
+        >>> vae = sa.VAE(adata)
+        >>> vae.train(max_epochs=2, enable_progress_bar=False)
+        >>> vae.get_marginal_ll(n_mc_samples=10) < 0
+        True
+        """
         msg = "AE has no prior over its code, hence no marginal likelihood. Use VAE for one."
         raise NotImplementedError(msg)

@@ -1,4 +1,4 @@
-"""GMVAE for users. The mathematics is in :mod:`scalloy.vae.gmvae`."""
+"""GMVAE, the model class for users; its mathematics is in :mod:`scalloy.vae.gmvae`."""
 
 from __future__ import annotations
 
@@ -7,46 +7,58 @@ from typing import Literal
 
 from anndata import AnnData
 
+from scalloy._arguments import one_of, whole
 from scalloy._seeds import repeatable
-from scalloy.blocks.priors import MixturePrior
-from scalloy.models import _options
-from scalloy.models._mixture import MixtureModel
-from scalloy.models._options import GeneLikelihood, Library
+from scalloy.blocks.mixture_prior import MixturePrior
+from scalloy.models._core import clusters, factories
+from scalloy.models._core.annotations import LATENT
+from scalloy.models._core.base import ScalloyModel
+from scalloy.models._core.factories import GeneLikelihood, Library
 from scalloy.vae.gmvae import GMVAE as GMVAEMath
 
 
-class GMVAE(MixtureModel):
-    """Gaussian-mixture VAE of raw counts: the code of a cell, and the cluster that it was drawn from.
+class GMVAE(ScalloyModel):
+    """Gaussian-mixture VAE of raw counts: each component of its prior is a cluster of cells.
 
     Parameters
     ----------
     adata
-        Cells, registered with :meth:`setup_anndata` (or not: then ``.X`` is modelled as it is).
+        Cells, registered with :meth:`setup_anndata`. If they are not, ``.X`` is modelled as it is.
     registry
-        What :meth:`setup_anndata` stored, to work without cells.
+        Registry that :meth:`setup_anndata` made, for a model without cells.
     n_clusters
-        Components, each a cluster. With one the model is :class:`~scalloy.VAE`.
+        Number of components, each of which is a cluster. With 1 the model is :class:`~scalloy.VAE`.
     n_hidden, n_latent, n_layers, dropout_rate, gene_likelihood, dispersion, k_max, library, \
 encode_covariates, norm
         As in :class:`~scalloy.VAE`.
     weights
-        Of the components: ``"learned"``, ``"uniform"``, or numbers, of which the largest group of cells takes
-        the largest.
+        Weights of the components: ``"learned"``, ``"uniform"``, or one number for each, the largest of which
+        goes to the largest group of cells.
     n_decoded
-        Codes of a cell that are decoded in a step of training; see :mod:`scalloy.vae.gmvae`. The cost grows
-        with them and not with ``n_clusters``; as many as clusters leave nothing to chance.
+        Number of codes per cell that are decoded in a training step; see :mod:`scalloy.vae.gmvae`. The cost
+        grows with this number and not with ``n_clusters``. If it equals ``n_clusters``, none of the
+        components is drawn at random.
     seed
-        As in :class:`~scalloy.VAE`.
+        Random seed, as in :class:`~scalloy.VAE`.
 
     Examples
     --------
     >>> adata = sa.datasets.kang()
     >>> sa.GMVAE.setup_anndata(adata, batch_key="condition")
     >>> model = sa.GMVAE(adata, n_clusters=8)
-    >>> model.train()
+    >>> model.train()  # doctest: +SKIP
     >>> model.annotate(adata)
-    >>> adata.obs["gmvae_cluster"]
+    >>> sizes = adata.obs["gmvae_cluster"].value_counts()
     """
+
+    annotators = (LATENT, clusters.CLUSTERS)
+    module: GMVAEMath
+
+    cluster_names = property(clusters.cluster_names)
+    get_clusters = clusters.get_clusters
+    get_cluster_probabilities = clusters.get_cluster_probabilities
+    get_usage = clusters.get_usage
+    n_alive = clusters.n_alive
 
     @repeatable
     def __init__(
@@ -69,20 +81,22 @@ encode_covariates, norm
         *,
         seed: int | None = None,
     ) -> None:
-        _options.whole(n_clusters=n_clusters, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
-        _options.one_of("norm", norm, _options.NORMS)
+        whole(n_clusters=n_clusters, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
+        one_of("norm", norm, factories.NORMS)
         if n_decoded < 2:
             msg = f"`n_decoded={n_decoded}` must be at least 2: one code has nothing to be compared with."
             raise ValueError(msg)
         super().__init__(adata, registry)
-        sizes = self._sizes()
+        sizes = self.sizes
         weights = weights if isinstance(weights, str) else [float(w) for w in weights]
         self.module = GMVAEMath(
             sizes,
-            self._likelihood(gene_likelihood, n_hidden, dispersion=dispersion, k_max=k_max, library=library),
+            self.make_likelihood(
+                gene_likelihood, n_hidden, dispersion=dispersion, k_max=k_max, library=library
+            ),
             MixturePrior(
-                _options.components("decoder", sizes, n_clusters, n_latent, 0),
-                _options.cluster_weights(weights, n_clusters),
+                factories.components("decoder", sizes, n_clusters, n_latent, 0),
+                factories.cluster_weights(weights, n_clusters),
             ),
             n_hidden=n_hidden,
             n_latent=n_latent,
@@ -90,7 +104,7 @@ encode_covariates, norm
             dropout_rate=dropout_rate,
             norm=norm,
             encode_covariates=encode_covariates,
-            library_prior=self._library_prior(library),
+            library_prior=self.make_library_prior(library),
             n_decoded=n_decoded,
         )
         self._model_summary_string = f"GMVAE: {n_clusters} clusters, {gene_likelihood}, n_latent {n_latent}"

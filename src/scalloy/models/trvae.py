@@ -1,4 +1,4 @@
-"""TRVAE for users. The mathematics is in :mod:`scalloy.vae.trvae`."""
+"""TRVAE, the model class for users; its mathematics is in :mod:`scalloy.vae.trvae`."""
 
 from __future__ import annotations
 
@@ -6,52 +6,67 @@ from typing import Any, Literal
 
 from anndata import AnnData
 
+from scalloy._arguments import one_of, whole
 from scalloy._seeds import repeatable
-from scalloy.models import _options
-from scalloy.models._conditions import ConditionModel
-from scalloy.models._options import GeneLikelihood
+from scalloy.models._core import conditions, factories, groups
+from scalloy.models._core.base import ScalloyModel
+from scalloy.models._core.factories import GeneLikelihood
+from scalloy.models._core.setup import OneModality
 from scalloy.vae.trvae import TRVAE as TRVAEMath
 
 
-class TRVAE(ConditionModel):
-    """Conditional VAE whose conditions are made alike after the first layer of the decoder (trVAE).
+class TRVAE(ScalloyModel):
+    """Conditional VAE with a penalty that makes conditions alike after the decoder's first layer (trVAE).
 
     Parameters
     ----------
     adata
-        Cells, registered with :meth:`setup_anndata` with a ``condition_key``.
+        Cells, registered with :meth:`setup_anndata` and a ``condition_key``.
     registry
-        What :meth:`setup_anndata` stored, to work without cells.
+        Registry that :meth:`setup_anndata` made, for a model without cells.
     n_hidden, n_latent, n_layers, dropout_rate, gene_likelihood, dispersion, norm
         As in :class:`~scalloy.VAE`.
     mmd_weight
-        Weight of the penalty: the squared maximum mean discrepancy between conditions. 0 leaves a
-        conditional VAE.
+        Weight of the penalty, which is the squared maximum mean discrepancy between conditions. With 0 the
+        model is a conditional VAE.
     inject
-        Where the decoder sees the condition: ``"all"`` layers, or the ``"first"`` only, as published: a
-        strong penalty then takes the effect away.
+        Layers of the decoder that see the condition: ``"all"``, or the ``"first"`` only, as published. With
+        the latter, a strong penalty removes the effect of the condition.
     kernel
-        ``"median"``: five scales around the median distance, unbiased; ``"trvae"``: the 19 fixed ones of the
-        paper, biased.
+        Kernels of the discrepancy: ``"median"`` has five scales around the median distance and an unbiased
+        estimate, ``"trvae"`` the 19 fixed scales of the paper and a biased one.
     mmd_within_labels
-        Whether only cells of the same label are compared, so that a different composition of cell types under
-        the conditions is no discrepancy. Needs ``labels_key``.
+        Whether to compare only cells of the same label, so that a different composition of cell types under
+        the conditions is not penalised. Needs ``labels_key``.
     pairs
-        Whether the discrepancies of several pairs of conditions are averaged (``"mean"``) or added up
+        Whether to average the discrepancies of all pairs of conditions (``"mean"``), or to add them up
         (``"sum"``, as published).
     kl_weight
         Weight of the KL divergence of the code.
     seed
-        As in :class:`~scalloy.VAE`.
+        Random seed, as in :class:`~scalloy.VAE`.
 
     Examples
     --------
     >>> adata = sa.datasets.kang()
     >>> sa.TRVAE.setup_anndata(adata, condition_key="condition", labels_key="cell_type")
     >>> model = sa.TRVAE(adata)
-    >>> model.train()
-    >>> stimulated = model.transfer(adata[adata.obs["condition"] == "control"].copy(), to="stimulated")
+    >>> model.train()  # doctest: +SKIP
+    >>> b_cells = adata[(adata.obs["cell_type"] == "B cells") & (adata.obs["condition"] == "control")].copy()
+    >>> stimulated = model.transfer(b_cells, to="stimulated")
     """
+
+    ROUTES = ("auto", "decoder")
+    layout = OneModality(condition=True)
+    module: TRVAEMath
+
+    condition_key = property(conditions.key)
+    transfer = conditions.transfer
+    write_transfer = conditions.write_transfer
+    predict = conditions.predict
+    get_transfer_groups = groups.get_transfer_groups
+    _group_unlabelled = groups.all_alike
+    conditions = property(conditions.names)
 
     @repeatable
     def __init__(
@@ -74,11 +89,11 @@ class TRVAE(ConditionModel):
         *,
         seed: int | None = None,
     ) -> None:
-        _options.whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
-        _options.one_of("norm", norm, _options.NORMS)
-        _options.one_of("inject", inject, ("all", "first"))
-        _options.one_of("kernel", kernel, ("median", "trvae"))
-        _options.one_of("pairs", pairs, ("mean", "sum"))
+        whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
+        one_of("norm", norm, factories.NORMS)
+        one_of("inject", inject, ("all", "first"))
+        one_of("kernel", kernel, ("median", "trvae"))
+        one_of("pairs", pairs, ("mean", "sum"))
         for name, weight in {"mmd_weight": mmd_weight, "kl_weight": kl_weight}.items():
             if not 0 <= weight < float("inf"):
                 msg = f"`{name}={weight}` must not be below zero, and finite."
@@ -88,8 +103,8 @@ class TRVAE(ConditionModel):
             msg = "`mmd_within_labels` needs labels. Call `TRVAE.setup_anndata(adata, labels_key=...)`."
             raise ValueError(msg)
         self.module = TRVAEMath(
-            self._sizes(),
-            self._likelihood(gene_likelihood, n_hidden, dispersion=dispersion),
+            self.sizes,
+            self.make_likelihood(gene_likelihood, n_hidden, dispersion=dispersion),
             n_hidden=n_hidden,
             n_latent=n_latent,
             n_layers=n_layers,
@@ -100,7 +115,7 @@ class TRVAE(ConditionModel):
             by_label=mmd_within_labels,
             sum_pairs=pairs == "sum",
         )
-        own = {} if kl_weight == 1.0 else {"z": kl_weight}  # so that `plan_kwargs` can weigh it as "kl"
+        own = {} if kl_weight == 1.0 else {"z": kl_weight}  # without "z", `plan_kwargs` can still set "kl"
         self._plan_defaults = {"weights": {"mmd": mmd_weight, **own}}
         self._model_summary_string = (
             f"TRVAE: {gene_likelihood}, n_latent {n_latent}, penalty {mmd_weight}, condition into {inject}"
@@ -111,20 +126,26 @@ class TRVAE(ConditionModel):
     def original(cls, adata: AnnData, **kwargs: Any) -> TRVAE:
         """Make the model of the paper (Lotfollahi et al. 2020), for comparison.
 
-        Squared errors of log-normalised expression, its 19 kernels, the discrepancies of all pairs of
-        conditions added up, and the condition in the first layer of the decoder only. Its weights make it a
-        deterministic autoencoder: beside the squared error of a cell, the mean KL of a dimension of the code
-        weighs 1e-9 and a discrepancy 0.01. Batches are of 512 cells there: ``train(batch_size=512)``.
+        It has squared errors of log-normalised expression and 19 fixed kernels, the discrepancies of all
+        pairs of conditions are added up, and only the first layer of the decoder sees the condition. Its
+        weights make it nearly a deterministic autoencoder: relative to the squared error of a cell, the
+        mean KL per dimension of the code has the weight 1e-9, and a discrepancy 0.01. The paper trains with
+        batches of 512 cells: ``train(batch_size=512)``.
 
-        Differs from the paper in that the further layers of the encoder see the condition too, units are
-        rectified where theirs leak, and the decoder has no dropout and ends without a rectifier.
+        It differs from the paper in three ways: the later layers of the encoder see the condition too, units
+        are rectified (leaky in the paper), and the decoder has no dropout and no rectifier at its end.
 
         Parameters
         ----------
         adata
-            Cells, registered with :meth:`setup_anndata` with a ``condition_key``.
+            Cells, registered with :meth:`setup_anndata` and a ``condition_key``.
         **kwargs
-            Other arguments of the constructor; those of the paper are the defaults.
+            Other arguments of the constructor; the defaults are those of the paper.
+
+        Examples
+        --------
+        >>> sa.TRVAE.setup_anndata(adata, condition_key="condition")
+        >>> paper = sa.TRVAE.original(adata)
         """
         paper: dict[str, Any] = {
             "n_hidden": 800,
@@ -139,9 +160,10 @@ class TRVAE(ConditionModel):
             "pairs": "sum",
         }
         options = {**paper, **kwargs}
-        _options.whole(n_latent=options["n_latent"])
+        whole(n_latent=options["n_latent"])
         return cls(adata, **{"kl_weight": PUBLISHED["z"] / options["n_latent"], **options})
 
 
-#: The paper weighs a sum over 512 cells by eta = 100, and means by beta = 500 and alpha = 5e-5.
+#: Weights relative to the squared error of a cell: the paper weighs the sum of these errors over 512 cells by
+#: eta = 100, the mean discrepancy by beta = 500, and the mean KL by alpha = 5e-5.
 PUBLISHED = {"mmd": 500 / (100 * 512), "z": 5e-5 / (100 * 512)}

@@ -1,4 +1,4 @@
-"""VAE and beta-VAE for users. The mathematics is in :mod:`scalloy.vae.vae`."""
+"""VAE and BetaVAE, the model classes for users; their mathematics is in :mod:`scalloy.vae.vae`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 from anndata import AnnData
 
+from scalloy._arguments import one_of, positive, whole
 from scalloy._seeds import repeatable
-from scalloy.models import _options
-from scalloy.models._base import ScalloyModel
-from scalloy.models._options import GeneLikelihood, Library
+from scalloy.models._core import factories
+from scalloy.models._core.base import ScalloyModel
+from scalloy.models._core.factories import GeneLikelihood, Library
+from scalloy.models._core.from_scvi import from_scvi
 from scalloy.vae.vae import VAE as VAEMath
 
 
@@ -20,44 +22,50 @@ class VAE(ScalloyModel):
     Parameters
     ----------
     adata
-        Cells, registered with :meth:`setup_anndata` (or not: then ``.X`` is modelled as it is).
+        Cells, registered with :meth:`setup_anndata`. If they are not, ``.X`` is modelled as it is.
     registry
-        What :meth:`setup_anndata` stored, to work without cells.
+        Registry that :meth:`setup_anndata` made, for a model without cells.
     n_hidden
-        Units of each hidden layer.
+        Number of units of each hidden layer.
     n_latent
-        Dimensions of the latent space.
+        Number of dimensions of the latent space.
     n_layers
-        Hidden layers of the encoder, and of the decoder.
+        Number of hidden layers of the encoder, and of the decoder.
     dropout_rate
-        In the encoder.
+        Dropout rate of the encoder.
     gene_likelihood
-        ``"nb"``, ``"zinb"``, ``"poisson"``, ``"zip"``, ``"constrained_poisson"`` (raw counts);
-        ``"gaussian"``, ``"mse"`` (log-normalised within the model, variance learned or fixed);
-        ``"normal"``, ``"bernoulli_given"`` (the data as given); ``"bernoulli"`` (detected or not).
+        Likelihood of the data. For raw counts: ``"nb"``, ``"zinb"``, ``"poisson"``, ``"zip"`` and
+        ``"constrained_poisson"``, or ``"bernoulli"`` for whether each gene was detected. For expression that
+        the model log-normalises itself: ``"gaussian"`` (learned variance) and ``"mse"`` (fixed variance). For
+        the data as given: ``"normal"`` and ``"bernoulli_given"`` (values from 0 to 1). Other likelihoods have
+        the names under which you registered them, see :func:`scalloy.blocks.gene_likelihoods.register`.
     dispersion
-        Inverse dispersion per ``"gene"``, ``"gene-batch"`` or ``"gene-cell"`` (NB and ZINB).
+        Inverse dispersion of NB and ZINB: one for each gene (``"gene"``), for each gene and batch
+        (``"gene-batch"``), or for each gene and cell (``"gene-cell"``).
     k_max
-        Counts below it are categories of their own (piecewise categorical, with Poisson and NB); 0 is none.
+        Counts below this number are categories of their own: a piecewise categorical likelihood, with NB or
+        Poisson for larger counts. 0 means none.
     library
-        Library size: ``"observed"`` (or as given by ``size_factor_key``), ``"learned"``, or ``"none"``
-        for rates that are free of it.
+        Library size of a cell: ``"observed"`` is its total count (or ``size_factor_key``), ``"learned"``
+        makes it a latent, and with ``"none"`` the expected counts do not depend on it.
     encode_covariates
         Whether the encoder sees batch and covariates too; the decoder always does.
     norm
-        ``"layer"``, ``"batch"`` or ``"none"``.
+        Normalisation of the hidden layers: ``"layer"``, ``"batch"`` or ``"none"``.
     seed
-        Of the first weights, of the cells that are left out, and of all that is drawn in training and later.
-        ``None`` is ``scvi.settings.seed``, or 0: the same data and settings give the same model.
+        Random seed of the initial weights, of the split of the cells, and of all draws in training and later.
+        ``None`` uses ``scvi.settings.seed``, or 0 if that is not set, so the same data and settings give the
+        same model.
 
     Examples
     --------
+    >>> import scanpy as sc
     >>> adata = sa.datasets.kang()
     >>> sa.VAE.setup_anndata(adata, batch_key="batch")
     >>> model = sa.VAE(adata)
-    >>> model.train()
+    >>> model.train()  # doctest: +SKIP
     >>> model.annotate(adata)
-    >>> sc.pp.neighbors(adata, use_rep="X_vae")
+    >>> sc.pp.neighbors(adata, use_rep="X_vae")  # doctest: +SKIP
     """
 
     @repeatable
@@ -78,65 +86,83 @@ class VAE(ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        _options.whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
-        _options.one_of("norm", norm, _options.NORMS)
         super().__init__(adata, registry)
-        self.module = VAEMath(
-            self._sizes(),
-            self._likelihood(gene_likelihood, n_hidden, dispersion=dispersion, k_max=k_max, library=library),
-            n_hidden=n_hidden,
-            n_latent=n_latent,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            norm=norm,
-            encode_covariates=encode_covariates,
-            library_prior=self._library_prior(library),
-        )
-        self._model_summary_string = (
-            f"{type(self).__name__}: {gene_likelihood}, n_latent {n_latent}, n_hidden {n_hidden} x {n_layers}"
-        )
+        _build(self, **{k: v for k, v in locals().items() if k in SETTINGS})
         self.init_params_ = self._get_init_params(locals())
 
-    @classmethod
-    def from_scvi(cls, model: Any) -> VAE:
-        """The same model as a :class:`scvi.model.SCVI`, with its weights, history and cells.
-
-        The code of each cell is the same, and so is what is decoded from it; the variance of the code lacks
-        the 1e-4 that scvi-tools adds to it.
-
-        Parameters
-        ----------
-        model
-            Of scvi-tools, with its cells.
-        """
-        from scalloy.models._scvi import from_scvi
-
-        return from_scvi(VAE, model)
+    from_scvi = classmethod(from_scvi)
 
 
-class BetaVAE(VAE):
-    """VAE whose KL weighs ``beta``: above one, a simpler code at the price of reconstruction.
+class BetaVAE(ScalloyModel):
+    """VAE whose KL divergence has the weight ``beta``: above 1, a simpler code for a worse reconstruction.
 
     Parameters
     ----------
+    adata
+        Cells, registered with :meth:`setup_anndata`. If they are not, ``.X`` is modelled as it is.
+    registry
+        Registry that :meth:`setup_anndata` made, for a model without cells.
     beta
-        Weight of the KL in the training objective; 1 is the VAE.
-    adata, registry, **kwargs
+        Weight of the KL divergence in the training objective; 1 gives the VAE.
+    n_hidden, n_latent, n_layers, dropout_rate, gene_likelihood, dispersion, k_max, library, \
+encode_covariates, norm, seed
         As in :class:`VAE`.
+
+    Examples
+    --------
+    >>> sa.BetaVAE.setup_anndata(adata, batch_key="batch")
+    >>> betavae = sa.BetaVAE(adata, beta=4.0, n_latent=5)
     """
 
+    from_scvi = VAE.from_scvi
+
+    @repeatable
     def __init__(
         self,
         adata: AnnData | None = None,
         registry: dict | None = None,
         beta: float = 4.0,
-        **kwargs: Any,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        gene_likelihood: GeneLikelihood = "nb",
+        dispersion: str = "gene",
+        k_max: int = 0,
+        library: Library = "observed",
+        encode_covariates: bool = False,
+        norm: str = "layer",
+        *,
+        seed: int | None = None,
     ) -> None:
-        _options.positive(beta=beta)
-        super().__init__(adata, registry, **kwargs)
+        positive(beta=beta)
+        super().__init__(adata, registry)
+        _build(self, **{k: v for k, v in locals().items() if k in SETTINGS})
         self._plan_defaults = {"weights": {"z": beta}}
         self._model_summary_string += f", beta {beta}"
-        defaults = {k: p.default for k, p in inspect.signature(VAE).parameters.items()}
-        settings = {**defaults, **kwargs, "beta": beta, "seed": self.seed}
-        known = {k: v for k, v in settings.items() if k not in {"adata", "registry"}}
-        self.init_params_ = {"kwargs": {}, "non_kwargs": known}
+        self.init_params_ = self._get_init_params(locals())
+
+
+#: Settings of the network that both classes take.
+SETTINGS = inspect.signature(VAE.__init__).parameters.keys() - {"self", "adata", "registry", "seed"}
+
+
+def _build(
+    model: ScalloyModel, *, n_hidden: int, n_layers: int, gene_likelihood: str, library: str, **given: Any
+) -> None:
+    """Build the module of a model from its settings."""
+    whole(n_hidden=n_hidden, n_latent=given["n_latent"], n_layers=n_layers)
+    one_of("norm", given["norm"], factories.NORMS)
+    of_counts = {"dispersion": given.pop("dispersion"), "k_max": given.pop("k_max"), "library": library}
+    model.module = VAEMath(
+        model.sizes,
+        model.make_likelihood(gene_likelihood, n_hidden, **of_counts),
+        n_hidden=n_hidden,
+        n_layers=n_layers,
+        library_prior=model.make_library_prior(library),
+        **given,
+    )
+    name = type(model).__name__
+    model._model_summary_string = (
+        f"{name}: {gene_likelihood}, n_latent {given['n_latent']}, n_hidden {n_hidden} x {n_layers}"
+    )

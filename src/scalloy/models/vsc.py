@@ -1,4 +1,4 @@
-"""Sparse codes for users. The mathematics is in :mod:`scalloy.vae.vsc`."""
+"""BetaVSC, the model class with a sparse code for users; its mathematics is in :mod:`scalloy.vae.vsc`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import torch
 from anndata import AnnData
 
 from scalloy import _keys
+from scalloy._arguments import check_latent, one_of, positive, whole
 from scalloy._seeds import repeatable
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.networks import Beside
-from scalloy.models import _options
-from scalloy.models._base import ScalloyModel
-from scalloy.models._options import GeneLikelihood
-from scalloy.vae.base import Batch
+from scalloy.blocks.spike_slab import SpikeSlab
+from scalloy.models._core import factories
+from scalloy.models._core.annotations import LATENT, Annotator, Found, Written
+from scalloy.models._core.base import ScalloyModel
+from scalloy.models._core.factories import GeneLikelihood
+from scalloy.models._core.protocols import ModelOf
+from scalloy.vae.base import Batch, Distributions
 from scalloy.vae.vsc import VSC
 
 PRIORS = ("fixed", "pseudo")
@@ -25,48 +29,54 @@ DECODERS = ("linear", "mlp")
 
 
 class BetaVSC(ScalloyModel):
-    """Variational sparse coding of raw counts: many latents, of which a cell uses a few.
+    """Variational sparse coding of raw counts: many latents, of which each cell uses only a few.
 
-    A latent that is off in a cell is exactly zero there, so that one that is on can be read: as the
-    program of genes that it switches on, and the cells in which it does.
+    A latent that is off in a cell is exactly zero there. So each latent can be interpreted: as a program of
+    genes that it switches on, and as the set of cells in which it is on.
 
     Parameters
     ----------
     adata
-        Cells, registered with :meth:`setup_anndata` (or not: then ``.X`` is modelled as it is).
+        Cells, registered with :meth:`setup_anndata`. If they are not, ``.X`` is modelled as it is.
     registry
-        What :meth:`setup_anndata` stored, to work without cells.
+        Registry that :meth:`setup_anndata` made, for a model without cells.
     beta
-        Weight of the KLs in the training objective.
+        Weight of the KL divergences in the training objective.
     alpha
-        Share of the latents that are on in a cell, before any data.
+        Prior probability that a latent is on in a cell.
     prior
-        ``"fixed"`` has this share for all cells; ``"pseudo"`` is a mixture of what pseudo-inputs are encoded
-        as, with ``alpha`` as their aim on average (Tonolini et al. 2019).
+        Prior of the code: ``"fixed"`` is the same for all cells; ``"pseudo"`` is a mixture of the posteriors
+        of pseudo-inputs, with a penalty that draws their share of latents that are on to ``alpha`` (Tonolini
+        et al. 2019).
     n_pseudo
         Number of pseudo-inputs.
     n_hidden, n_latent, n_layers, dropout_rate, gene_likelihood, dispersion, encode_covariates, norm
         As in :class:`~scalloy.VAE`.
     library
-        ``"observed"`` (or as given by ``size_factor_key``) or ``"none"``.
+        Library size: ``"observed"`` is the total count (or ``size_factor_key``); with ``"none"`` the expected
+        counts do not depend on it.
     decoder
-        ``"linear"`` adds what the latents do to the logarithm of expression, so that what a latent does is
-        the same in every cell; ``"mlp"`` has ``n_layers`` hidden layers.
+        Decoder: ``"linear"`` adds the effects of the latents on the logarithm of expression, so that a latent
+        has the same effect in every cell; ``"mlp"`` has ``n_layers`` hidden layers.
     temperature
-        Of the relaxed gates whose gradient is used; see :mod:`scalloy.blocks.spikes`.
+        Temperature of the relaxed gates whose gradient is used; see :mod:`scalloy.blocks.spike_slab`.
     slab_warmup
-        Share of training over which the values of latents follow which are on; see :mod:`scalloy.vae.vsc`.
+        Share of training, from its start, in which cells are first told apart only by which latents are on,
+        and the values of the latents come in gradually; see :class:`scalloy.vae.vsc.VSC`. 0 means no
+        warm-up.
     seed
-        As in :class:`~scalloy.VAE`.
+        Random seed, as in :class:`~scalloy.VAE`.
 
     Examples
     --------
     >>> adata = sa.datasets.kang()
     >>> sa.BetaVSC.setup_anndata(adata, batch_key="batch")
     >>> model = sa.BetaVSC(adata)
-    >>> model.train()
-    >>> model.get_latent_genes(n_genes=5)
+    >>> model.train()  # doctest: +SKIP
+    >>> genes = model.get_latent_genes(n_genes=5)
     """
+
+    module: VSC
 
     @repeatable
     def __init__(
@@ -92,21 +102,19 @@ class BetaVSC(ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        _options.positive(
-            beta=beta, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, n_pseudo=n_pseudo
-        )
-        _options.positive(temperature=temperature)
-        _options.one_of("norm", norm, _options.NORMS)
-        _options.one_of("library", library, ("observed", "none"))
-        _options.one_of("prior", prior, PRIORS)
-        _options.one_of("decoder", decoder, DECODERS)
+        positive(beta=beta, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, n_pseudo=n_pseudo)
+        positive(temperature=temperature)
+        one_of("norm", norm, factories.NORMS)
+        one_of("library", library, ("observed", "none"))
+        one_of("prior", prior, PRIORS)
+        one_of("decoder", decoder, DECODERS)
         _check(alpha, slab_warmup, prior, norm)
         super().__init__(adata, registry)
-        sizes = self._sizes()
+        sizes = self.sizes
         known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
         beside = Beside(n_latent, **known) if decoder == "linear" else None
         width = n_hidden if beside is None else beside.n_out
-        likelihood = self._likelihood(gene_likelihood, width, dispersion=dispersion, library=library)
+        likelihood = self.make_likelihood(gene_likelihood, width, dispersion=dispersion, library=library)
         self.module = VSC(
             sizes,
             likelihood,
@@ -130,10 +138,10 @@ class BetaVSC(ScalloyModel):
         self.init_params_ = self._get_init_params(locals())
 
     def _pseudo_inputs(self, n: int, likelihood: Likelihood) -> torch.Tensor:
-        """They begin at cells, drawn at random."""
-        if self.adata is None:  # values come with the weights
-            return torch.zeros(n, self._sizes().n_vars)
-        x = self._all_cells().x
+        """Return the initial pseudo-inputs, which are randomly drawn cells."""
+        if self.adata is None:  # the values are loaded with the weights
+            return torch.zeros(n, self.sizes.n_vars)
+        x = self.reader.table().x
         if n > x.shape[0]:
             msg = f"`n_pseudo={n}` is more than the {x.shape[0]} cells, at which pseudo-inputs begin."
             raise ValueError(msg)
@@ -150,19 +158,28 @@ class BetaVSC(ScalloyModel):
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> pd.DataFrame:
-        """Probability that each latent is on, cells x latents.
+        """Return the probability that each latent is on, cells x latents.
 
         Parameters
         ----------
-        adata, indices, batch_size
-            As in :meth:`get_latent_representation`.
+        adata
+            New cells with the genes of the model; ``None`` is the model's own.
+        indices
+            Row numbers or a mask; ``None`` is all cells.
+        batch_size
+            Number of cells that are encoded at a time.
+
+        Examples
+        --------
+        >>> betavsc.get_active().shape
+        (200, 30)
         """
 
-        def active(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-            return self.module.encode(Batch.of(tensors))["z"].active
+        def active(batch: Batch) -> torch.Tensor:
+            return _active(self, batch, self.module.encode(batch))["active"]
 
-        values = self._per_cell(adata, indices, batch_size, active)
-        return pd.DataFrame(values, index=self._names(adata, indices), columns=_names(values.shape[1]))
+        values = self.reader.per_cell(active, adata, indices, batch_size)
+        return pd.DataFrame(values, index=self.reader.names(adata, indices), columns=_names(values.shape[1]))
 
     def get_sparsity(
         self,
@@ -170,56 +187,77 @@ class BetaVSC(ScalloyModel):
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> pd.Series:
-        """Expected share of the latents that are off in each cell.
+        """Return the expected share of the latents that are off in each cell.
 
         Parameters
         ----------
-        adata, indices, batch_size
-            As in :meth:`get_latent_representation`.
+        adata
+            New cells with the genes of the model; ``None`` is the model's own.
+        indices
+            Row numbers or a mask; ``None`` is all cells.
+        batch_size
+            Number of cells that are encoded at a time.
+
+        Examples
+        --------
+        >>> bool(betavsc.get_sparsity().between(0, 1).all())
+        True
         """
         return (1 - self.get_active(adata, indices, batch_size).mean(axis=1)).rename("sparsity")
 
     def get_latent_cells(
         self, latent: int, adata: AnnData | None = None, *, least: float = 0.5
     ) -> pd.DataFrame:
-        """Cells in which a latent is on, those with the largest values first.
+        """Return the cells in which a latent is on, those with the largest absolute values first.
 
         Parameters
         ----------
         latent
-            Its number, from 0.
+            Number of the latent, from 0.
         adata
-            New cells; ``None`` is the model's own.
+            New cells with the genes of the model; ``None`` is the model's own.
         least
-            Probability of being on.
+            Smallest probability with which the latent is on in the cells to return.
 
         Returns
         -------
-        ``code`` and ``active`` of these cells, by name.
+        Columns ``code`` (value of the latent) and ``active`` (probability that it is on); the index has the
+        names of the cells.
+
+        Examples
+        --------
+        >>> list(betavsc.get_latent_cells(0))
+        ['code', 'active']
         """
         active = self.get_active(adata)
-        _options.check_latent(latent, active.shape[1])
+        check_latent(latent, active.shape[1])
         code = self.get_latent_representation(adata)[:, latent]
         frame = pd.DataFrame({"code": code, "active": active.iloc[:, latent]}, index=active.index)
         frame = frame[frame["active"] >= least]
         return frame.iloc[np.argsort(-frame["code"].abs().to_numpy(), kind="stable")]
 
     def get_latent_summary(self, adata: AnnData | None = None, *, n_genes: int = 5) -> pd.DataFrame:
-        """One row for each latent: in how many cells it is on, how it varies there, and its genes.
+        """Return one row for each latent: how often it is on, how much it varies, and its genes.
 
         Parameters
         ----------
         adata
-            New cells; ``None`` is the model's own.
+            New cells with the genes of the model; ``None`` is the model's own.
         n_genes
-            Names of genes that rise, and that fall, with it.
+            Number of genes to name that rise with the latent, and that fall with it.
 
         Returns
         -------
-        ``active`` (share of the cells), ``spread`` (standard deviation of the code), ``up``, ``down``; the
-        most used latents first, the index is their number.
+        Columns ``active`` (share of the cells in which the latent is probably on), ``spread`` (standard
+        deviation of its values over all cells), ``up`` and ``down`` (names of genes). The index is the number
+        of the latent, and the most used latents come first.
+
+        Examples
+        --------
+        >>> list(betavsc.get_latent_summary())
+        ['active', 'spread', 'up', 'down']
         """
-        _options.whole(n_genes=n_genes)
+        whole(n_genes=n_genes)
         active, code = self.get_active(adata).to_numpy(), self.get_latent_representation(adata)
         frame = pd.DataFrame({"active": (active > 0.5).mean(0), "spread": code.std(0)})
         frame.index.name = "latent"
@@ -231,18 +269,28 @@ class BetaVSC(ScalloyModel):
             frame[name] = [", ".join(v[v > 0].index) for v in largest]
         return frame.sort_values("active", ascending=False, kind="stable")
 
-    def _annotations(self, adata: AnnData | None, key: str) -> dict[str, dict[str, Any]]:
-        out, active = super()._annotations(adata, key), self.get_active(adata)
-        out["obsm"][_keys.active(key)] = active
-        return {**out, "obs": {_keys.sparsity(key): (1 - active.mean(axis=1)).to_numpy()}}
+
+def _active(model: ModelOf[VSC], batch: Batch, q: Distributions) -> dict[str, torch.Tensor]:
+    """Return the probability that each latent is on, for the cells of a batch."""
+    q_z = q["z"]
+    assert isinstance(q_z, SpikeSlab)
+    return {"active": q_z.active}
+
+
+def _write_active(model: ModelOf[VSC], key: str, found: Found, names: pd.Index) -> Written:
+    """Return the probabilities that latents are on, and the sparsity of each cell, under their keys."""
+    active = pd.DataFrame(found["active"], index=names, columns=_names(found["active"].shape[1]))
+    sparsity = (1 - active.mean(axis=1)).to_numpy()
+    return {"obsm": {_keys.active(key): active}, "obs": {_keys.sparsity(key): sparsity}}
 
 
 def _names(n_latent: int) -> list[str]:
+    """Return a name for each latent."""
     return [f"z{j}" for j in range(n_latent)]
 
 
 def _check(alpha: float, slab_warmup: float, prior: str, norm: str) -> None:
-    """What cannot be combined."""
+    """Raise an error for values out of range and for settings that cannot be combined."""
     if not 0 < alpha < 1:
         msg = f"`alpha={alpha}` is the share of latents that are on: pass a number between 0 and 1."
         raise ValueError(msg)
@@ -255,3 +303,6 @@ def _check(alpha: float, slab_warmup: float, prior: str, norm: str) -> None:
             "or `prior='fixed'`."
         )
         raise ValueError(msg)
+
+
+BetaVSC.annotators = (LATENT, Annotator(_active, _write_active))

@@ -1,1 +1,1 @@
-"""NumPy only: how a change of condition changes counts. Predictions and baselines both build on it."""
+"""Effects of a change of condition on expression and counts, for models and baselines; without torch."""

@@ -1,20 +1,21 @@
-r"""Rates of genes with which cells would have a given mean logarithm.
+r"""Conversion of changes in mean log-expression to changes in the rates of genes.
 
-A prediction says by how much the mean of ``log1p`` of a gene's scaled counts changes; counts change by rates.
-The logarithm of a mean is not the mean of logarithms, and how far they are apart depends on what the cells
-have already. But what the cells would have is known (:mod:`scalloy.perturbation.redraw_counts`), and so is
-the mean logarithm of that, gene by gene,
+A prediction says by how much the mean of ``log1p`` of a gene's scaled counts changes, but counts are changed
+through rates. The logarithm of a mean is not the mean of logarithms, and the difference between them depends
+on the counts that the cells have already. However, the distribution of the changed counts is known for any
+rate (:mod:`scalloy.perturbation.redraw_counts`), and so is their mean logarithm, gene by gene,
 
     M(r') = mean_i E log1p(a_i x'_i)        a_i = target / ell_i
 
     r' <= r    x' ~ Binomial(x_i, r' / r)
     r' >  r    x' = x_i + D,    D negative binomial with mean (r' - r) ell_i s_i and shape 4
 
-It grows with ``r'``, and at ``r' = r`` it is what was observed: so there is one rate for each mean logarithm,
-found by bisection and without drawing anything, and no change is exactly no change.
+``M`` increases with ``r'`` and equals the observed mean at ``r' = r``. So each mean logarithm corresponds to
+one rate, which is found by root finding without drawing any counts, and a change of zero leaves the rate
+exactly as it is.
 
-The first terms of ``E log1p(a (x + D))`` are summed; beyond them ``x + D`` is taken for gamma distributed
-with the mean and the variance that are left (as in :mod:`scalloy.blocks.expected`).
+The first terms of ``E log1p(a (x + D))`` are summed; in the remaining tail ``x + D`` is approximated by a
+gamma distribution with the mean and variance of the tail (as in :mod:`scalloy.blocks.expected_log1p`).
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ from numba import njit
 
 from scalloy.perturbation.redraw_counts import SHAPE, rates
 
-MOST_CELLS = 1000  # that a rate is found for
-SUMMED, NEGLIGIBLE = 24, 1e-7  # terms of an expectation, and probability of the others that is left out
-WIDE = 30.0  # variance of thinned counts above which their logarithm is taken to second order
-STEPS, PRECISION = 60, 1e-4  # of a search at most, and relative error of a change that ends it
-SAME = 1e-9  # change of a mean logarithm that is none
-LARGEST_RATE = 1.0  # a gene cannot be more than all of a cell
+MOST_CELLS = 1000  # maximum number of cells from which rates are found
+SUMMED, NEGLIGIBLE = 24, 1e-7  # maximum terms of a sum, and tail probability that is neglected
+WIDE = 30.0  # variance of thinned counts above which a second-order expansion is used
+STEPS, PRECISION = 60, 1e-4  # maximum steps of a search, and relative error of a change at which it stops
+SAME = 1e-9  # change of a mean logarithm that counts as zero
+LARGEST_RATE = 1.0  # largest rate that is added: a gene cannot exceed all counts of a cell
 
 
 def rates_after(
     counts: sp.csr_matrix, change: np.ndarray, target_sum: float, pattern: np.ndarray, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rate of each gene before and after a change of its mean log-normalised expression.
+    """Return the rate of each gene before and after a change of its mean log-normalised expression.
 
     Parameters
     ----------
     counts
-        Counts of the cells, cells x genes.
+        Counts, cells x genes.
     change
         Change of the mean of ``log1p`` of counts scaled to ``target_sum``, by gene.
     target_sum
-        Total to which the counts of a cell are scaled.
+        Total count to which each cell is scaled before the logarithm.
     pattern
-        By how much more or less than the others each cell rises, cells x genes.
+        Relative size of the increase in each cell, cells x genes; only ratios between cells matter.
     seed
-        Random seed of the cells that are looked at where there are many.
+        Random seed for the choice of cells, if there are too many.
     """
     some = np.random.default_rng(seed).permutation(counts.shape[0])[:MOST_CELLS]
     cells = counts[some].tocsc()
@@ -81,7 +82,7 @@ def _solve(
     before: np.ndarray,
     after: np.ndarray,
 ) -> None:
-    """Fill in ``after``, gene by gene."""
+    """Fill in ``after`` gene by gene."""
     n = len(scale)
     x = np.zeros(n)
     for g in range(len(before)):
@@ -104,7 +105,7 @@ def _solve(
 
 @njit
 def _kept(rows: np.ndarray, counts: np.ndarray, scale: np.ndarray, logs: np.ndarray, wanted: float) -> float:
-    """Share of the counts to keep, so that the logarithms add up to what is wanted."""
+    """Find by bisection the share of the counts to keep, so that the logarithms add up to ``wanted``."""
     low, high = 0.0, 1.0
     for _ in range(STEPS):
         middle, total = (low + high) / 2, 0.0
@@ -123,8 +124,8 @@ def _kept(rows: np.ndarray, counts: np.ndarray, scale: np.ndarray, logs: np.ndar
 def _added(
     x: np.ndarray, weight: np.ndarray, scale: np.ndarray, logs: np.ndarray, now: float, rise: float
 ) -> float:
-    """Rate to add, so that the sum of logarithms rises from ``now`` by ``rise`` (Illinois algorithm)."""
-    slope = 0.0  # at the start, where it is steepest: a lower bound
+    """Find the rate to add so that the sum of logarithms rises by ``rise`` from ``now`` (Illinois method)."""
+    slope = 0.0  # steepest at the start, so rise / slope is a lower bound
     for i in range(len(x)):
         slope += weight[i] * (_log(scale[i], x[i] + 1, logs[i]) - _log(scale[i], x[i], logs[i]))
     low, f_low, side = 0.0, -rise, 0
@@ -165,14 +166,14 @@ def _sum_of_added(
 
 @njit
 def _log(a: float, x: float, logs: np.ndarray) -> float:
-    """``log1p(a x)``, read from a table where ``x`` is small and whole."""
+    """Compute ``log1p(a x)``, from the table ``logs`` if ``x`` is a small whole number."""
     k = int(x)
     return logs[k] if k < len(logs) and k == x else math.log1p(a * x)
 
 
 @njit
 def _log_of_thinned(x: float, p: float, a: float, logs: np.ndarray) -> float:
-    """``E log1p(a Binomial(x, p))``; to second order where that spreads over many counts."""
+    """Compute ``E log1p(a Binomial(x, p))``, to second order if the variance is large."""
     n, mean, variance = round(x), x * p, x * p * (1 - p)
     if variance > WIDE:
         return math.log1p(a * mean) - a * a * variance / (2 * (1 + a * mean) ** 2)
@@ -192,7 +193,7 @@ def _log_of_thinned(x: float, p: float, a: float, logs: np.ndarray) -> float:
 
 @njit
 def _log_of_added(x: float, mean: float, a: float, logs: np.ndarray) -> float:
-    """``E log1p(a (x + D))`` of a negative binomial ``D``."""
+    """Compute ``E log1p(a (x + D))`` for a negative binomial ``D``."""
     if mean <= 0:
         return _log(a, x, logs)
     chance, ratio = (SHAPE / (SHAPE + mean)) ** SHAPE, mean / (SHAPE + mean)
@@ -215,7 +216,7 @@ def _log_of_added(x: float, mean: float, a: float, logs: np.ndarray) -> float:
 
 @njit
 def _digamma(x: float) -> float:
-    """Derivative of the logarithm of the gamma function: recursion, then the asymptotic series."""
+    """Compute the digamma function by recursion and its asymptotic series."""
     total = 0.0
     while x < 6:
         total -= 1 / x

@@ -1,8 +1,8 @@
-"""Draws of counts for many cells at once, spread evenly over the cells of each gene.
+"""Draws of counts for many cells at once by Latin hypercube sampling.
 
-Each count has the distribution that it should have. But the random numbers by which the cells of one gene are
-drawn are a Latin hypercube (McKay, Beckman & Conover, Technometrics 1979): one in each n-th of the unit
-interval. So the mean over cells has little of the noise of independent draws.
+Each single count has the correct distribution. But the uniform numbers from which the n cells of a gene are
+drawn form a Latin hypercube (McKay, Beckman & Conover, Technometrics 1979): there is one in each n-th of the
+unit interval. So the mean over cells has much less noise than with independent draws.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit
 
-LARGE = 500  # counts, or means of them, that are drawn independently: too large for the sums below
-NONE_LEFT = 1e-16  # chance of a count above the mean with which a sum ends
+LARGE = 500  # larger counts or means are drawn independently: too large for the sums below
+NONE_LEFT = 1e-16  # probability of a count above the mean at which a sum stops
 
 
 def of_cells(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Uniform numbers, cells x genes: those of a gene are one in each n-th of the unit interval."""
+    """Draw uniform numbers, cells x genes, with one in each n-th of the unit interval for every gene."""
     n, n_genes = shape
     strata = rng.permuted(np.tile(np.arange(n, dtype=np.float32), (n_genes, 1)), axis=1).T
     return (strata + rng.random(shape)) / max(n, 1)
 
 
 def of_entries(x: sp.csr_matrix, rng: np.random.Generator) -> np.ndarray:
-    """Uniform numbers for the entries of a sparse matrix, spread over the entries of each column."""
+    """Draw uniform numbers for the stored entries of a sparse matrix, stratified within each column."""
     order = np.lexsort((rng.random(x.nnz), x.indices))
     size = np.bincount(x.indices, minlength=x.shape[1])
     begin = np.cumsum(size) - size
@@ -41,12 +41,12 @@ def thinned(x: sp.csr_matrix, keep: np.ndarray, rng: np.random.Generator) -> sp.
     x
         Counts, cells x genes.
     keep
-        Probability of each entry.
+        Probability with which each single count of an entry is kept, by stored entry.
     rng
-        Source of the draws.
+        Random number generator.
     """
     kept = x.astype(np.float64)
-    n, some = np.rint(x.data).astype(np.int64), keep < 1  # what is kept for sure stays as it is
+    n, some = np.rint(x.data).astype(np.int64), keep < 1  # entries kept with certainty are not touched
     kept.data[some] = _binomial(of_entries(x, rng)[some], n[some], keep[some])
     if (many := some & (n > LARGE)).any():
         kept.data[many] = rng.binomial(n[many], keep[many])
@@ -61,7 +61,7 @@ def poisson(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     mean
         Mean of each cell and gene.
     rng
-        Source of the draws.
+        Random number generator.
     """
     mean = np.asarray(mean, dtype=np.float64)
     drawn = _poisson(of_cells(mean.shape, rng), mean)

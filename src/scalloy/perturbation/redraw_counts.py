@@ -1,15 +1,15 @@
-r"""Change the counts of cells by given factors: keep what a cell has, thin it, or add to it.
+r"""Changing the counts of cells by given factors: keeping, thinning or adding counts.
 
     f_g <= 1     x' ~ Binomial(x, f_g)
     f_g >  1     x' = x + Poisson(ell (r'_g - r_g) s_g v),     v ~ Gamma(4, 1/4), scaled to a mean of 1
 
-``r`` and ``r' = f r`` are rates, a gene's share of the counts of a cell before and after; ``s`` says by how
-much more or less than the others a cell rises (mean 1), and ``v`` spreads that. Thinning is exact: a Poisson
-or negative binomial count stays one. So a cell keeps what is its own, zeros need not stay zero, and where
-nothing changes the counts are those that were measured, to the last entry.
+The rates ``r`` and ``r' = f r`` are a gene's share of the counts of a cell before and after. ``s`` is the
+size of the increase in a cell relative to other cells (mean 1), and ``v`` adds random variation. Thinning is
+exact: Poisson or negative binomial counts remain Poisson or negative binomial. So a cell keeps its own
+character, zeros can become positive, and genes that do not change keep exactly the measured counts.
 
-The mean over cells changes by ``f`` whatever the depth, since the amounts ``ell s v`` are scaled to add up:
-what is left is the noise of a Poisson, and less, because draws are spread evenly over the cells
+The mean over cells changes by the factor ``f`` whatever the depth, since the amounts ``ell s v`` are scaled
+to the right sum. What remains is less than Poisson noise, because draws are spread evenly over the cells
 (:mod:`scalloy.perturbation.latin_hypercube`).
 """
 
@@ -20,25 +20,25 @@ import scipy.sparse as sp
 
 from scalloy.perturbation import latin_hypercube
 
-SHAPE = 4.0  # of the gamma distribution
-ROWS = 1024  # cells of which dense values are held at once
+SHAPE = 4.0  # shape of the gamma distribution
+ROWS = 1024  # number of cells whose dense values are in memory at once
 
 
 def redraw(
     counts: sp.csr_matrix, keep: np.ndarray, added: np.ndarray, rng: np.random.Generator
 ) -> sp.csr_matrix:
-    """Thin each count, and add Poisson-gamma counts.
+    """Thin the counts, and add gamma-Poisson counts.
 
     Parameters
     ----------
     counts
-        Cells x genes.
+        Counts, cells x genes.
     keep
-        Probability with which each single count is kept, by gene, or cells x genes.
+        Probability with which each single count is kept, by gene or cells x genes.
     added
-        Mean of what is added, cells x genes.
+        Mean of the added counts, cells x genes.
     rng
-        Source of the draws.
+        Random number generator.
     """
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
     each = keep[counts.indices] if keep.ndim == 1 else keep[rows, counts.indices]
@@ -50,7 +50,7 @@ def redraw(
 
 
 def _spread(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Multiply each mean by a gamma variate, without changing the sum over cells."""
+    """Multiply each mean by a gamma variate without changing the sum over cells."""
     spread = mean * rng.standard_gamma(SHAPE, mean.shape)
     total = spread.sum(0)
     return spread * np.divide(mean.sum(0), total, out=np.zeros_like(total), where=total > 0)
@@ -63,18 +63,19 @@ def thinned_or_added(
     rng: np.random.Generator,
     pattern: np.ndarray | None = None,
 ) -> sp.csr_matrix:
-    """Change the rates of genes, alike in all cells; see the head of this file.
+    """Thin or add counts so that the rates of genes change from ``before`` to ``after``.
 
     Parameters
     ----------
     counts
-        Cells x genes.
+        Counts, cells x genes.
     before, after
-        Rates by gene, as of :func:`rates`.
+        Rates by gene before and after, as returned by :func:`rates`.
     rng
-        Source of the draws.
+        Random number generator.
     pattern
-        ``s`` of each cell and gene; ``None`` is 1. It is scaled so that what is added has the right sum.
+        Relative size of the increase in each cell and gene (``s`` in the equations of this module), scaled so
+        that the added counts have the right sum; ``None`` is 1 everywhere.
     """
     ell = np.asarray(counts.sum(axis=1))
     amount = ell * (1.0 if pattern is None else pattern)
@@ -83,12 +84,12 @@ def thinned_or_added(
 
 
 def kept_share(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Probability with which a count is kept where a rate falls; 1 where it does not."""
+    """Return the probability of keeping a count: ``after / before`` if the rate falls, otherwise 1."""
     return np.where(after < before, after / np.maximum(before, 1e-300), 1.0)
 
 
 def rates(counts: sp.csr_matrix) -> np.ndarray:
-    """Share of each gene in all counts of the cells together."""
+    """Return the share of each gene in the total count of all cells."""
     total = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
     return total / max(float(total.sum()), 1e-300)
 
@@ -99,7 +100,7 @@ def _with(
     rows: np.ndarray | None = None,
     genes: np.ndarray | None = None,
 ) -> sp.csr_matrix:
-    """Counts and what is added to them, piece below piece, in some rows or to some genes."""
+    """Add pieces of drawn counts to the kept ones; ``rows`` and ``genes`` say where they belong."""
     if not added:
         return sp.csr_matrix(kept, dtype=np.float32)
     more = sp.vstack(added, format="coo")
@@ -109,7 +110,7 @@ def _with(
 
 
 def _pieces(n: int) -> list[slice]:
-    """Slices of rows of which dense values are held at once."""
+    """Return slices of at most :data:`ROWS` rows that cover ``n`` rows."""
     return [slice(first, first + ROWS) for first in range(0, n, ROWS)]
 
 
@@ -121,13 +122,14 @@ def with_depth(
     Parameters
     ----------
     counts
-        Cells x genes.
+        Counts, cells x genes.
     depth
-        Expected total, of all cells or of each.
+        Expected total count, one for all cells or one per cell.
     share
-        Share of each gene in what is added to a cell that has fewer, cells x genes; rows may have any sum.
+        Relative share of each gene in the counts that are added to cells below ``depth``, cells x genes; rows
+        are normalised.
     rng
-        Source of the draws.
+        Random number generator.
     """
     total = np.asarray(counts.sum(axis=1)).ravel()
     keep = np.minimum(1, depth / np.maximum(total, 1e-12))

@@ -1,4 +1,4 @@
-"""Pictures: one per function; axes in, axes out, nothing is shown or saved."""
+"""Plots, one per function: each draws into axes and returns them, and nothing is shown or saved."""
 
 from scalloy.pl.clusters import clusters
 from scalloy.pl.compare import null

@@ -1,4 +1,4 @@
-"""Legends that show every name as it is: matplotlib leaves out those that begin with an underscore."""
+"""Legends that show every name as it is, even those with a leading underscore, which matplotlib omits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def legend(ax: Axes, handles: Sequence[Any], names: Sequence[Any], **style: Any) -> Legend:
-    """Draw a legend with these names as they are."""
+    """Draw a legend that shows the names as they are."""
     drawn = ax.legend(list(handles), [str(i) for i in range(len(names))], frameon=False, **style)
     texts = drawn.get_texts()
     for text, name in zip(reversed(texts) if style.get("reverse") else texts, names, strict=True):

@@ -1,4 +1,4 @@
-"""Clusters against what is known of the cells."""
+"""Plots of clusters against labels, conditions or donors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
+from scalloy._arguments import one_of
 from scalloy.data.checks import check_type, find_column
-from scalloy.models._options import one_of
 from scalloy.pl._legend import legend
 from scalloy.pl.latent import MISSING, category_colors, drawable, largest
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS = ("confusion", "composition")
-LETTER = 0.08  # inches
-TICK = 6  # letters of a name that has room beside others
-READABLE = 400  # entries of a table up to which numbers are written in them
-WIDEST = 40.0  # inches of a picture
+LETTER = 0.08  # width of a letter in inches
+TICK = 6  # letters up to which names fit side by side
+READABLE = 400  # table entries up to which each is drawn in full
+WIDEST = 40.0  # largest width and height of a figure in inches
 
 
 def clusters(
@@ -35,7 +35,7 @@ def clusters(
     kind: Literal["confusion", "composition"] = "confusion",
     ax: Axes | None = None,
 ) -> Axes:
-    """Which types a cluster holds, or what it is composed of.
+    """Draw which labels the cells of each cluster have.
 
     Parameters
     ----------
@@ -46,23 +46,24 @@ def clusters(
     by
         Column of ``.obs`` with labels, conditions or donors.
     kind
-        ``"confusion"``: the share of each label's cells in each cluster, clusters in the order that puts
-        most on the diagonal. ``"composition"``: the share of each cluster's cells with each label; beyond 45
-        labels the smaller ones together.
+        ``"confusion"`` draws the share of each label's cells in each cluster, with the clusters in the order
+        that puts most on the diagonal. ``"composition"`` draws the share of each label in each cluster;
+        beyond 45 labels, the smaller ones are drawn together.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` makes new ones.
     """
     one_of("kind", kind, KINDS)
     check_type(adata)
     columns = [drawable(find_column(adata.obs, argument, k)) for argument, k in (("by", by), ("key", key))]
     table = pd.crosstab(*columns)
     if table.empty:
-        msg = f"`key={key!r}` and `by={by!r}` are known of no cell together (NaN). Pass other columns."
+        msg = f"No cell has values (not NaN) in both `key={key!r}` and `by={by!r}`. Pass other columns."
         raise ValueError(msg)
     return _confusion(table, key, by, ax) if kind == "confusion" else _composition(adata, table, key, by, ax)
 
 
 def _confusion(table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
+    """Draw the share of each label's cells in each cluster."""
     share = table.div(table.sum(axis=1), axis=0)
     rows, columns = linear_sum_assignment(-share.to_numpy())
     matched = columns[np.argsort(rows)]
@@ -88,12 +89,12 @@ def _confusion(table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
 
 
 def _letters(names: Sequence[Any]) -> int:
-    """Of the longest name."""
+    """Number of letters of the longest name."""
     return max((len(str(name)) for name in names), default=0)
 
 
 def _name_columns(ax: Axes, names: Sequence[Any], most: int, fontsize: str) -> None:
-    """Upright where there are many, or where they are too long to stand side by side."""
+    """Label the columns, upright if there are more than ``most`` or if they are too long side by side."""
     longest = _letters([line for name in names for line in str(name).splitlines()])
     turned = len(names) > most or (len(names) > 1 and longest > TICK)
     size = _size(ax, len(names), 0, fontsize)
@@ -101,18 +102,19 @@ def _name_columns(ax: Axes, names: Sequence[Any], most: int, fontsize: str) -> N
 
 
 def _axes(width: float, height: float) -> Axes:
+    """Make axes in a figure of this size in inches, unless that is too large."""
     shape = min(width, WIDEST), min(height, WIDEST)
     return plt.subplots(figsize=shape, layout="constrained")[1]
 
 
 def _size(ax: Axes, n: int, side: int, usual: str) -> str | float:
-    """Of names that stand side by side; smaller where so many do not have the room."""
+    """Font size of names side by side: the usual one, or a smaller one if so many need it."""
     points = 72 * ax.figure.get_size_inches()[side] * 0.8 / max(n, 1)
     return usual if points > 10 else max(2.0, 0.8 * points)
 
 
 def _lumped(table: pd.DataFrame) -> pd.DataFrame:
-    """Labels with the most cells, and one row of all others where there are more than can be told apart."""
+    """Keep the labels with the most cells and add up the others, if there are too many to tell apart."""
     kept = largest(table.sum(axis=1).to_numpy())
     rest = table.drop(index=table.index[kept])
     if rest.empty:
@@ -122,13 +124,14 @@ def _lumped(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _composition(adata: AnnData, table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
+    """Draw the share of each label in each cluster as stacked bars."""
     share = _lumped(table).div(table.sum(), axis=1)
     if ax is None:
         ax = _axes(
             2.1 + LETTER * _letters(share.index) + 0.4 * share.shape[1],
             3 + LETTER * _letters(share.columns),
         )
-    names = list(drawable(adata.obs[by]).astype("category").cat.categories)  # also those without cells
+    names = list(drawable(adata.obs[by]).astype("category").cat.categories)  # colours count empty ones too
     colors, below = dict(zip(names, category_colors(adata, by, len(names)))), np.zeros(share.shape[1])
     bars = []
     for name, row in zip(share.index, share.to_numpy(), strict=True):

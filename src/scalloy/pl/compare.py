@@ -1,4 +1,4 @@
-"""The null distribution of a comparison of groups, and what was observed."""
+"""Plot of the null distribution of a comparison of groups."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def null(frame: pd.DataFrame, row: int = 0, *, ax: Axes | None = None) -> Axes:
-    """Statistics of the permutations as a histogram, and the observed one as a line.
+    """Draw the statistics of the permutations as a histogram and the observed one as a line.
 
     Parameters
     ----------
     frame
-        Of :func:`scalloy.compare.groups`.
+        Table that :func:`scalloy.compare.groups` returned.
     row
-        Number of the comparison in it.
+        Number of the row with the comparison, from 0.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` makes new ones.
     """
     draws = frame.attrs.get("null")
     if draws is None:

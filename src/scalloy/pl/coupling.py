@@ -1,4 +1,4 @@
-"""How the codes of two modalities go together."""
+"""Plot of the coupling between the latent codes of two modalities."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def coupling(model: POISEVAE, *, ax: Axes | None = None) -> Axes:
-    """The matrix of the coupled prior: powers of the first code against those of the second.
+    """Draw the matrix of the coupled prior: first and second powers of one code against those of the other.
 
     Parameters
     ----------
     model
-        Trained, with ``joint="poise"`` or ``"gaussian"``.
+        A trained model with ``joint="poise"`` or ``"gaussian"``.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` makes new ones.
     """
     frame = model.get_coupling()
     ax = plt.subplots(figsize=(5.4, 4.6), layout="constrained")[1] if ax is None else ax

@@ -1,4 +1,4 @@
-"""Training curves."""
+"""Plots of training curves."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from scalloy.data.checks import few
+from scalloy._arguments import few
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from scalloy.models._base import ScalloyModel
+    from scalloy.models._core.base import ScalloyModel
 
 NAMES = {"elbo": "-ELBO", "reconstruction_loss": "reconstruction"}
 
 
 def history(model: ScalloyModel, term: str = "elbo", *, ax: Axes | None = None) -> Axes:
-    """One term of the loss by epoch, for training and validation cells.
+    """Draw one term of the loss by epoch, for training and validation cells.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def history(model: ScalloyModel, term: str = "elbo", *, ax: Axes | None = None) 
     term
         ``"elbo"``, ``"reconstruction_loss"``, ``"kl_local"``, or the name of one term such as ``"kl_z"``.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` makes new ones.
     """
     known = sorted(k.removesuffix("_train") for k in _kept(model) if k.endswith("_train"))
     if term not in known:
@@ -44,7 +44,7 @@ def history(model: ScalloyModel, term: str = "elbo", *, ax: Axes | None = None) 
 
 
 def _kept(model: ScalloyModel) -> dict[str, Any]:
-    """History of a model that has one."""
+    """Return the history of a model, or raise an error if it has none."""
     if not model.history:
         msg = "The model has no training history. Call `model.train()` first."
         raise ValueError(msg)
@@ -52,14 +52,14 @@ def _kept(model: ScalloyModel) -> dict[str, Any]:
 
 
 def term_names(history: Any) -> list[str]:
-    """The ELBO and each of its terms, as far as they are in a history."""
+    """List the ELBO, the reconstruction loss, and each KL term and penalty in a history."""
     kept = [k.removesuffix("_train") for k in history if k.endswith("_train")]
     known = [k for k in kept if k.startswith(("kl_", "penalty_")) and k != "kl_local"]
     return ["elbo", "reconstruction_loss", *known]
 
 
 def terms(model: ScalloyModel) -> np.ndarray:
-    """The ELBO and each of its terms by epoch, an axes for each.
+    """Draw the ELBO, each of its terms and each penalty by epoch, in axes of their own.
 
     Parameters
     ----------

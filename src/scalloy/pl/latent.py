@@ -1,4 +1,4 @@
-"""A latent space in two or three dimensions."""
+"""Plots of a latent space in two or three dimensions."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import scipy.sparse as sp
 from matplotlib import patheffects
 from matplotlib.lines import Line2D
 
+from scalloy._arguments import LARGEST, one_of
 from scalloy.data.arrays import check_obsm
-from scalloy.data.checks import LARGEST, check_layer, check_type, find_column
-from scalloy.models._options import one_of
+from scalloy.data.checks import check_layer, check_type, find_column
 from scalloy.pl._legend import legend as named_legend
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-    from scalloy.models._base import ScalloyModel
+    from scalloy.models._core.base import ScalloyModel
 
 METHODS = ("umap", "tsne", "pca")
 LEGENDS = ("right", "on data", "none")
 MISSING = (0.8, 0.8, 0.8)
-LONG = 16  # categories from which on a legend has a second column
+LONG = 16  # categories up to which a legend has a single column
 MOST = 45  # categories that a legend has room for
 
 
@@ -44,47 +44,46 @@ def latent(
     ax: Axes | Sequence[Axes] | None = None,
     size: float | None = None,
 ) -> Any:
-    """Cells in an embedding, coloured by columns of ``.obs`` or by genes.
+    """Draw cells in an embedding, coloured by columns of ``.obs`` or by genes.
 
     Parameters
     ----------
     data
-        Cells; or a trained model, whose latent space is embedded.
+        Cells, or a trained model, whose latent space is embedded.
     color
-        Column of ``.obs`` (categories or numbers) or name of a gene, drawn as it is in ``.X``; or several.
-        Colours of categories come from ``.uns["<color>_colors"]`` where scanpy has put them.
+        Column of ``.obs`` (categories or numbers), or name of a gene, whose values in ``.X`` are drawn; or a
+        list of these. Colours of categories come from ``.uns["<color>_colors"]`` if scanpy has stored them.
     basis
-        Key of ``.obsm`` that is drawn as it is; ``"X_umap"`` unless given.
+        Key of ``.obsm`` that is drawn as it is; ``None`` uses ``"X_umap"``.
     use_rep
-        Key of ``.obsm`` that is embedded by ``method`` first; nothing is written.
+        Key of ``.obsm`` that is first embedded by ``method``. The embedding is not stored.
     method
-        ``"umap"``, ``"tsne"`` or ``"pca"``.
+        Embedding of ``use_rep`` or of a model's latent space: ``"umap"``, ``"tsne"`` or ``"pca"``.
     perplexity
-        Of t-SNE.
+        Perplexity of t-SNE.
     n_dims
-        2, or 3 for axes in perspective.
+        Number of dimensions: 2, or 3 for axes in perspective.
     seed
-        Of the embedding.
+        Random seed of the embedding.
     legend
-        ``"right"`` of the axes (with the largest 45 categories, where there are more), ``"on data"``, or
-        ``"none"``.
+        ``"right"`` of the axes (at most the 45 largest categories), ``"on data"``, or ``"none"``.
     ax
-        Axes to draw into; of several colourings one for each.
+        Axes to draw into, one for each colouring; ``None`` makes new ones.
     size
-        Of the points.
+        Size of the points; ``None`` chooses it by the number of cells.
 
     Returns
     -------
-    Axes; of several colourings an array of them.
+    The axes, or an array of axes if ``color`` is a list.
     """
     one_of("legend", legend, LEGENDS)
     colors = [color] if isinstance(color, str) else color
     if not isinstance(colors, list | tuple) or not all(isinstance(c, str) for c in colors) or not colors:
-        msg = f"`color={color!r}` is a {type(color).__name__}. Expected a column, a gene, or a list of such."
+        msg = f"`color={color!r}` is a {type(color).__name__}. Expected a column, a gene, or a list of these."
         raise TypeError(msg)
-    adata = data._manager_of(None).adata if hasattr(data, "get_latent_representation") else data
+    adata = data.reader.manager().adata if hasattr(data, "get_latent_representation") else data
     if adata is not data and (basis, use_rep) != (None, None):
-        msg = "`basis` and `use_rep` are for cells; of a model its own latent space is drawn."
+        msg = "`basis` and `use_rep` are for cells; for a model its own latent space is drawn."
         raise ValueError(msg)
     values = {c: _values(adata, c) for c in colors}
     xy, name = _places(data, basis, use_rep, method, perplexity, n_dims, seed)
@@ -109,14 +108,20 @@ def latent(
 def embedding(
     z: np.ndarray, method: str = "umap", *, n_dims: int = 2, perplexity: float = 30.0, seed: int = 0
 ) -> np.ndarray:
-    """Cells of a latent space in two or three dimensions.
+    """Embed the cells of a latent space in two or three dimensions.
 
     Parameters
     ----------
     z
-        Cells x latents.
-    method, n_dims, perplexity, seed
-        As in :func:`latent`.
+        Latent space, cells x latents.
+    method
+        ``"umap"``, ``"tsne"`` or ``"pca"``.
+    n_dims
+        Number of dimensions of the embedding.
+    perplexity
+        Perplexity of t-SNE.
+    seed
+        Random seed of the embedding.
     """
     one_of("method", method, METHODS)
     z = np.asarray(z, dtype=np.float32)
@@ -142,7 +147,7 @@ def embedding(
 def _places(
     data: Any, basis: str | None, use_rep: str | None, method: str, perplexity: float, n_dims: int, seed: int
 ) -> tuple[np.ndarray, str]:
-    """Where each cell is, and the name of the axes."""
+    """Return the position of each cell and the name of the axes."""
     is_model = hasattr(data, "get_latent_representation")
     if is_model or use_rep is not None:
         z = data.get_latent_representation() if is_model else check_obsm(data, "use_rep", use_rep)
@@ -158,6 +163,7 @@ def _places(
 
 
 def _values(adata: AnnData, color: str) -> pd.Series:
+    """Return a column of ``.obs``, or else the values of a gene, ready to be drawn."""
     check_type(adata)
     if color in adata.obs or color not in adata.var_names:
         return drawable(find_column(adata.obs, "color", color, nor=", nor a gene"))
@@ -170,7 +176,7 @@ def _values(adata: AnnData, color: str) -> pd.Series:
 
 
 def drawable(column: pd.Series) -> pd.Series:
-    """Numbers as they are (what is not finite as missing), and names of whatever else there is."""
+    """Make a column drawable: keep numbers (not finite or huge ones become NaN), turn all else into names."""
     number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     if number and not pd.api.types.is_complex_dtype(column):
         values = column.to_numpy(dtype=float, na_value=np.nan)
@@ -183,6 +189,7 @@ def drawable(column: pd.Series) -> pd.Series:
 def _draw(
     ax: Any, xy: np.ndarray, values: pd.Series, color: str, adata: AnnData, legend: str, size: float | None
 ) -> None:
+    """Draw the points, with a colour bar for numbers or a legend for categories."""
     size = min(60_000 / len(xy) ** 1.15, 20) if size is None else size
     style = {"s": size, "linewidths": 0, "rasterized": True}
     order = np.random.default_rng(0).permutation(len(xy))  # so that no group hides another
@@ -220,12 +227,12 @@ def _draw(
 
 
 def largest(sizes: np.ndarray) -> np.ndarray:
-    """Positions of the categories that are named, in their order: all, or those with the most cells."""
+    """Return the positions of the categories to name, in their order: all, or those with the most cells."""
     return np.sort(np.argsort(-sizes, kind="stable")[:MOST])
 
 
 def category_colors(adata: AnnData, color: str, n: int) -> np.ndarray:
-    """Of categories: scanpy's where it has put some, otherwise enough that can be told apart."""
+    """Return colours of categories: scanpy's if it has stored them, otherwise a palette of enough colours."""
     given = adata.uns.get(f"{color}_colors")
     if given is None or len(given) < n:
         if n <= 10:

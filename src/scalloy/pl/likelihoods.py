@@ -1,4 +1,4 @@
-"""Which likelihood fits, and why: evidence with intervals, and counts of each gene against expected ones."""
+"""Plots of how well likelihoods fit: their evidence, and expected against observed counts of genes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import matplotlib.pyplot as plt
 import numpy as np
 
-from scalloy.models._options import one_of
+from scalloy._arguments import one_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from scalloy.models._base import ScalloyModel
+    from scalloy.models._core.base import ScalloyModel
 
 SAID = {"zeros": "share of cells without a count", "variance": "variance of counts", "mean": "mean count"}
 
@@ -27,20 +27,20 @@ def likelihoods(
     value: Literal["gain", "marginal_ll"] = "gain",
     ax: Axes | None = None,
 ) -> Axes:
-    """Evidence of each row of a comparison, best on top, with 95 % intervals over cells.
+    """Draw the evidence of each row of a comparison, best on top, with 95 % intervals over cells.
 
     Parameters
     ----------
     table
-        Of :func:`scalloy.benchmark.likelihoods` for one data set, or ``sa.search(...).table``; rows that
-        agree in ``by`` are seeds, and averaged.
+        Result of :func:`scalloy.benchmark.likelihoods` for one data set, or ``sa.search(...).table``. Rows
+        that agree in ``by`` are taken for seeds and averaged.
     by
-        Columns that name a row of the picture; the last one of several is the colour.
+        Columns that name a row of the plot. If there are several, the last one is shown as the colour.
     value
         ``"gain"`` over the NB of the same model, whose interval is that of paired differences, or
         ``"marginal_ll"``.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` makes new ones.
     """
     one_of("value", value, [c for c in ("gain", "marginal_ll") if c in table])
     error = {"gain": "gain_se", "marginal_ll": "se"}[value]
@@ -77,23 +77,23 @@ def counts(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Axes:
-    """A statistic of the counts of each gene: what the model expects against what was observed.
+    """Draw a statistic of the counts of each gene, as the model expects it against as it was observed.
 
-    Genes off the diagonal are those for which the likelihood is wrong: a Poisson expects too few zeros and
-    too little variance where counts are overdispersed. The colour is the mean count.
+    Genes off the diagonal are those for which the likelihood is wrong. A Poisson, for example, expects too
+    few zeros and too little variance if counts are overdispersed. The colour is the mean count.
 
     Parameters
     ----------
     model
-        A trained model, or its ``get_gene_statistics()``.
+        A trained model, or the result of its ``get_gene_statistics()``.
     of
-        ``"zeros"`` (share of cells without a count), ``"variance"`` or ``"mean"``.
+        Statistic: ``"zeros"`` (share of cells without a count), ``"variance"`` or ``"mean"``.
     least
-        Mean count from which on genes are drawn.
+        Smallest mean count of the genes to draw.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` makes new ones.
     title
-        ``None`` is the name of the likelihood.
+        Title of the plot; ``None`` uses the name of the model's likelihood.
     """
     one_of("of", of, SAID)
     given = hasattr(model, "get_gene_statistics")

@@ -1,4 +1,4 @@
-"""How good a prediction under another condition is: gene by gene, and type by type."""
+"""Plots of predictions under another condition, gene by gene, type by type, and cell by cell."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scalloy import metrics
-from scalloy.data.align import aligned
+from scalloy._by_name import Values, in_one_order, names_of
 from scalloy.data.checks import check_counts, check_type
-from scalloy.metrics._given import Values, in_one_order, names_of, numbers
+from scalloy.data.genes import aligned
+from scalloy.metrics._given import numbers
 from scalloy.pl.latent import latent
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-ROOM = np.array([0.13, 0.035])  # that a name takes of the axes
+ROOM = np.array([0.13, 0.035])  # width and height of a name as fractions of the axes
 
 
 def transfer(
@@ -35,20 +36,20 @@ def transfer(
     n_named: int = 8,
     ax: Axes | None = None,
 ) -> Axes:
-    """Predicted against true means of genes, or their changes against control, which cannot flatter.
+    """Draw predicted against true changes of genes, or their means, which flatter any prediction.
 
     Parameters
     ----------
     predicted, truth, control
         Mean log-normalised expression, one value for each gene. Series are matched by their names.
     genes
-        Names, of which those that change most are written; ``None`` is those that Series have.
+        Names of the genes, to label those that change most; ``None`` takes the names from Series.
     change
-        Whether changes are drawn; otherwise means.
+        Whether to draw changes against ``control``; otherwise means are drawn.
     n_named
-        How many names.
+        Maximum number of genes to label.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` makes new ones.
     """
     given = {"genes": genes, "predicted": predicted, "truth": truth, "control": control}
     names, predicted, truth, control = _by_gene(given)
@@ -71,7 +72,7 @@ def transfer(
 
 
 def _by_gene(given: dict[str, Any]) -> tuple[Any, ...]:
-    """Names, where there are some, and the values in one order."""
+    """Return the names of genes, or ``None``, and the values of all arguments in the same order."""
     axes, names = dict.fromkeys(given, ("genes",)), given["genes"]
     known = names_of("genes", given, axes)
     if names is None or (known is not None and set(map(str, names)) == set(map(str, known.index))):
@@ -87,7 +88,7 @@ def _by_gene(given: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def apart(xy: np.ndarray, order: np.ndarray, n: int) -> list[int]:
-    """The first ``n`` of the points whose names do not lie upon each other."""
+    """Choose up to ``n`` points, the first in ``order`` whose names do not overlap."""
     extent, chosen = np.ptp(xy, axis=1) * ROOM, list[int]()
     for i in order:
         if len(chosen) == n:
@@ -98,16 +99,16 @@ def apart(xy: np.ndarray, order: np.ndarray, n: int) -> list[int]:
 
 
 def held_out(frame: pd.DataFrame, metric: str = "skill", *, ax: Axes | None = None) -> Axes:
-    """One metric of each model for each type that was held out; the ceiling as a line.
+    """Draw one metric of each model for each held-out type, with the ceiling as a line.
 
     Parameters
     ----------
     frame
-        Of :func:`scalloy.benchmark.transfer`.
+        Table that :func:`scalloy.benchmark.transfer` returned.
     metric
-        A column of it.
+        Column of the table to draw.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` makes new ones.
     """
     if metric not in frame:
         known = [c for c in frame if c not in {"type", "condition", "method", "seed"}]
@@ -131,7 +132,7 @@ def held_out(frame: pd.DataFrame, metric: str = "skill", *, ax: Axes | None = No
     if top is not None:
         ax.hlines(top, places - 0.45, places + 0.45, colors="0.2", linewidth=1.0, label="ceiling")
     low = float(np.nanmin(mean.to_numpy()))
-    ax.set_ylim(bottom=max(low, -0.5) if low < 0 else 0)  # what is far below no change is cut
+    ax.set_ylim(bottom=max(low, -0.5) if low < 0 else 0)  # cut off what is far below no change
     ax.set_xticks(places, mean.index, rotation=20, ha="right")
     ax.set_ylabel(metric)
     ax.axhline(0, color="0.6", linewidth=0.8)
@@ -148,20 +149,20 @@ def joint(
     seed: int = 0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Control, treated and predicted cells in one UMAP, of principal components of the real ones.
+    """Draw control, treated and predicted cells in one UMAP, on principal components of the real cells.
 
     Parameters
     ----------
     control, treated
-        Raw counts.
+        Control and treated cells with raw counts.
     predicted
-        Of ``model.transfer(...)``: sampled counts where there are some, otherwise ``.X``.
+        Result of ``model.transfer(...)``. Its sampled counts are drawn if there are any, otherwise ``.X``.
     n_pcs
-        Principal components.
+        Number of principal components.
     seed
-        Of the UMAP.
+        Random seed of the UMAP.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` makes new ones.
     """
     import anndata as ad
     import scanpy as sc

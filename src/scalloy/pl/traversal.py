@@ -1,4 +1,4 @@
-"""What happens to genes along a latent."""
+"""Plot of the expression of genes along a latent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from scalloy.models._base import ScalloyModel
+    from scalloy.models._core.base import ScalloyModel
 
 
 def traversal(
@@ -26,22 +26,22 @@ def traversal(
     values: Sequence[float] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Expression of genes as one latent goes from low to high, all else of each cell being as it is.
+    """Draw the expression of genes as one latent goes from low to high and all else of each cell stays.
 
     Parameters
     ----------
     model
         A trained model.
     latent
-        Its number, from 0.
+        Number of the latent, from 0.
     genes
-        Drawn; ``None`` is those that change most.
+        Names of the genes to draw; ``None`` draws those that change most.
     n_genes
-        How many of these.
+        Number of genes to draw if ``genes`` is ``None``.
     values
-        That the latent takes; ``None`` is from low to high among the cells.
+        Values that the latent takes; ``None`` goes from low to high among the cells.
     ax
-        Axes to draw into.
+        Axes to draw into; ``None`` makes new ones.
     """
     frame = model.get_traversal(latent, values)
     if genes is None:
@@ -52,10 +52,10 @@ def traversal(
         raise KeyError(msg)
     ax = plt.subplots(figsize=(5, 3.6), layout="constrained")[1] if ax is None else ax
     chosen = frame[list(genes)]
-    chosen = chosen[chosen.iloc[-1].sort_values(ascending=False).index]  # the legend as the lines end
+    chosen = chosen[chosen.iloc[-1].sort_values(ascending=False).index]  # legend in the order of line ends
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(chosen.columns)))
     lines = [
-        ax.plot(chosen.index, chosen[gene], "o-", markersize=3, color=color)[0]
+        ax.plot(chosen.index, chosen[gene], "o-", markersize=3, color=color, label=gene)[0]
         for gene, color in zip(chosen, colors, strict=True)
     ]
     logged = model.module.likelihood.has_log_scale

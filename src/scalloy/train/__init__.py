@@ -1,6 +1,6 @@
-"""How a module is trained: see :mod:`scalloy.train.plan`."""
+"""Training of modules; :mod:`scalloy.train.plan` is the place to begin."""
 
-from scalloy.train import memory, plan, schedules
+from scalloy.train import malloc, plan, schedules
 from scalloy.train.plan import NonFiniteLoss, TermsPlan
 
-__all__ = ["NonFiniteLoss", "TermsPlan", "memory", "plan", "schedules"]
+__all__ = ["NonFiniteLoss", "TermsPlan", "malloc", "plan", "schedules"]

@@ -1,9 +1,9 @@
-"""Training that is stopped, by a kill or by Ctrl-C, and what is kept of it.
+"""Checkpoints of a training run, and a clean end of training on Ctrl-C.
 
 A checkpoint is written at the beginning of an epoch and holds everything that the rest of training depends
-on: weights, the best ones, the state of the optimizer, of early stopping and of the random numbers, and the
-history. Going on from it gives the same model as if nothing had happened. Like a model it is made of
-safetensors and JSON, and put in place in one step.
+on: the weights, the best weights so far, the state of the optimizer, of early stopping and of the random
+number generators, and the history. Resuming from it gives the same model as an uninterrupted run. Like a
+saved model, a checkpoint consists of safetensors and JSON and is put in place in a single step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -24,8 +24,11 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from scvi.train import SaveCheckpoint
 
-from scalloy.data import plain, reading, writing
-from scalloy.data.parts import remove_parts
+from scalloy.files import atomic_write, plain_json, reading
+from scalloy.files.staging import remove_parts
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loops.progress import _ProcessedTracker
 
 logger = logging.getLogger("scalloy")
 
@@ -35,22 +38,22 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Checkpoints(pl.Callback):
-    """Writes a checkpoint every so many epochs, and goes on from the last one.
+    """Callback that writes a checkpoint every few epochs and resumes from the last one.
 
     Parameters
     ----------
     folder
-        Where it is kept.
+        Folder of the checkpoint.
     every
-        Epochs from one to the next.
+        Number of epochs from one checkpoint to the next.
     resume
-        Whether to go on from what the folder holds, if it holds something.
+        Whether to resume from the checkpoint in ``folder``, if there is one.
     run
-        What the result depends on, in plain types; a checkpoint of another run is refused.
+        Everything that the result depends on, in plain types. A checkpoint of a different run is refused.
     """
 
     def __init__(self, folder: Path, every: int, *, resume: bool, run: dict[str, Any]) -> None:
-        self.folder, self.every, self.run = folder, every, plain.loads(plain.dumps(run))
+        self.folder, self.every, self.run = folder, every, plain_json.loads(plain_json.dumps(run))
         self.about: dict[str, Any] | None = None
         self.state: Tensors = {}
         if (folder / ABOUT).is_file():
@@ -61,15 +64,16 @@ class Checkpoints(pl.Callback):
                 )
                 raise FileExistsError(msg)
             self._read()
-        with writing.explained(folder):
+        with atomic_write.explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             remove_parts(folder)
 
     def _read(self) -> None:
+        """Read the checkpoint, and refuse one of a different run."""
         with reading.refused(self.folder, "checkpoint of scalloy"):
-            self.about = plain.loads((self.folder / ABOUT).read_bytes())
+            self.about = plain_json.loads((self.folder / ABOUT).read_bytes())
             if self.about["format"] != FORMAT:
-                msg = f"format {self.about['format']} is none that is written"
+                msg = f"its format {self.about['format']} is not known"
                 raise ValueError(msg)
             self.state = from_bytes(reading.digested(self.folder, self.about["state"], STATE).read_bytes())
         differ = [k for k in self.run if self.run[k] != self.about["run"].get(k)]
@@ -80,9 +84,9 @@ class Checkpoints(pl.Callback):
             )
             raise ValueError(msg)
 
-    # going on -----------------------------------------------------------------------------------
+    # resuming -----------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, plan: Any) -> None:
         if self.about is None:
             return
         about, groups = self.about, reading.grouped(self.state)
@@ -97,15 +101,16 @@ class Checkpoints(pl.Callback):
         for callback, was in zip(_stopping(trainer), about["stopping"], strict=True):
             callback.wait_count, callback.stopped_epoch = was["wait_count"], was["stopped_epoch"]
             callback.best_score = torch.tensor(was["best_score"])
-        if trainer.is_global_zero and hasattr(getattr(trainer.logger, "experiment", None), "data"):
-            trainer.logger.experiment.data.update(about["history"])
+        experiment = getattr(trainer.logger, "experiment", None) if trainer.is_global_zero else None
+        if experiment is not None and hasattr(experiment, "data"):
+            experiment.data.update(about["history"])
         _stand_at(trainer, about["epoch"], about["step"])
-        logger.info("Going on with epoch %d of %s.", about["epoch"], self.folder)
+        logger.info("Resuming at epoch %d from %s.", about["epoch"], self.folder)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, plan: Any) -> None:  # type: ignore[override]
+    def on_train_epoch_start(self, trainer: pl.Trainer, plan: Any) -> None:
         if self.about is not None:
             random = reading.grouped(self.state)["random"]
-            torch.set_rng_state(random["torch"])  # several devices have seeds of each epoch instead
+            torch.set_rng_state(random["torch"])  # several devices draw a new seed in each epoch instead
             if "cuda" in random and torch.cuda.is_available():
                 torch.cuda.set_rng_state(random["cuda"])
             self.about, self.state = None, {}
@@ -133,21 +138,23 @@ class Checkpoints(pl.Callback):
             "stopping": [{k: float(getattr(c, k)) for k in STOPPING} for c in _stopping(trainer)],
             "history": getattr(trainer.logger, "history", {}),
         }
-        contents: dict[str, tuple[str, writing.Content]] = {"state": (".safetensors", state)}
-        with writing.explained(self.folder):
-            writing.put_named(
-                self.folder, ABOUT, contents, lambda files: plain.dumps({**about, **files}), STATE
+        contents: dict[str, tuple[str, atomic_write.Content]] = {"state": (".safetensors", state)}
+        with atomic_write.explained(self.folder):
+            atomic_write.put_named(
+                self.folder, ABOUT, contents, lambda files: plain_json.dumps({**about, **files}), STATE
             )
 
 
 def _stopping(trainer: pl.Trainer) -> list[EarlyStopping]:
+    """Return the callbacks that may stop training early."""
     return [c for c in trainer.early_stopping_callbacks if isinstance(c, EarlyStopping)]
 
 
 def _stand_at(trainer: pl.Trainer, epoch: int, step: int) -> None:
-    """Lightning counts in several places how far training has come."""
+    """Set the epoch and the step in each of the places where Lightning counts them."""
     loop = trainer.fit_loop
-    for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
+    for part in (loop.epoch_progress.current, loop.epoch_progress.total):
+        progress = cast("_ProcessedTracker", part)  # which Lightning makes, and declares as its base class
         progress.ready = progress.started = progress.processed = progress.completed = epoch
     steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
     steps.ready = steps.completed = step
@@ -156,16 +163,17 @@ def _stand_at(trainer: pl.Trainer, epoch: int, step: int) -> None:
 
 @contextlib.contextmanager
 def best_of_callbacks(callbacks: Iterable[Any], load: Callable[[Path], None]) -> Iterator[None]:
-    """scvi-tools' ``SaveCheckpoint`` would look for its own files in the end: ours are loaded for it.
+    """Load the best model of scvi-tools' ``SaveCheckpoint`` callbacks once training has ended.
 
-    What it does after a loss that is not finite (``check_nan_gradients``), the plan does in any case.
+    The callback itself would look for files in scvi-tools' own format. Its check for a loss that is not
+    finite (``check_nan_gradients``) is switched off too, because the plan has its own.
 
     Parameters
     ----------
     callbacks
-        Callbacks of the training.
+        Callbacks of the training run.
     load
-        Takes over the weights of a saved model.
+        Function that loads the weights of a saved model, given its folder.
     """
     saving = [c for c in callbacks if isinstance(c, SaveCheckpoint)]
     asked = [(c, c.load_best_on_end, c.check_nan_gradients) for c in saving]
@@ -182,9 +190,10 @@ def best_of_callbacks(callbacks: Iterable[Any], load: Callable[[Path], None]) ->
 
 
 class Interrupts(pl.Callback):
-    """Ctrl-C ends training after the step at hand, with the best weights so far; a second one aborts it.
+    """Callback that ends training on Ctrl-C with the best weights so far; a second Ctrl-C aborts it.
 
-    Several devices end after the epoch at hand, all of them, whichever heard of it.
+    A single device stops after the current step. Several devices all stop after the current epoch, whichever
+    of them received the signal.
     """
 
     def __init__(self) -> None:
@@ -193,7 +202,7 @@ class Interrupts(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return  # nobody else may listen
+            return  # only the main thread may handle signals
 
         def stop(*_: Any) -> None:
             if self.asked:
@@ -209,7 +218,7 @@ class Interrupts(pl.Callback):
             trainer.should_stop = True
 
     def give_back(self) -> None:
-        """Let others listen again."""
+        """Restore the signal handler that was there before."""
         if self.before is not None:
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGINT, self.before)

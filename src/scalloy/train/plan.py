@@ -1,10 +1,11 @@
-"""The training plan: weighs the terms of a module, warms up, sums, and logs each by its name.
+"""Training plan that weighs and sums the terms of a module's objective and logs each by its name.
 
     loss = recon + warm-up * sum_k weight_k * KL_k + sum_g KL_global_g / n_obs + sum_p weight_p * penalty_p
 
-The warm-up runs over a fraction of the steps that will really be taken. Validation always uses the full
-weights, the best weights (by ``validation_loss``) are kept in memory and restored at the end, and a loss
-that is not finite stops training, names its term and restores the last good weights.
+The warm-up runs over a fraction of the steps that will really be taken; validation always uses the full
+weights of the terms. The network weights with the lowest ``validation_loss`` are kept in memory and restored
+at the end. If the loss is not finite, training stops with an error that names the term, and the last good
+network weights are restored.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from lightning.pytorch.callbacks import EarlyStopping
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
-from scalloy.blocks.sparse import dense
-from scalloy.train import together
-from scalloy.train.recorded import Recorder, can_record
+from scalloy.kernels.csr import dense
+from scalloy.train import distributed
+from scalloy.train.cuda_graphs import Recorder, can_record
 from scalloy.train.schedules import SCHEDULES, ramp
 from scalloy.vae.base import Batch, Terms, VAEModule
 
 State = dict[str, Tensor]
-AT_MOST = 32  # tensors in which the terms of an epoch's steps are kept
+AT_MOST = 32  # tensors that hold the terms of an epoch's steps before they are concatenated
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A term of the loss became NaN or infinite.
+    """Error raised when a term of the loss becomes NaN or infinite.
 
     Attributes
     ----------
     rows, genes
-        Where it did, as rows and columns of the data; empty where that is not known.
+        Rows and columns of the data where it happened; empty if that is not known.
     """
 
     rows: Sequence[int] = ()
@@ -43,30 +44,31 @@ class NonFiniteLoss(FloatingPointError):
 
 
 class TermsPlan(pl.LightningModule):
-    """Trains any :class:`~scalloy.vae.base.VAEModule`.
+    """Lightning module that trains any :class:`~scalloy.vae.base.VAEModule`.
 
     Parameters
     ----------
     module
-        Whose ``objective`` is minimised.
+        Module whose ``objective`` is minimised.
     lr
-        Learning rate at its highest.
+        Highest learning rate of the schedule.
     lr_schedule
         ``"cosine"`` over the whole training, or ``"constant"``.
     weight_decay
-        Decoupled weight decay of AdamW, on matrices only: biases and dispersions are data, not capacity.
+        Decoupled weight decay of AdamW. It acts on weight matrices only, not on biases or dispersions, and
+        not at all on a query.
     eps
-        Of Adam.
+        Term that AdamW adds to its denominator for numerical stability.
     kl_warmup
-        Fraction of the training steps over which the weight of the KLs rises from 0 to its value.
+        Fraction of the training steps over which the weight of the KL terms rises from 0 to its full value.
     n_epochs_kl_warmup
-        The same in epochs, as in scvi-tools; takes precedence.
+        Length of the warm-up in epochs, as in scvi-tools; takes precedence over ``kl_warmup``.
     weights
-        Weight of a term by its name: a latent (``{"z": 4.0}``), a penalty, or ``"kl"`` for all KLs.
+        Weights of terms by name: a latent (``{"z": 4.0}``), a penalty, or ``"kl"`` for all other KL terms.
     restore_best
-        Whether the weights with the lowest ``validation_loss`` are those of the trained model.
+        Whether the trained model gets the weights with the lowest ``validation_loss`` rather than the last.
     graphs
-        Whether the steps on a GPU are CUDA graphs, where they can be (:mod:`scalloy.train.recorded`).
+        Whether to run the steps on a GPU as CUDA graphs where possible (:mod:`scalloy.train.cuda_graphs`).
     """
 
     def __init__(
@@ -95,27 +97,27 @@ class TermsPlan(pl.LightningModule):
         self.kl_warmup, self.n_epochs_kl_warmup = kl_warmup, n_epochs_kl_warmup
         self.term_weights = dict(weights or {})
         self.restore_best, self.graphs = restore_best, graphs
-        self.n_obs_training: int = 1  # these two are set by scvi-tools' runner
+        self.n_obs_training: int = 1  # this and the next are set by scvi-tools' runner
         self.n_obs_validation: int = 0
         self._rows: list[Tensor] = []
         self._sizes: list[int] = []
         self._names: list[str] = []
         self._best: tuple[float, State] | None = None
         self._good: State = {}
-        self._seed = 0  # of several devices
+        self._seed = 0  # shared by all devices, if there are several
         self._parts: np.ndarray | None = None
         self._recorder: Recorder | None = None
-        self._by_graph = False  # the step that is being taken
+        self._by_graph = False  # is the current step a replayed graph?
 
     @property
     def several(self) -> bool:
-        """Whether several devices train."""
+        """True if several devices train the model together."""
         return self._trainer is not None and self._trainer.world_size > 1
 
     # the objective ------------------------------------------------------------------------------
 
     def weight(self, name: str) -> float:
-        """Weight of a term by its name in the history, before warm-up."""
+        """Return the weight of a term, given its name in the history, without the warm-up."""
         if name.startswith("kl_global_"):
             return 1.0 / self.n_obs_training
         if name.startswith("kl_"):
@@ -123,7 +125,7 @@ class TermsPlan(pl.LightningModule):
         return self.term_weights.get(name.removeprefix("penalty_"), 1.0)
 
     def _check_weights(self, means: Mapping[str, Tensor]) -> None:
-        """Every weight that was given has a term."""
+        """Raise an error if a weight was given for a term that does not exist."""
         named = [k for k in means if not k.startswith(("reconstruction", "kl_global_"))]
         known = {k.removeprefix("penalty_").removeprefix("kl_") for k in named}
         if unknown := set(self.term_weights) - known - {"kl"}:
@@ -131,7 +133,7 @@ class TermsPlan(pl.LightningModule):
             raise ValueError(msg)
 
     def kl_weight(self) -> float:
-        """Where the warm-up stands."""
+        """Return the current warm-up factor of the KL terms."""
         epochs = self.trainer.max_epochs or 1
         fraction = self.kl_warmup
         if self.n_epochs_kl_warmup is not None:
@@ -139,7 +141,7 @@ class TermsPlan(pl.LightningModule):
         return ramp(self.progress(), fraction)
 
     def progress(self) -> float:
-        """Share of the steps already taken."""
+        """Return the fraction of the training steps that have been taken."""
         epochs = self.trainer.max_epochs or 1
         if epochs < 0:
             return 1.0
@@ -147,7 +149,7 @@ class TermsPlan(pl.LightningModule):
         return self.global_step / max(1, epochs * (-(-batches // each) if each > 1 else batches))
 
     def weigh(self, means: Mapping[str, Tensor], kl_weight: float | Tensor = 1.0) -> Tensor:
-        """Weighted sum of the means of the terms."""
+        """Return the weighted sum of the means of the terms."""
         loss = torch.zeros((), device=self.device)
         for name, value in means.items():
             weight = self.weight(name)
@@ -180,7 +182,7 @@ class TermsPlan(pl.LightningModule):
         return loss
 
     def _replayed(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """The step as a graph, which leaves the gradients behind."""
+        """Take the step as a graph, which leaves the gradients on the parameters."""
         assert self._recorder is not None
         self._warm.fill_(self.kl_weight())
         row = self._recorder(batch)
@@ -189,7 +191,7 @@ class TermsPlan(pl.LightningModule):
         return row
 
     def _recorded_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What is recorded: nothing in it may wait for the device."""
+        """Compute the loss and the terms for recording; nothing in here may wait for the device."""
         means = self.module.objective(Batch.of(batch)).means()
         self._check_weights(means)
         loss = self.weigh(means, self._warm)
@@ -209,15 +211,15 @@ class TermsPlan(pl.LightningModule):
         self._keep(self._row(means, self.weigh(means)), len(terms.recon))
 
     def _row(self, means: Mapping[str, Tensor], loss: Tensor) -> Tensor:
-        """Loss and terms of a step."""
+        """Stack the loss and the terms of a step into one tensor."""
         self._names = list(means)
         return torch.stack([v.detach() for v in (loss, *means.values())])
 
     def _keep(self, row: Tensor, n: int) -> None:
         """Keep the terms of this step on the device until the epoch ends.
 
-        In few tensors: many small ones would lie between the buffers of the steps, which then cannot be used
-        again, and memory would grow by nearly a megabyte per step.
+        They are gathered in few tensors, because many small ones would lie between the buffers of the steps.
+        These could then not be reused, and memory would grow by nearly a megabyte per step.
         """
         self._rows.append(row[None])
         self._sizes.append(n)
@@ -225,7 +227,7 @@ class TermsPlan(pl.LightningModule):
             self._rows = [torch.cat(self._rows)]
 
     def _flush(self, mode: str) -> dict[str, float]:
-        """Log the means of the epoch that has ended, over all devices, and begin a new one."""
+        """Log and return the means over the epoch that has ended, on all devices, and begin a new one."""
         rows = torch.cat(self._rows)
         sizes = torch.tensor(self._sizes, dtype=rows.dtype, device=rows.device)
         sums = torch.cat([sizes @ rows, sizes.sum(0, keepdim=True)])
@@ -247,14 +249,14 @@ class TermsPlan(pl.LightningModule):
         epochs = self.trainer.max_epochs or 1
         end = min(1.0, self.progress() + 1 / epochs) if epochs > 0 else 1.0
         if self.several:
-            self._parts = together.begin_epoch(self.trainer, self._seed)
-        if together.once(self.trainer, self.module, lambda m: m.begin_epoch(end, self._training_cells)):
+            self._parts = distributed.begin_epoch(self.trainer, self._seed)
+        if distributed.once(self.trainer, self.module, lambda m: m.begin_epoch(end, self._training_cells)):
             self._forget_best()
             if self._recorder is not None:
                 self._recorder.forget()
 
     def _forget_best(self) -> None:
-        """Losses of another objective do not compare, neither for the best weights nor to stop early."""
+        """Reset the best weights and early stopping, because losses of two objectives do not compare."""
         self._best = None
         for callback in self.trainer.early_stopping_callbacks:
             if isinstance(callback, EarlyStopping):
@@ -262,7 +264,7 @@ class TermsPlan(pl.LightningModule):
                 callback.wait_count = 0
 
     def _training_cells(self) -> Iterator[Batch]:
-        for tensors in together.whole(self.trainer.train_dataloader):
+        for tensors in distributed.whole(self.trainer.train_dataloader):
             yield Batch.of(self.trainer.strategy.batch_to_device(tensors))
 
     def on_train_epoch_end(self) -> None:
@@ -303,15 +305,15 @@ class TermsPlan(pl.LightningModule):
             self.module.load_state_dict(self._best[1])
         self._best, self._good = None, {}
         self.module.eval()
-        together.once(self.trainer, self.module, lambda m: m.finish(self._training_cells))
+        distributed.once(self.trainer, self.module, lambda m: m.finish(self._training_cells))
 
     @property
     def best(self) -> tuple[float | None, State]:
-        """The lowest validation loss so far, and the weights that have it."""
+        """Lowest validation loss so far, and the weights that reached it."""
         return self._best or (None, {})
 
     def restore(self, loss: float | None, best: State | None) -> None:
-        """Go on with the module as it is and these best weights."""
+        """Take over the best weights of a checkpoint, and the module's weights as the last good ones."""
         self._best = None if loss is None or best is None else (loss, best)
         self._good = self._snapshot()
 
@@ -324,7 +326,7 @@ class TermsPlan(pl.LightningModule):
         batch: Mapping[str, Tensor] | None = None,
         terms: Terms | None = None,
     ) -> None:
-        """Put back the last good weights and say which term broke, and in which cells and genes."""
+        """Restore the last good weights and raise an error with the terms, cells and genes that failed."""
         rows, genes = ([], []) if batch is None or terms is None else self._where(batch, terms)
         broken = [k for k, v in means.items() if k != "loss" and not abs(v) < float("inf")]
         self.module.load_state_dict(self._good)
@@ -340,7 +342,10 @@ class TermsPlan(pl.LightningModule):
 
     @torch.no_grad()
     def _where(self, batch: Mapping[str, Tensor], terms: Terms) -> tuple[list[int], list[int]]:
-        """Rows and genes where the terms are not finite; of those where all are, the largest count."""
+        """Find the rows and genes where terms are not finite.
+
+        If no cell stands out, it is the one with the largest count; likewise for the genes.
+        """
         each = [t for t in (terms.recon, *terms.kl.values(), *terms.penalty.values()) if t.dim() == 1]
         bad = ~torch.stack(each).isfinite().all(0)
         x = dense(batch[REGISTRY_KEYS.X_KEY])
@@ -373,7 +378,7 @@ class TermsPlan(pl.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        """A step, after which the gradients do not occupy the cache during the next forward pass."""
+        """Take a step and drop the gradients, which would fill the cache during the next forward pass."""
         optimizer.step(closure=optimizer_closure)
         if not self._by_graph:
             optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Functions of how far training has come, as a fraction of the real number of steps."""
+"""Schedules as functions of training progress, the fraction of all steps that have been taken."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 
 
 def ramp(progress: float, fraction: float, start: float = 0.0) -> float:
-    """From ``start`` to 1 over the first ``fraction`` of training, then 1."""
+    """Rise linearly from ``start`` to 1 over the first ``fraction`` of training, then stay at 1."""
     if fraction <= 0 or progress >= fraction:
         return 1.0
     return start + (1.0 - start) * progress / fraction
 
 
 def cosine(progress: float, warmup: float = 0.02, floor: float = 0.02) -> float:
-    """Rise over ``warmup``, then fall along half a cosine to ``floor`` (Loshchilov & Hutter 2017)."""
+    """Rise linearly over ``warmup``, then fall by half a cosine to ``floor`` (Loshchilov & Hutter 2017)."""
     if progress < warmup:
         return (progress + 1e-2 * warmup) / (warmup * 1.01)
     remaining = (min(progress, 1.0) - warmup) / (1.0 - warmup)

@@ -1,1 +1,1 @@
-"""The mathematics: one file per model. Start with :mod:`scalloy.vae.base`."""
+"""Mathematics of the models, one file for each; start with :mod:`scalloy.vae.base`."""

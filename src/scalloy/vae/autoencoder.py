@@ -1,4 +1,4 @@
-"""AE: a code without uncertainty, and no prior.
+"""AE: an autoencoder, whose code has neither uncertainty nor a prior.
 
     model                        inference
     x | z ~ likelihood(ell, b)   z = enc(x)
@@ -19,7 +19,10 @@ from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEMod
 
 
 class AE(VAEModule):
-    """See the head of this file; the parameters are those of :class:`scalloy.vae.vae.VAE`."""
+    """Autoencoder as written at the top of this file; its parameters are among those of the VAE.
+
+    They are described in :class:`scalloy.vae.vae.VAE`.
+    """
 
     def __init__(
         self,

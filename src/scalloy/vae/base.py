@@ -1,22 +1,22 @@
-"""The contract of every model: read this first.
+"""Contract that every model fulfils; read this first.
 
-A model is a :class:`VAEModule` with four methods, in the order in which a cell goes through them:
+A model is a :class:`VAEModule` with four methods, in the order in which a cell passes through them:
 
     encode(batch)                  q: the posterior of each latent, by its letter
-    draw(q)                        latents sampled from it
+    draw(q)                        latents: a sample of each posterior
     decode(batch, latents)         p: the prior of each latent, and ``p["x"]``
-    terms(batch, q, latents, p)    Terms: what the objective is made of, cell by cell
+    terms(batch, q, latents, p)    Terms: the parts of the objective, cell by cell
 
-scvi-tools' ``inference`` / ``generative`` / ``loss`` / ``sample`` are written here, once, on top of
-them. Weighting, warm-up and summing of the terms happen in :mod:`scalloy.train.plan`.
+The methods ``inference``, ``generative``, ``loss`` and ``sample`` that scvi-tools expects are built on these
+four, here and only here. The terms are weighted, warmed up and summed in :mod:`scalloy.train.plan`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -26,7 +26,8 @@ from torch.distributions import Distribution, Independent
 
 from scalloy._keys import CONDITION_KEY, SECOND_KEY
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.sparse import cell_totals, map_values
+from scalloy.blocks.mixture_prior import MixturePrior
+from scalloy.kernels.csr import cell_totals, map_values
 
 Distributions = dict[str, Distribution]
 Latents = dict[str, Tensor]
@@ -34,7 +35,7 @@ Latents = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the data, as the networks need them."""
+    """Sizes of the data that the networks need to know."""
 
     n_vars: int
     n_batch: int = 1
@@ -46,15 +47,15 @@ class Sizes:
 
     @property
     def removed(self) -> tuple[int, ...]:
-        """Categories of the batch and of each further categorical covariate."""
+        """Number of categories of the batch and of each further categorical covariate."""
         return (self.n_batch, *self.n_cats)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some cells: counts ``x`` (dense or sparse CSR), and codes of what is known about each.
+    """Counts ``x`` of some cells (dense or sparse CSR), and the codes of what is known about each cell.
 
-    ``x2`` is what was measured besides, dense, with NaN where it was not.
+    ``x2`` holds a second modality, dense, with NaN where it was not measured.
     """
 
     x: Tensor
@@ -68,7 +69,7 @@ class Batch:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Batch:
-        """Read what scvi-tools' loaders (or ours) yield."""
+        """Make a batch from the tensors that the loaders of scvi-tools (or ours) yield."""
         x, given = tensors[REGISTRY_KEYS.X_KEY], tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
         ell = cell_totals(x).unsqueeze(-1) if given is None else given
         b = tensors.get(REGISTRY_KEYS.BATCH_KEY)
@@ -85,14 +86,23 @@ class Batch:
 
     @cached_property
     def measured(self) -> Tensor:
-        """Whether ``x`` (not if all zeros) and ``x2`` of each cell were measured, ``(n, 2)`` of 0 and 1."""
+        """Mask of the modalities that were measured in each cell, ``(n, 2)`` of 0 and 1.
+
+        ``x`` counts as measured unless it is all zeros, ``x2`` unless it is all NaN.
+        """
         assert self.x2 is not None
         anything = cell_totals(map_values(self.x, torch.abs)) > 0
         return torch.stack([anything, ~self.x2.isnan().all(-1)], -1).to(self.x2)
 
     @property
+    def label(self) -> Tensor:
+        """Code of each cell's label, which must be registered."""
+        assert self.y is not None
+        return self.y
+
+    @property
     def condition(self) -> Tensor:
-        """Codes of the condition; one for all where none is registered."""
+        """Code of each cell's condition; zero for all cells if no condition is registered."""
         return torch.zeros_like(self.b) if self.c is None else self.c
 
     @property
@@ -102,16 +112,17 @@ class Batch:
 
 
 def codes(column: Tensor | None) -> Any:
-    """``(n, 1)`` of any type to ``(n,)`` integers."""
+    """Convert an ``(n, 1)`` column of any type to ``(n,)`` integers."""
     return None if column is None else column.reshape(-1).long()
 
 
 @dataclass
 class Terms:
-    """What an objective is made of. ``-ELBO = recon + sum(kl) + sum(kl_global) / n_obs``.
+    """Terms of an objective, where ``-ELBO = recon + sum(kl) + sum(kl_global) / n_obs``.
 
-    ``recon`` and each of ``kl`` hold one value per cell; ``kl_global`` holds scalars of the whole data
-    set (such as a Dirichlet over mixture weights); ``penalty`` is outside of the ELBO, per cell or scalar.
+    ``recon`` and each entry of ``kl`` hold one value per cell. ``kl_global`` holds scalars of the whole data
+    set, such as the KL of a Dirichlet over mixture weights. ``penalty`` holds terms that are not part of the
+    ELBO, each one value per cell or a scalar.
     """
 
     recon: Tensor
@@ -120,54 +131,99 @@ class Terms:
     penalty: dict[str, Tensor] = field(default_factory=dict)
 
     def means(self) -> dict[str, Tensor]:
-        """Mean over cells of each term by its name in the training history."""
+        """Return the mean of each term over cells, by its name in the training history."""
         out = {"reconstruction_loss": self.recon.mean()}
         out |= {f"kl_{k}": v.mean() for k, v in self.kl.items()}
         out |= {f"kl_global_{k}": v for k, v in self.kl_global.items()}
         return out | {f"penalty_{k}": v.mean() for k, v in self.penalty.items()}
 
 
-class VAEModule(BaseModuleClass):
-    """Base of the mathematics of every model. ``likelihood`` is the only part that all must have."""
+class HasClusters(Protocol):
+    """A module with a mixture, whose components make clusters."""
+
+    prior: MixturePrior
+
+    def assignment(self, batch: Batch, *, q: Distributions | None = None) -> Tensor:
+        """Return the probability of each component, from the posterior ``q`` of the latents if given."""
+
+
+class HasLabels(HasClusters, Protocol):
+    """A module that learns from labels."""
+
+    def label_probabilities(
+        self, batch: Batch, n_samples: int, *, q: Distributions | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the probability of each label among the labels, and that of having any of them."""
+
+
+class HasConditions(Protocol):
+    """A module whose cells can be decoded under another condition."""
 
     likelihood: Likelihood
-    recordable = True  # whether a step never waits for the device, and is alike for all batches of a shape
-    free: dict[str, Tensor] | None = None  # of a query: which entries of which parameters are trained
+
+    def parameters(self) -> Iterator[Tensor]: ...
+    def encode(self, batch: Batch) -> Distributions: ...
+    def decode(self, batch: Batch, latents: Latents) -> Distributions: ...
+
+
+class VAEModule(BaseModuleClass):
+    """Base class of the mathematics of every model; only ``likelihood`` must be there in all."""
+
+    likelihood: Likelihood
+    recordable = True  # a step never waits for the device and is the same for all batches of a shape
+    free: dict[str, Tensor] | None = None  # in a query: masks of the entries that are trained
 
     def encode(self, batch: Batch) -> Distributions:
+        """Return the posterior of each latent, by its letter."""
         raise NotImplementedError
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
+        """Return the prior of each latent, by its letter, and the distribution of ``x``."""
         raise NotImplementedError
 
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
+        """Return the terms of the objective, cell by cell."""
         raise NotImplementedError
 
     def draw(self, q: Distributions, sample_shape: tuple[int, ...] = ()) -> Latents:
-        """One reparametrised sample of each latent."""
+        """Draw reparametrised samples of each latent, one unless ``sample_shape`` asks for more."""
         return {k: v.rsample(sample_shape) for k, v in q.items()}
 
+    def nodes(self, q: Distributions, n: int) -> list[Latents]:
+        """Return ``n`` samples of each Gaussian latent whose noise is the same for every cell and call.
+
+        So what is averaged over them is a function of the cell alone, whatever cells are beside it.
+        """
+        generator = torch.Generator().manual_seed(0)
+        return [
+            {
+                k: v.mean + v.stddev * torch.randn(v.mean.shape[-1], generator=generator).to(v.mean)
+                for k, v in q.items()
+            }
+            for _ in range(n)
+        ]
+
     def objective(self, batch: Batch) -> Terms:
-        """The terms of some cells: what the plan trains on."""
+        """Return the terms of a batch, on which the training plan trains."""
         q = self.encode(batch)
         latents = self.draw(q)
         return self.terms(batch, q, latents, self.decode(batch, latents))
 
     def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
-        """Called before each epoch of training, which will bring it to its share ``end``.
+        """Prepare for the next epoch, at the end of which the share ``end`` of training will be done.
 
-        ``cells()`` goes once through the cells that are trained on. Returns whether the objective is another
-        one from now on, so that earlier losses do not compare with later ones.
+        ``cells()`` goes once through the cells that are trained on. Returns whether the objective changes
+        now, so that earlier losses cannot be compared with later ones.
         """
         return False
 
     def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
-        """Called once training has ended and the best weights are back."""
+        """Complete the model once training has ended and the best weights are restored."""
 
     def settle(self) -> None:
-        """Called on a model for a query: what was found out of the reference stays as it is."""
+        """Fix what was learned about the reference, when the model is extended to a query."""
 
-    # scvi-tools' contract ---------------------------------------------------------------------
+    # interface of scvi-tools -------------------------------------------------------------------
 
     def _get_inference_input(self, tensors: Mapping[str, Tensor], **_: Any) -> dict[str, Any]:
         return {"batch": Batch.of(tensors)}
@@ -217,7 +273,7 @@ class VAEModule(BaseModuleClass):
     def sample(
         self, tensors: Mapping[str, Tensor], n_samples: int = 1, transform_batch: int | None = None
     ) -> Tensor:
-        """Posterior predictive counts, ``(n, G)`` or with several samples ``(n, G, S)``."""
+        """Draw posterior predictive counts, ``(n, G)`` or, for several samples, ``(n, G, S)``."""
         batch = Batch.of(tensors)
         draws = []
         with torch.no_grad():
@@ -228,7 +284,7 @@ class VAEModule(BaseModuleClass):
         return draws[0] if n_samples == 1 else torch.stack(draws, -1)
 
     def log_weight(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Tensor:
-        """``log p(x, latents) - log q(latents | x)`` per cell, the importance weight of a sample."""
+        """Return the log importance weight of each cell, ``log p(x, latents) - log q(latents | x)``."""
         weight = self.likelihood.log_prob(p["x"], batch.x)
         for k, q_k in q.items():
             weight = weight + p[k].log_prob(latents[k]) - q_k.log_prob(latents[k])
@@ -236,7 +292,7 @@ class VAEModule(BaseModuleClass):
 
     @auto_move_data
     def marginal_ll(self, tensors: Mapping[str, Tensor], n_mc_samples: int = 100) -> Tensor:
-        """Importance-weighted estimate of ``log p(x)`` per cell (Burda et al. 2016, eq. 8)."""
+        """Estimate ``log p(x)`` per cell by importance sampling (Burda et al. 2016, eq. 8)."""
         batch = Batch.of(tensors)
         with torch.no_grad():
             q = self.encode(batch)

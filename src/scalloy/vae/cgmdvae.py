@@ -13,20 +13,20 @@
           + E[KL(q(w | x, c) || p(w | c))]                                        w
           + KL(q(pi) || Dir(alpha)) / N                                           pi
           + ridge |own shifts of components under conditions|^2 / N               own
-    penalty: - log sum_{k in S_y} r_k   of cells whose label is known             label
+    penalty: - log sum_{k in S_y} r_k   for cells whose label is known            label
              - log p(w | c) / sum_c' p(w | c')   at w = E q(w | x)                condition
 
-``r`` is the posterior of the component given the sampled ``z``: then z and y add up to
-``log q(z) - log sum_k pi_k p(z | k)``, the component integrated out. A known label leaves to ``r`` the
-components bound to it, S_y; an unknown one leaves all. That is the only difference between unsupervised,
-semi-supervised and supervised training. A network for ``r`` (``assignment="amortised"``) takes the KL of
-each component in closed form instead, which is a looser bound. The penalty ``condition`` is there where
-p(w | c) is learned; q(w | x) then does not see c (:mod:`scalloy.blocks.styles` says why).
+``r`` is the posterior of the component given the sampled ``z``. The terms z and y then add up to
+``log q(z) - log sum_k pi_k p(z | k)``: the component is integrated out. If the label of a cell is known, only
+the components bound to it, S_y, are possible; otherwise all are. Unsupervised, semi-supervised and supervised
+training differ in nothing else. With ``assignment="amortised"`` a network gives ``r``, and the KL of each
+component is taken in closed form, which is a looser bound. With ``w_prior="condition"``, q(w | x) does not
+see c and there is the penalty ``condition``; :mod:`scalloy.blocks.style_prior` explains why.
 
-Differs from Kolb (MSc thesis 2023), who draws a Dirichlet per cell: integrated out it is a uniform weight
-whatever its alpha (``Local`` in :mod:`scalloy.blocks.mixtures` is that, exactly). Here one is shared by all
-cells, as in Dilokthanakul et al., "Deep unsupervised clustering with Gaussian mixture VAEs", arXiv
-1611.02648, with the weights integrated by variational Bayes (Bishop, PRML, ch. 10.2).
+Differs from Kolb (MSc thesis 2023), where each cell has a Dirichlet of its own: integrated out, it gives
+uniform weights whatever its alpha (``Local`` in :mod:`scalloy.blocks.mixtures`). Here all cells share one, as
+in Dilokthanakul et al., "Deep unsupervised clustering with Gaussian mixture VAEs", arXiv 1611.02648, and the
+weights are integrated by variational Bayes (Bishop, PRML, ch. 10.2).
 """
 
 from __future__ import annotations
@@ -38,36 +38,34 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from scalloy.blocks.label_classifiers import Readers
 from scalloy.blocks.likelihoods import Likelihood
+from scalloy.blocks.mixture_prior import NEVER, MixturePrior
 from scalloy.blocks.mixtures import GaussianMixture
 from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Head, Stack
-from scalloy.blocks.priors import NEVER, MixturePrior
-from scalloy.blocks.readers import Readers
-from scalloy.blocks.styles import StylePrior
+from scalloy.blocks.style_prior import StylePrior
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
-from scalloy.vae.placing import merge_components, nothing_removed, place_once
+from scalloy.vae.component_init import merge_components, nothing_removed, place_once
 
 
 class CGMDVAE(VAEModule):
-    """See the head of this file.
+    """Conditional Gaussian-mixture Dirichlet VAE, as written at the top of this file.
 
     Parameters
     ----------
-    sizes
-        Of the data.
-    likelihood
-        Of the counts, from a hidden vector of ``n_hidden``.
+    sizes, likelihood
+        Sizes of the data; likelihood of the counts, given a hidden vector of size ``n_hidden``.
     prior
-        Of ``z``: components, weights, and labels to which components are bound.
+        Prior of ``z``: components, weights, and the labels to which components are bound.
     n_w
-        Size of the style latent; 0 is none.
+        Size of the style latent; 0 means none.
     w_prior
-        ``"standard"``: N(0, I); ``"condition"``: learned, ``w`` tells it; ``"free"``: learned, without
-        that penalty, q(w | x, c) sees c; ``"relative"``: the same in units of the prior, of old files.
+        ``"standard"``: N(0, I); ``"condition"``: learned, with the penalty ``condition``; ``"free"``: learned
+        without it, q(w | x, c) sees c; ``"relative"``: as that, q in units of the prior (old files).
     amortised
         Whether a network gives ``r``.
     ridge
-        Weight of the squared own shifts.
+        Weight of the squared shifts of single components under conditions.
     place_at
         Share of training after which the components are placed; before, the prior of ``z`` is ``N(0, I)``.
     domain
@@ -107,8 +105,7 @@ class CGMDVAE(VAEModule):
         seen = {"n_cats": sizes.removed} if self.w_prior == "condition" else {}
         self.enc_z, self.enc_w = encoder(n_latent), encoder(n_w, **seen) if n_w else None
         if amortised:
-            cats = (sizes.n_conditions,)
-            self.enc_y = Stack(n_latent, n_hidden=n_hidden, n_layers=1, norm=norm, n_cats=cats)
+            self.enc_y = Stack(n_latent, n_hidden, 1, norm=norm, n_cats=(sizes.n_conditions,))
             self.head_y = Head(n_hidden, len(prior.used))
         together = torch.zeros(sizes.n_conditions, 2 * n_w)  # m(c) = 0 and log s(c) = 0
         if self.w_prior == "standard":
@@ -135,18 +132,18 @@ class CGMDVAE(VAEModule):
 
     @property
     def style(self) -> StylePrior:
-        """Prior of ``w``."""
+        """Prior of ``w`` under each condition."""
         return StylePrior(self.prior_w)
 
     def log_assignment(self, p_z: GaussianMixture, z: Tensor, c: Tensor) -> Tensor:
-        """``log r``, not knowing the label."""
+        """Return ``log r`` without using the label."""
         if self.enc_y is None:
             return torch.log_softmax(p_z.log_pi + p_z.component_log_prob(z), -1)
         logits = self.head_y(self.enc_y(z, (c,)))
         return torch.log_softmax(logits.masked_fill(~self.prior.used, NEVER), -1)
 
     def known(self, log_r: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """``log r`` given the labels, and ``log sum_{k in S_y} r_k`` before; ``None`` without labels."""
+        """Return ``log r`` given the labels, and ``log sum_{k in S_y} r_k`` before (``None``: no labels)."""
         allowed = self.prior.allowed(y)
         if allowed is None:
             return log_r, None
@@ -154,7 +151,8 @@ class CGMDVAE(VAEModule):
         return (log_r - log_mass.unsqueeze(-1)).masked_fill(~allowed, NEVER), log_mass
 
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
-        z, c, p_z, penalty = latents["z"], batch.condition, p["z"], {}
+        z, c, p_z, penalty = latents["z"], batch.condition, p["z"], dict[str, Tensor]()
+        assert isinstance(p_z, GaussianMixture)
         log_r, log_mass = self.known(self.log_assignment(p_z, z, c), batch.y)
         if log_mass is not None:
             penalty["label"] = -log_mass * self.prior.placed
@@ -172,16 +170,15 @@ class CGMDVAE(VAEModule):
         return Terms(-self.likelihood.log_prob(p["x"], batch.x), kl, of_all_cells, penalty)
 
     def log_weight(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Tensor:
-        """Return that of every model, with the mixture whose weights are ``E pi``: a density."""
+        """Return the log importance weight, with weights ``E pi`` so that the mixture is a density."""
         p_z = self.prior.density(batch.condition, latents.get("w"))
         return super().log_weight(batch, q, latents, {**p, "z": p_z})
 
     @torch.no_grad()
-    def assignment(self, batch: Batch, n_samples: int = 0) -> Tensor:
-        """``r`` of cells at the means of their posteriors, or its mean over samples of them."""
-        q, c = self.encode(batch), batch.condition
-        draws = [{k: v.mean for k, v in q.items()}] if n_samples == 0 else []
-        draws += [self.draw(q) for _ in range(n_samples)]
+    def assignment(self, batch: Batch, n_samples: int = 0, *, q: Distributions | None = None) -> Tensor:
+        """Return ``r`` at the posterior means of the cells, or its mean over ``n_samples`` nodes."""
+        q, c = q or self.encode(batch), batch.condition
+        draws = self.nodes(q, n_samples) or [{k: v.mean for k, v in q.items()}]
         found = [self.log_assignment(self.prior(c, d.get("w")), d["z"], c).exp() for d in draws]
         return torch.stack(found).mean(0)
 
@@ -189,31 +186,35 @@ class CGMDVAE(VAEModule):
         self.prior.settle()
 
     def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
-        """Place the components, once, where the cells are."""
+        """Place the components where the cells are, once."""
         return place_once(self, end, cells)
 
     @torch.no_grad()
-    def label_probabilities(self, batch: Batch, n_samples: int) -> tuple[Tensor, Tensor]:
-        """Probability of each label among the labels, the mean of several votes; and of being of any."""
-        p, q, c = self.prior.of_labels(self.assignment(batch, n_samples)), self.encode(batch), batch.condition
+    def label_probabilities(
+        self, batch: Batch, n_samples: int, *, q: Distributions | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the probability of each label among the labels (a mean of votes), and that of any label."""
+        assert self.readers is not None
+        q, c = q or self.encode(batch), batch.condition
+        p = self.prior.of_labels(self.assignment(batch, n_samples, q=q))
         known = p.sum(-1, keepdim=True)
         p = self.readers.vote(p / known.clamp_min(1e-12), q["z"].mean, self.expression(batch))
         typical = self.prior.typical(self.prior(c, q["w"].mean if "w" in q else None), q["z"].mean)
         return p, known[:, 0] * typical
 
     def expression(self, batch: Batch) -> Tensor | None:
-        """What was observed; none if something is to be removed from it."""
+        """Return the observed expression; ``None`` if something is to be removed from it."""
         return self.likelihood.observed(batch.x) if self.plain else None
 
     @torch.no_grad()
     def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
-        """Merge components, where there are more of them than clusters; learn where labels are and end."""
+        """Merge components if there are more than clusters; learn where labels are and how far they reach."""
         if self.prior.merges:
             merge_components(self, cells)
         if self.readers is None or self.prior.settled:
             return
-        found = [(b.condition, b.y, {k: v.mean for k, v in self.encode(b).items()}) for b in cells()]
-        c, y = (torch.cat([row[i] for row in found]) for i in (0, 1))
+        found = [(b.condition, b.label, {k: v.mean for k, v in self.encode(b).items()}) for b in cells()]
+        c, y = torch.cat([c for c, _, _ in found]), torch.cat([y for _, y, _ in found])
         means = {k: torch.cat([row[2][k] for row in found]) for k in found[0][2]}
         self.prior.measure(self.prior(c, means.get("w")), means["z"], y)
-        self.readers.fit((self.encode(b)["z"].mean, self.expression(b), b.y) for b in cells())
+        self.readers.fit((self.encode(b)["z"].mean, self.expression(b), b.label) for b in cells())

@@ -1,9 +1,9 @@
-"""GMVAE: a VAE whose code is drawn from a mixture of Gaussians, one for each cluster of cells.
+"""GMVAE: a VAE whose code comes from a mixture of Gaussians, one for each cluster of cells.
 
     model                                inference
     y     ~ Cat(pi)                      q(y | x)    = Cat
     z | y ~ N(m_y, s_y)                  q(z | x, y) = N
-    ell   ~ LogN(m_b, s_b)               q(ell | x)  = LogN     (only where the library size is learned)
+    ell   ~ LogN(m_b, s_b)               q(ell | x)  = LogN     (only if the library size is learned)
     x | z ~ likelihood(ell, b)
 
     -ELBO = E[-log p(x | z, ell, b)]                                             recon
@@ -12,18 +12,18 @@
           + KL(q(ell | x) || LogN(m_b, s_b))                                     ell
 
 Groenbech et al., "scVAE: variational auto-encoders for single-cell gene expression data", Bioinformatics
-2020, who have two networks for q and decode each cell once for each component. Differs from them:
+2020, use two networks for q and decode each cell once for each component. This model differs in three ways:
 
-- One trunk reads the cell. From it come a Gaussian ``q_0`` and, by linear maps that begin at zero, what each
-  component changes in it. So q begins at the best one that a single Gaussian allows,
+- One encoder reads the cell. It gives a Gaussian ``q_0`` and, by linear maps that start at zero, what each
+  component changes in it. So q starts at the best choice that a single Gaussian allows,
   ``q(y = k | x) ~ pi_k exp(-KL(q_0 || p(z | k)))``, and learns how to depart from it.
-- ``y`` is summed out exactly where that is cheap, in both KLs. Of the sum over decoded codes,
-  ``sum_k q(k | x) R_k``, the largest terms are computed and one of the others is drawn in proportion to
-  q(k | x) and stands for all of them (Liu et al., "Rao-Blackwellized stochastic gradients for discrete
-  distributions", ICML 2019). Value and gradient are unbiased, and the cost does not grow with K.
-- Against collapse: :mod:`scalloy.vae.placing`.
+- ``y`` is summed out exactly where that is cheap: in both KLs. Of the sum over decoded codes,
+  ``sum_k q(k | x) R_k``, the terms with the largest weights are computed. One of the others is drawn in
+  proportion to q(k | x) and stands for all of them (Liu et al., "Rao-Blackwellized stochastic gradients for
+  discrete distributions", ICML 2019). Value and gradient are unbiased, and the cost does not grow with K.
+- To prevent collapse, components are placed where the cells are (:mod:`scalloy.vae.component_init`).
 
-With one component ``p(z)`` stays ``N(0, I)`` and q is ``q_0``: the VAE.
+With one component, ``p(z)`` stays ``N(0, I)`` and q is ``q_0``: this is the VAE.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from torch.distributions import Categorical, Distribution, kl_divergence
 
 from scalloy.blocks.distributions import bounded
 from scalloy.blocks.likelihoods import Likelihood
+from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.mixtures import GaussianMixture
 from scalloy.blocks.networks import Encoder, GaussianHead, Head, Stack
-from scalloy.blocks.priors import MixturePrior
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
-from scalloy.vae.placing import nothing_removed, place_once
+from scalloy.vae.component_init import nothing_removed, place_once
 from scalloy.vae.vae import LibraryPrior
 
 
 class ComponentsHead(nn.Module):
-    """``q_0`` from a hidden vector, and what each component changes: location, scale, and its choice."""
+    """Map a hidden vector to ``q_0`` and to the changes by each component: location, scale, probability."""
 
     def __init__(self, n_hidden: int, n_latent: int, n_clusters: int) -> None:
         super().__init__()
@@ -64,17 +64,23 @@ class ComponentsHead(nn.Module):
 
 
 class GMVAE(VAEModule):
-    """See the head of this file.
+    """VAE with a mixture of Gaussians as its prior, as written at the top of this file.
 
     Parameters
     ----------
-    sizes, likelihood, encode_covariates, library_prior
-        As of :class:`scalloy.vae.vae.VAE`.
+    sizes
+        Sizes of the data.
+    likelihood
+        Likelihood of the counts, given a hidden vector of size ``n_hidden``.
     prior
-        Of ``z``.
+        Prior of ``z``.
+    encode_covariates
+        Whether the encoder sees the batch and the covariates too.
+    library_prior
+        Prior of the library size, which is then a latent. ``None`` uses the observed library size.
     n_decoded
-        Codes of a cell that are decoded in a step of training: all but one for the most probable components,
-        the last for one of the others. As many as there are components: all.
+        Number of codes per cell that are decoded in a training step: all but one for the most probable
+        components, and one for a component drawn from the others. If there are no others, all are decoded.
     place_at
         Share of training after which the components are placed; before, the prior of ``z`` is ``N(0, I)``.
     """
@@ -108,7 +114,7 @@ class GMVAE(VAEModule):
         if library_prior is not None:
             self.enc_ell = Encoder(sizes.n_vars, GaussianHead(n_hidden, 1), n_layers=1, **encoder)
         self.dec_x = Stack(n_latent, n_layers=n_layers, **width, **known)
-        if self.n_clusters == 1:  # N(0, I) and q_0, whatever these are
+        if self.n_clusters == 1:  # p(z) is N(0, I) and q is q_0, whatever these are
             for unused in (prior, head.changes, head.choice):
                 unused.requires_grad_(False)
 
@@ -137,32 +143,41 @@ class GMVAE(VAEModule):
         return p
 
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
-        """From one code per cell, ``y`` drawn too: a gradient of ``recon`` does not reach q(y | x) here."""
+        """Return the terms of one code per cell, for which ``y`` is drawn too.
+
+        The gradient of ``recon`` does not reach q(y | x) here; training uses :meth:`objective`.
+        """
         return Terms(-self.likelihood.log_prob(p["x"], batch.x), self.divergences(batch, q, p))
 
     def divergences(self, batch: Batch, q: Distributions, p: Distributions) -> dict[str, Tensor]:
-        """The terms that are exact."""
-        log_q = q["z"].log_pi
-        kl = {"z": (log_q.exp() * p["z"].kl_from(q["z"])).sum(-1)}
+        """Return the KL terms, all of which are exact."""
+        q_z, p_z = q["z"], p["z"]
+        assert isinstance(q_z, GaussianMixture)
+        assert isinstance(p_z, GaussianMixture)
+        log_q = q_z.log_pi
+        kl = {"z": (log_q.exp() * p_z.kl_from(q_z)).sum(-1)}
         kl["y"] = self.prior.cost(log_q.exp(), log_q, batch.condition)
         if self.library_prior is not None:
             kl["ell"] = kl_divergence(q["ell"], p["ell"])
         return kl
 
     def objective(self, batch: Batch) -> Terms:
-        """From several codes per cell, which share their noise."""
+        """Return the terms from several codes per cell, which share their noise."""
         q = self.encode(batch)
-        k, weight = self.chosen(q["z"].log_pi)
-        loc, scale = q["z"].of_component(k)
+        q_z = q["z"]
+        assert isinstance(q_z, GaussianMixture)
+        k, weight = self.chosen(q_z.log_pi)
+        loc, scale = q_z.of_component(k)
         latents = {name: v.rsample() for name, v in q.items() if name != "z"}
         p = self.decode(batch, {**latents, "z": loc + scale * torch.randn_like(loc[0])})
         each = -self.likelihood.log_prob(p["x"], batch.x)
-        level = each[0].detach()  # weights add up to one: what is common to all moves no gradient of theirs
+        # The weights add up to one, so a level that all codes share must not act on their gradient.
+        level = each[0].detach()
         return Terms(level + (weight * (each - level)).sum(0), self.divergences(batch, q, p))
 
     def chosen(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """Components whose codes are decoded and their weights, each ``(decoded, n)``."""
-        if not self.prior.is_placed:  # all are the same
+        """Return the components whose codes are decoded, and their weights, each ``(decoded, n)``."""
+        if not self.prior.is_placed:  # all components are still the same
             return torch.zeros_like(log_q[None, :, 0], dtype=torch.long), torch.ones_like(log_q[None, :, 0])
         n_sure = self.n_decoded - (self.n_decoded < self.n_clusters)
         sure = log_q.topk(n_sure, -1).indices
@@ -179,10 +194,12 @@ class GMVAE(VAEModule):
         self.prior.settle()
 
     def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
-        """Place the components, once, where the cells are; a single one stays ``N(0, I)``."""
+        """Place the components where the cells are, once; a single one stays ``N(0, I)``."""
         return self.n_clusters > 1 and place_once(self, end, cells)
 
     @torch.no_grad()
-    def assignment(self, batch: Batch) -> Tensor:
-        """``q(y | x)``."""
-        return self.encode(batch)["z"].log_pi.exp()
+    def assignment(self, batch: Batch, *, q: Distributions | None = None) -> Tensor:
+        """Return ``q(y | x)``."""
+        q_z = (q or self.encode(batch))["z"]
+        assert isinstance(q_z, GaussianMixture)
+        return q_z.log_pi.exp()

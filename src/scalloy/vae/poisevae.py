@@ -1,28 +1,29 @@
 """POISEVAE: two modalities with private latents under one coupled prior.
 
     model                                            inference
-    z, z2       ~ N(0, I) N(0, I)                    in either order, as nu, nu2 and messages m come from the
-                  exp{T(z)^T G T(z2)} / Z(G)         encoders of what is seen, T(z) = (z, z^2):
+    z, z2       ~ N(0, I) N(0, I)                    in either order; nu, nu2 and the messages m, m2 come from
+                  exp{T(z)^T G T(z2)} / Z(G)         the encoders of what is seen, and T(z) = (z, z^2):
     x  | z      ~ likelihood(ell, b)                 q(z | x, x2)      ~ N(z; 0, I) exp{(nu + m2)^T T(z)}
     x2 | z2     ~ likelihood(b)                      q(z2 | z, x2)     ~ p(z2 | z) exp{nu2^T T(z2)}
 
     -ELBO = E[-log p(x | z, ell, b)] + E[-log p(x2 | z2, b)]         recon    (of what was measured)
-          + KL(q(z | x, x2) || N(0, I)) - E[log Z(z)]                z        or the same from z2 to z
+          + KL(q(z | x, x2) || N(0, I)) - E[log Z(z)]                z        or with z2 before z
           + E[KL(q(z2 | z, x2) || p(z2 | z))] + log Z(G)
 
-``log Z(z)`` is the potential of :mod:`scalloy.blocks.gibbs`, what the coupling adds to the density of ``z``
-when ``z2`` is summed out; ``log Z(G)`` is one number for all cells (:mod:`scalloy.blocks.coupling`). So the
-bound has one sample of the latents and nothing else that is not exact.
+``log Z(z)`` is the potential of :mod:`scalloy.blocks.gibbs`: what the coupling adds to the log density of
+``z`` when ``z2`` is summed out. ``log Z(G)`` is one number for all cells
+(:mod:`scalloy.blocks.coupled_prior`). The bound takes one sample of the latents. Apart from that, and from
+the estimate of ``log Z(G)`` for a coupling of second order, it is exact.
 
-In training one modality of some cells is hidden from the encoders, and not from the likelihood: the bound
-holds for whatever the posterior sees, and it teaches each modality to tell what the other one will be. The
-latent of the one that is not seen is the first to be drawn, by the message alone. The bound is loose there:
-whatever the other modality does not tell would be taken for noise of the measurement. So the standard
-deviation of a Gaussian likelihood is learned only from cells whose encoders see the modality.
+In training, one modality of some cells is hidden from the encoders but not from the likelihood. The bound
+holds whatever the posterior sees, and in this way each modality learns to predict the other. The latent of
+the modality that is not seen is drawn first, from the message alone. The bound is loose for such cells: what
+cannot be predicted from the other modality would be taken for measurement noise. So the standard deviation
+of a Gaussian likelihood is learned only from cells whose encoders see the modality.
 
-Kumar, Gong & Pearson, "Product of identifiable sufficient experts" (POISE-VAE). Differs from it: no chain per
-cell but a posterior in two steps, the second of them exact, so that there is an ELBO; the KL is that from the
-coupled prior.
+Kumar, Gong & Pearson, "Product of identifiable sufficient experts" (POISE-VAE). This model differs in two
+ways: instead of a chain for each cell there is a posterior in two steps, the second of them exact, so that
+there is an ELBO; and the KL is taken from the coupled prior.
 """
 
 from __future__ import annotations
@@ -33,30 +34,32 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scalloy.blocks.joints import ExpertHead, Joint, Posterior
+from scalloy.blocks.joint_posteriors import ExpertHead, Joint, Posterior
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.networks import Encoder, Stack
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
 
 class POISEVAE(VAEModule):
-    """See the head of this file.
+    """VAE of two modalities under a coupled prior, as written at the top of this file.
 
     Parameters
     ----------
     sizes
-        Of the data.
+        Sizes of the data.
     likelihood, likelihood2
-        Of each modality, from a hidden vector of ``n_hidden``.
+        Likelihood of each modality, given a hidden vector of size ``n_hidden``.
     joint
         Prior and posterior of the two latents.
     n_latent
-        Dimensions of each.
+        Number of dimensions of each latent.
     hide
-        Shares of the cells of which the first, or the second, modality is hidden from the encoders in
-        training.
+        Shares of the cells with both modalities of which the first, or the second, is hidden from the
+        encoders in training.
     hidden_rate
-        Share of the counts of the first modality that is hidden from its encoder in training.
+        Share of the values of the first modality that is hidden from its encoder in training.
+    encode_covariates
+        Whether the encoder sees the batch and the covariates too.
     """
 
     middle: Tensor
@@ -93,7 +96,7 @@ class POISEVAE(VAEModule):
         self.register_buffer("usual_log_ell", torch.zeros(()))
 
     def seen(self, batch: Batch) -> Tensor:
-        """What the encoders see; in training one of two modalities is hidden in a share of the cells."""
+        """Return which modalities the encoders see; in training, one is hidden in a share of the cells."""
         measured = batch.measured
         if not self.training:
             return measured
@@ -101,21 +104,22 @@ class POISEVAE(VAEModule):
         hidden = torch.stack([u < self.hide[0], u > 1.0 - self.hide[1]], -1) & both.unsqueeze(-1)
         return measured * ~hidden
 
-    def encode(self, batch: Batch) -> Posterior:  # type: ignore[override]
+    def encode(self, batch: Batch) -> Posterior:
         assert batch.x2 is not None
         x2 = self.likelihood2.features(batch.x2) - self.middle
         known = (batch.removed, batch.cont) if self.encode_covariates else ()
         told = self.enc_z(self.likelihood.features(batch.x), *known), self.enc_z2(x2.nan_to_num(0.0), *known)
         return self.joint.posterior(told, self.seen(batch))
 
-    def draw(self, q: Posterior, sample_shape: tuple[int, ...] = ()) -> Latents:  # type: ignore[override]
+    def draw(self, q: Distributions, sample_shape: tuple[int, ...] = ()) -> Latents:
+        assert isinstance(q, Posterior)
         return self.joint.draw(q, sample_shape)
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
         return {k: self.decode_one(k, batch, latents) for k in ("x", "x2")}
 
     def decode_one(self, which: str, batch: Batch, latents: Latents) -> Distribution:
-        """Distribution of one modality, ``"x"`` or ``"x2"``."""
+        """Return the distribution of one modality, ``"x"`` or ``"x2"``."""
         log_ell = self.log_ell(batch)
         if which == "x":
             return self.likelihood(self.dec_x(latents["z"], batch.removed, batch.cont), log_ell, batch.b)
@@ -124,27 +128,29 @@ class POISEVAE(VAEModule):
         return self.likelihood2(self.dec_x2(latents["z2"], batch.removed, cont), log_ell, batch.b)
 
     def log_ell(self, batch: Batch) -> Tensor:
-        """Logarithm of the library size of each cell; the usual one where genes were not measured."""
+        """Return the log library size of each cell; the mean one if its genes were not measured."""
         return torch.where(batch.measured[:, :1] > 0, batch.log_ell, self.usual_log_ell)
 
     def log_likelihoods(self, batch: Batch, p: Distributions) -> tuple[Tensor, Tensor]:
-        """``log p(x | z)`` and ``log p(x2 | z2)`` of what was measured."""
+        """Return ``log p(x | z)`` and ``log p(x2 | z2)`` of what was measured."""
         assert batch.x2 is not None
         log_p = self.likelihood.log_prob(p["x"], batch.x) * batch.measured[:, 0]
         each = self.likelihood2.log_prob_entries(p["x2"], batch.x2.nan_to_num(0.0))
         return log_p, torch.where(batch.x2.isnan(), 0.0, each).sum(-1)
 
-    def terms(self, batch: Batch, q: Posterior, latents: Latents, p: Distributions) -> Terms:  # type: ignore[override]
+    def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
+        assert isinstance(q, Posterior)
         seen = (q.seen >= batch.measured).unbind(-1)
         both = zip(("x", "x2"), (self.likelihood, self.likelihood2), seen, strict=True)
-        recon = -sum(self.log_likelihoods(batch, {k: lik.noise_from(p[k], rows) for k, lik, rows in both}))
-        return Terms(recon, {"z": self.joint.kl(q, latents)})
+        parts = self.log_likelihoods(batch, {k: lik.noise_from(p[k], rows) for k, lik, rows in both})
+        return Terms(-(parts[0] + parts[1]), {"z": self.joint.kl(q, latents)})
 
-    def log_weight(self, batch: Batch, q: Posterior, latents: Latents, p: Distributions) -> Tensor:  # type: ignore[override]
+    def log_weight(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Tensor:
+        assert isinstance(q, Posterior)
         return sum(self.log_likelihoods(batch, p)) + self.joint.log_ratio(q, latents)
 
     @torch.no_grad()
     def start_at(self, middle: Tensor, log_ell: Tensor) -> None:
-        """Begin at the mean of the second modality, as the encoder sees it, and the usual library size."""
+        """Start at the mean of the second modality, as the encoder sees it, and the mean log library size."""
         self.middle.copy_(middle)
         self.usual_log_ell.copy_(log_ell.mean())

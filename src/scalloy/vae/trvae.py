@@ -1,4 +1,4 @@
-"""TRVAE: a conditional VAE in which the conditions look alike after the first layer of the decoder.
+"""TRVAE: a conditional VAE whose conditions look alike after the first layer of the decoder.
 
     model                                inference
     z        ~ N(0, I)                   q(z | x, c) = N
@@ -10,11 +10,11 @@
     penalty: mean over pairs of conditions of MMD^2(h | c, h | c')     mmd      (or their sum, as published)
 
 Lotfollahi et al., "Conditional out-of-distribution generation for unpaired data using transfer VAE",
-Bioinformatics 2020. Where ``h`` is alike under all conditions, only what follows it can make a difference
-between them: in the published model that is nothing (the condition enters the first layer alone, so a strong
-penalty takes the effect away). With ``inject_all`` further layers see the condition again, and the penalty
-asks for a code that is free of it. The estimate is unbiased, its kernels follow the data, and it may compare
-cells of the same label only, since conditions also differ in their composition.
+Bioinformatics 2020. If ``h`` has the same distribution under all conditions, only the layers after it can
+make a difference between them. In the published model they cannot: the condition enters the first layer
+alone, so a strong penalty removes its effect. With ``inject_all`` the further layers see the condition again,
+and the penalty asks for a code that is free of it. The estimate of MMD^2 is unbiased and its kernels follow
+the data. It can be limited to cells of the same label, since conditions also differ in their composition.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEMod
 
 
 class TRVAE(VAEModule):
-    """See the head of this file.
+    """Conditional VAE with an MMD penalty, as written at the top of this file.
 
     Parameters
     ----------
     sizes
-        Of the data.
+        Sizes of the data.
     likelihood
-        Of the counts, from a hidden vector of ``n_hidden``.
+        Likelihood of the counts, given a hidden vector of size ``n_hidden``.
     n_layers
-        Hidden layers of the encoder, and of the decoder: the first one and those after it.
+        Number of hidden layers of the encoder, and of the decoder including its first layer.
     inject_all
-        Whether the layers after the first one see the condition too.
+        Whether the decoder layers after the first one see the condition too.
     published_kernel
-        The 19 kernels and the biased estimate of the paper.
+        Whether to use the 19 kernels and the biased estimate of the paper.
     by_label
-        Whether only cells of the same label are compared.
+        Whether to compare only cells of the same label.
     sum_pairs
-        Whether the discrepancies of pairs of conditions are added up, as in the paper, and not averaged.
+        Whether to add up the discrepancies of pairs of conditions, as in the paper, instead of averaging.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TRVAE(VAEModule):
         super().__init__()
         self.likelihood, self.n_latent = likelihood, n_latent
         self.published_kernel, self.by_label, self.sum_pairs = published_kernel, by_label, sum_pairs
-        self.n_conditions, self.n_sets = sizes.n_conditions, sizes.n_labels + 1  # one of cells without label
+        self.n_conditions, self.n_sets = sizes.n_conditions, sizes.n_labels + 1  # one for unlabelled cells
         removed, all_known = sizes.removed, (*sizes.removed, sizes.n_conditions)
         self.after = len(all_known) if inject_all else len(removed)
         width: dict[str, Any] = {"norm": norm, "n_cont": sizes.n_cont}
@@ -99,7 +99,7 @@ class TRVAE(VAEModule):
         return Terms(recon, kl, penalty={"mmd": self.discrepancy(p["h"].mean, batch)})
 
     def discrepancy(self, h: Tensor, batch: Batch) -> Tensor:
-        """Squared MMD between conditions, averaged or added up over pairs of them."""
+        """Return the squared MMD between conditions, averaged or added up over pairs of them."""
         within = batch.y if self.by_label else None
         return div.between_groups(
             h,

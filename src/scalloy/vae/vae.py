@@ -2,7 +2,7 @@
 
     model                                inference
     z     ~ N(0, I)                      q(z | x)   = N
-    ell   ~ LogN(m_b, s_b)               q(ell | x) = LogN     (only where the library size is learned)
+    ell   ~ LogN(m_b, s_b)               q(ell | x) = LogN     (only if the library size is learned)
     x | z ~ likelihood(ell, b)
 
     -ELBO = E[-log p(x | z, ell, b)]                           recon
@@ -29,7 +29,10 @@ from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEMod
 
 
 class LibraryPrior(nn.Module):
-    """Mean and standard deviation of the log library size in each batch, taken from the data."""
+    """Gaussian prior of the log library size in each batch, with moments from the data."""
+
+    loc: Tensor
+    scale: Tensor
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -41,18 +44,18 @@ class LibraryPrior(nn.Module):
 
 
 class VAE(VAEModule):
-    """See the head of this file.
+    """Variational autoencoder, as written at the top of this file.
 
     Parameters
     ----------
     sizes
-        Of the data.
+        Sizes of the data.
     likelihood
-        Of the counts, from a hidden vector of ``n_hidden``.
+        Likelihood of the counts, given a hidden vector of size ``n_hidden``.
     library_prior
-        Given, the library size is a latent; otherwise it is the observed one.
+        Prior of the library size, which is then a latent. ``None`` uses the observed library size.
     encode_covariates
-        Whether the encoder sees batch and covariates too.
+        Whether the encoder sees the batch and the covariates too.
     """
 
     def __init__(
@@ -106,7 +109,7 @@ class VAE(VAEModule):
 
 
 def library_prior(log_ell: Tensor, b: Tensor, n_batch: int) -> LibraryPrior:
-    """Moments of the log library size in each batch; a batch of one cell borrows those of all."""
+    """Estimate the prior of the log library size in each batch; a batch of one cell uses that of all."""
     loc, scale = [], []
     for k in range(n_batch):
         own = log_ell[b == k]

@@ -1,4 +1,4 @@
-"""BetaVSC: variational sparse coding, a code of which a cell uses a few latents only.
+"""BetaVSC: variational sparse coding, in which each cell uses only a few latents of the code.
 
     model                                                    inference
     z_j ~ alpha N(0, 1) + (1 - alpha) delta_0                q(z_j | x) = gamma_j N(mu_j, sigma_j^2)
@@ -8,16 +8,17 @@
           + sum_j gamma_j KL(N(mu_j, sigma_j^2) || N(0, 1))                 z
           + sum_j KL(Bernoulli(gamma_j) || Bernoulli(alpha))                s
 
-With pseudo-inputs u_1 ... u_M the prior is p(z) = 1/M sum_m q(z | u_m); r_m says how near a cell is to each:
+With pseudo-inputs u_1 ... u_M the prior is p(z) = 1/M sum_m q(z | u_m), r_m is how near a cell is to each,
+and the last two terms become
 
           + sum_m r_m sum_j gamma_j KL(N || N_m)                            z
           + sum_m r_m sum_j KL(Bernoulli(gamma_j) || Bernoulli(gamma_mj))   s
           + KL(r || 1/M)            r_m = softmax_m(-KL(q(z|x) || q(z|u_m))) u
     and   J KL(Bernoulli(mean of gamma_m over cells and latents) || Bernoulli(alpha))     penalty sparsity
 
-Tonolini et al., "Variational sparse coding", UAI 2019, with a weight beta on the KLs as Higgins et al., ICLR
-2017. Differs from its eq. 9 in that the choice of the pseudo-input is no network of its own: r is the best
-there is in closed form, and what it costs (u) is counted, so that the sum is a bound.
+Tonolini et al., "Variational sparse coding", UAI 2019, with a weight beta on the KLs as in Higgins et al.,
+ICLR 2017. Differs from eq. 9 of the former in how the pseudo-input is chosen. That takes no further network:
+r is the optimal choice in closed form, and its cost (u) is included, so that the sum is a bound.
 """
 
 from __future__ import annotations
@@ -31,26 +32,30 @@ from torch import Tensor, nn
 
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.networks import Encoder, Stack
-from scalloy.blocks.spikes import SpikeSlab, SpikeSlabHead, SpikeSlabMixture, kl_gates, kl_slab, kl_spike
+from scalloy.blocks.spike_slab import SpikeSlab, SpikeSlabHead, SpikeSlabMixture, kl_gates, kl_slab, kl_spike
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
 
 class VSC(VAEModule):
-    """See the head of this file; the other parameters are those of :class:`scalloy.vae.vae.VAE`.
+    """Variational sparse coding, as written at the top of this file.
+
+    The other parameters are those of :class:`scalloy.vae.vae.VAE`.
 
     Parameters
     ----------
     dec_x
-        From the code and what is known to what the likelihood takes; ``None`` has ``n_layers`` layers.
+        Map from the code and the covariates to the input of the likelihood. ``None`` uses a stack of
+        ``n_layers`` hidden layers.
     alpha
-        Share of the latents that are on.
+        Prior probability that a latent is on.
     pseudo_inputs
-        What the encoder sees of the pseudo-inputs, ``(M, G)``; ``None`` is the prior without.
+        Initial pseudo-inputs, as the encoder sees them, ``(M, G)``. ``None`` uses the prior without them.
     temperature
-        Of the gates; see :mod:`scalloy.blocks.spikes`.
+        Temperature of the relaxed gates; see :mod:`scalloy.blocks.spike_slab`.
     slab_warmup
-        Over its first half slabs are standard normal whatever the cell, so that which latents are on has to
-        tell cells apart; over the second half they become their own. A share of training.
+        Share of training over which the slabs are warmed up. For its first half they are standard normal in
+        every cell, so that cells must be told apart by which latents are on; over its second half they move
+        to the slabs of the encoder.
     """
 
     slab: Tensor
@@ -91,8 +96,11 @@ class VSC(VAEModule):
         return {"z": self.enc_z(self.likelihood.features(batch.x), *known)}
 
     def draw(self, q: Distributions, sample_shape: tuple[int, ...] = ()) -> Latents:
-        warming = self.training and self.slab_warmup > 0
-        return {"z": (q["z"].slab(self.slab) if warming else q["z"]).rsample(sample_shape)}
+        q_z = q["z"]
+        if self.training and self.slab_warmup > 0:
+            assert isinstance(q_z, SpikeSlab)
+            q_z = q_z.slab(self.slab)
+        return {"z": q_z.rsample(sample_shape)}
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:
         z = latents["z"]
@@ -100,7 +108,7 @@ class VSC(VAEModule):
         return {"z": self.prior(z), "x": self.likelihood(h, batch.log_ell, batch.b)}
 
     def prior(self, like: Tensor) -> SpikeSlab | SpikeSlabMixture:
-        """Of the code."""
+        """Return the prior of the code."""
         if self.pseudo_inputs is not None:
             return SpikeSlabMixture(self.enc_z(self.pseudo_inputs))
         one = like.new_ones(self.n_latent)
@@ -108,8 +116,10 @@ class VSC(VAEModule):
 
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
         recon, q_z, p_z = -self.likelihood.log_prob(p["x"], batch.x), q["z"], p["z"]
+        assert isinstance(q_z, SpikeSlab)
         if isinstance(p_z, SpikeSlab):
             return Terms(recon, {"z": kl_slab(q_z, p_z), "s": kl_spike(q_z, p_z)})
+        assert isinstance(p_z, SpikeSlabMixture)
         each, near = p_z.components, q_z.unsqueeze(-1)
         slab, spike = kl_slab(near, each), kl_spike(near, each)
         log_r = torch.log_softmax(-(slab + spike), -1)
@@ -121,7 +131,7 @@ class VSC(VAEModule):
         return Terms(recon, kl, penalty={"sparsity": excess})
 
     def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
-        if self.slab == 1:  # none is wanted, or this is a trained model
+        if self.slab == 1:  # no warm-up is wanted, or the model is trained already
             return False
         half = self.slab_warmup / 2
         self.slab.fill_(1.0 if end >= 2 * half else max(0.0, end / half - 1))

@@ -1,0 +1,301 @@
+"""Multinomial logistic regressions that read labels from a vector, fitted when all else is trained.
+
+A mixture predicts labels well if its components are what the labels name; a regression draws the boundary
+where the labelled cells have it, in the code or in the expression. They make different errors, so their mean
+is reported, in which code and expression have equal weight.
+
+Boundaries may be curved, so there are two regressions: a "straight" one on the vector, and a "bent" one on
+its similarity to some of the labelled cells (Williams and Seeger, "Using the Nystroem method to speed up
+kernel machines", NIPS 2000). Cross-validation decides whether one of them is used or both. Where labelled
+cells are few, it also chooses the strength of the penalties, except for straight boundaries between principal
+components: the default penalty is far too strong for a handful of latents.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import rbf_kernel
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
+from sklearn.pipeline import Pipeline
+from torch import Tensor, nn
+
+from scalloy.blocks.mixture_prior import NEVER
+
+N_PCS = 30
+MOST = 500  # largest number of cells of each label that are read
+STRAIGHT, BENT = (0.1, 1.0, 10.0, 100.0, 1000.0), (100.0, 10.0)  # inverse penalties to choose from
+SHARES, TELL = (0.0, 0.5, 1.0), 200  # of the bent boundaries, to choose from; labelled cells needed
+FEW, FOLDS = 1000, 5  # most labelled cells used for these choices, and folds; with more, penalties are fixed
+SPOTS, SIMILAR = 300, 2000  # labelled cells that others are compared to; labelled cells to learn from
+DIFFER = 1e-4  # directions with a smaller share of the largest eigenvalue of the similarities are dropped
+UNLABELLED, ENTRIES = 3000, 6_000_000  # unlabelled cells that are read, and limit of their values
+
+
+class LabelReader(nn.Module):
+    """Probabilities of the labels from a vector, ``(n, n_in)`` to ``(n, n_labels)``.
+
+        straight    softmax(W' x + b)
+        bent        softmax(V' k + a),    k_j = exp(-gamma |A' (x - m) - t_j|^2),    t_j some labelled cells
+        said        (1 - share) straight + share bent
+
+    Parameters
+    ----------
+    n_in, n_labels
+        Numbers of dimensions and of labels. With more than ``N_PCS`` dimensions, principal components are
+        read; otherwise each dimension is read in units of its standard deviation.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    middle: Tensor
+    axes: Tensor
+    spots: Tensor
+    gamma: Tensor
+    bent_weight: Tensor
+    bent_bias: Tensor
+    share: Tensor
+    fitted: Tensor
+
+    def __init__(self, n_in: int, n_labels: int) -> None:
+        super().__init__()
+        d = min(n_in, N_PCS)
+        self.register_buffer("weight", torch.zeros(n_in, n_labels))
+        self.register_buffer("bias", torch.zeros(n_labels))
+        self.register_buffer("middle", torch.zeros(n_in))
+        self.register_buffer("axes", torch.zeros(n_in, d))
+        self.register_buffer("spots", torch.zeros(SPOTS, d))
+        self.register_buffer("gamma", torch.tensor(0.0))
+        self.register_buffer("bent_weight", torch.zeros(SPOTS, n_labels))
+        self.register_buffer("bent_bias", torch.zeros(n_labels))
+        self.register_buffer("share", torch.tensor(0.0))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        straight = torch.softmax(x @ self.weight + self.bias, -1)
+        if not self.share:
+            return straight
+        apart = torch.cdist((x - self.middle) @ self.axes, self.spots)
+        similar = torch.exp(-self.gamma * apart.square())
+        bent = torch.softmax(similar @ self.bent_weight + self.bent_bias, -1)
+        return torch.lerp(straight, bent, self.share)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, y: Tensor, sizes: Tensor) -> None:
+        """Fit to cells with labels ``y``; unlabelled ones (``n_labels``) only shape the directions to read.
+
+        Parameters
+        ----------
+        x
+            Cells x dimensions.
+        y
+            Code of the label of each cell.
+        sizes
+            Number of cells of each label that these cells stand for.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The number of unique classes")  # few cells per label are fine
+            self._fit(x.cpu().numpy(), y.cpu().numpy(), sizes.cpu().numpy())
+
+    def _fit(self, values: np.ndarray, codes: np.ndarray, sizes: np.ndarray) -> None:
+        known = codes < len(self.bias)
+        classes, codes = np.unique(codes[known], return_inverse=True)
+        if len(classes) == 0:
+            return
+        self._clear(classes)
+        if len(classes) == 1:
+            return
+        middle, axes = directions(values)
+        cells = Labelled((values[known] - middle) @ axes, codes, sizes[classes])
+        few, gamma = len(codes) <= FEW, 0.5 / max(float(cells.x.var(0).sum()), 1e-12)
+        some, choose = cells.some(FEW), few and values.shape[1] <= N_PCS
+        straight = regression(some.strength(regression(), STRAIGHT) if choose else 1.0)
+        weight, bias = cells.boundary(straight)
+        self.weight[:, classes] = torch.from_numpy(axes @ weight).to(self.weight)
+        self.bias[classes] = torch.from_numpy(bias - middle @ axes @ weight).to(self.bias)
+        if len(codes) < TELL:
+            return
+        bent = regression(some.strength(regression(gamma=gamma), BENT) if few else BENT[0], gamma)
+        self.share.fill_(some.share(straight, bent))
+        weight, bias = cells.some(max(SIMILAR, len(classes))).boundary(bent)
+        spots = bent["see"].spots_
+        self.gamma.fill_(gamma)
+        self.middle.copy_(torch.from_numpy(middle))
+        self.axes[:, : axes.shape[1]] = torch.from_numpy(axes).to(self.axes)
+        self.spots[: len(spots), : spots.shape[1]] = torch.from_numpy(spots).to(self.spots)
+        self.bent_weight[: len(spots), classes] = torch.from_numpy(weight).to(self.weight)
+        self.bent_bias[classes] = torch.from_numpy(bias).to(self.bias)
+
+    def _clear(self, classes: np.ndarray) -> None:
+        """Reset all buffers; labels other than ``classes`` are made impossible."""
+        for buffer in self.buffers():
+            buffer.zero_()
+        for bias in (self.bias, self.bent_bias):
+            bias.fill_(NEVER)
+            bias[classes] = 0
+        self.fitted.fill_(True)
+
+
+def directions(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of the cells, and the directions that are read, dimensions x directions."""
+    if values.shape[1] > N_PCS:
+        pca = PCA(min(N_PCS, len(values)), random_state=0).fit(values)
+        return pca.mean_, pca.components_.T
+    return values.mean(0), np.diag(1 / np.maximum(values.std(0), 1e-6))
+
+
+def regression(strength: float = 1.0, gamma: float = 0.0) -> Pipeline:
+    """Build a regression of labels on a vector or, with ``gamma``, on its similarity to some cells."""
+    see = Similarity(gamma) if gamma else "passthrough"
+    return Pipeline([("see", see), ("read", LogisticRegression(C=strength, max_iter=3000))])
+
+
+class Similarity(TransformerMixin, BaseEstimator):
+    """Coordinates of cells in the space that ``exp(-gamma * squared distance)`` to some of them spans.
+
+    As :class:`sklearn.kernel_approximation.Nystroem`, but without directions in which these cells hardly
+    differ: weights in single precision would be useless there.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+
+    def fit(self, x: np.ndarray, y: np.ndarray | None = None) -> Similarity:
+        self.spots_ = x[np.random.default_rng(0).permutation(len(x))[:SPOTS]]
+        values, vectors = np.linalg.eigh(rbf_kernel(self.spots_, gamma=self.gamma).astype(np.float64))
+        kept = values > DIFFER * values[-1]
+        self.root_ = vectors[:, kept] / np.sqrt(values[kept])
+        return self
+
+    def transform(self, x: np.ndarray) -> np.ndarray:
+        return rbf_kernel(x, self.spots_, gamma=self.gamma) @ self.root_
+
+
+@dataclass
+class Labelled:
+    """Cells ``x`` with codes ``y`` of their labels, and the number of cells that each label stands for."""
+
+    x: np.ndarray
+    y: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Weights of the cells in a regression."""
+        each = (self.sizes / np.maximum(np.bincount(self.y, minlength=len(self.sizes)), 1))[self.y]
+        return {"read__sample_weight": each / each.mean()}
+
+    def some(self, n: int) -> Labelled:
+        """Select at most ``n`` cells, evenly from all labels as far as these have enough."""
+        order = np.random.default_rng(0).permutation(len(self.y))
+        rank = np.empty(len(order), dtype=np.int64)
+        for label in range(len(self.sizes)):
+            own = order[self.y[order] == label]
+            rank[own] = np.arange(len(own))
+        chosen = np.sort(order[np.argsort(rank[order], kind="stable")[:n]])
+        return Labelled(self.x[chosen], self.y[chosen], self.sizes)
+
+    def _in_folds(self) -> tuple[Labelled, StratifiedKFold] | None:
+        """Return the cells of labels with two cells or more, and folds; ``None`` without two such labels."""
+        of = np.bincount(self.y)[self.y] >= 2
+        classes, y = np.unique(self.y[of], return_inverse=True)
+        if len(classes) < 2:
+            return None
+        folds = StratifiedKFold(int(min(FOLDS, np.bincount(y).min())), shuffle=True, random_state=0)
+        return Labelled(self.x[of], y, self.sizes[classes]), folds
+
+    def strength(self, model: Pipeline, strengths: tuple[float, ...]) -> float:
+        """Return the inverse penalty with the lowest cross-validated log loss; 1 with too few cells."""
+        if (divided := self._in_folds()) is None:
+            return 1.0
+        cells, folds = divided
+        tried = {"read__C": strengths}
+        search = GridSearchCV(model, tried, scoring="neg_log_loss", cv=folds, refit=False)
+        return float(search.fit(cells.x, cells.y, **cells.weights).best_params_["read__C"])
+
+    def share(self, straight: Pipeline, bent: Pipeline) -> float:
+        """Return the share of ``bent`` with the lowest cross-validated log loss; 0 with too few cells."""
+        if (divided := self._in_folds()) is None:
+            return SHARES[0]
+        cells, folds = divided
+        settings = {"cv": folds, "method": "predict_proba", "params": cells.weights}
+        a, b = (
+            cross_val_predict(model, cells.x, cells.y, **settings)[np.arange(len(cells.y)), cells.y]
+            for model in (straight, bent)
+        )
+        weights = cells.weights["read__sample_weight"]
+        loss = [-np.average(np.log(a + share * (b - a) + 1e-12), weights=weights) for share in SHARES]
+        return SHARES[int(np.argmin(loss))]
+
+    def boundary(self, model: Pipeline) -> tuple[np.ndarray, np.ndarray]:
+        """Fit a model; return weights and intercepts of each label, for the vector or the similarities."""
+        model.fit(self.x, self.y, **self.weights)
+        weight, bias, see = model["read"].coef_.T, model["read"].intercept_, model["see"]
+        if weight.shape[1] == 1:  # scikit-learn returns one column for two labels
+            weight, bias = np.c_[-weight / 2, weight / 2], np.r_[-bias / 2, bias / 2]
+        if see != "passthrough":
+            weight = see.root_ @ weight
+        return weight, bias
+
+
+class Some:
+    """Selection of at most ``MOST`` cells of each label, and of more unlabelled ones, as batches arrive.
+
+    Parameters
+    ----------
+    n_labels
+        Number of labels; the code after the last one means unlabelled.
+    n_vars
+        Number of values of each cell. Several thousand unlabelled cells are read if memory allows, since
+        principal components are mostly learned from them.
+    """
+
+    def __init__(self, n_labels: int, n_vars: int) -> None:
+        self.sizes = torch.zeros(n_labels + 1, dtype=torch.long)
+        self.most = torch.full_like(self.sizes, MOST)
+        self.most[-1] = max(MOST, min(UNLABELLED, ENTRIES // n_vars))
+
+    def of(self, y: Tensor) -> Tensor:
+        """Return a mask of those cells of a batch with codes ``y`` that are selected."""
+        each = nn.functional.one_hot(y, len(self.sizes)).cumsum(0).cpu()
+        rank = (self.sizes + each).gather(-1, y.cpu().unsqueeze(-1)).squeeze(-1)
+        self.sizes += each[-1]
+        return (rank <= self.most[y.cpu()]).to(y.device)
+
+
+class Readers(nn.Module):
+    """Readers of labels from the code of a cell and, if given, from its expression.
+
+    Parameters
+    ----------
+    n_latent, n_vars, n_labels
+        Numbers of latents, genes and labels.
+    """
+
+    def __init__(self, n_latent: int, n_vars: int, n_labels: int) -> None:
+        super().__init__()
+        self.n_labels = n_labels
+        self.of_z, self.of_x = LabelReader(n_latent, n_labels), LabelReader(n_vars, n_labels)
+
+    def vote(self, p: Tensor, z: Tensor, x: Tensor | None) -> Tensor:
+        """Average the label probabilities ``p`` of the mixture with those of the readers that were fitted."""
+        p = (p + self.of_z(z)) / 2 if self.of_z.fitted else p
+        return (p + self.of_x(x)) / 2 if x is not None and self.of_x.fitted else p
+
+    def fit(self, cells: Iterable[tuple[Tensor, Tensor | None, Tensor]]) -> None:
+        """Fit to the codes, expression (or ``None``) and labels of cells, which come in batches."""
+        some, read = Some(self.n_labels, len(self.of_x.middle)), []
+        for z, x, y in cells:
+            chosen = some.of(y)
+            read.append((z[chosen], None if x is None else x[chosen], y[chosen]))
+        z, y = torch.cat([z for z, _, _ in read]), torch.cat([y for _, _, y in read])
+        self.of_z.fit(z, y, some.sizes)
+        if read[0][1] is not None:
+            self.of_x.fit(torch.cat([x for _, x, _ in read if x is not None]), y, some.sizes)

@@ -1,0 +1,220 @@
+"""Mixture prior of a latent: N(0, I) at first, then placed where cells are, then merged into clusters.
+
+    before it is placed      p(z) = N(0, I)
+    from then on             p(z | w, c) = sum_k pi_k(c) N(z; m_k(w, c), s_k(w))
+
+The first components are bound to labels, the others are free. If there are more components than clusters are
+wanted, several make one cluster: :mod:`scalloy.blocks.consensus_clustering`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scalloy.blocks.consensus_clustering import MANY, SPOTS, agreed, label_cover, merge, partition, within
+from scalloy.blocks.mixtures import Components, GaussianMixture, Weights
+
+NEVER = -1e9  # log-probability of what is excluded
+ALL = -1  # as many clusters as components
+AT_LEAST = 3  # cells of a label that are needed to know how far it reaches
+DOUBT = 5.0  # labels, found and expected alike, that are added to the counts of each group of cells
+
+
+class MixturePrior(nn.Module):
+    """Mixture of Gaussians as the prior of a latent, as written at the top of this file.
+
+    Parameters
+    ----------
+    components, weights
+        Components and weights of the mixture; the first ``n_labels`` components are bound to the labels.
+    n_labels, n_conditions
+        Numbers of known labels and of conditions.
+    n_clusters
+        Number of clusters that the components make in the end. ``None`` finds it from the data; ``ALL`` makes
+        each component a cluster.
+    placed
+        Whether the mixture is the prior from the start, with components at random places.
+    """
+
+    label_of: Tensor
+    cluster_of: Tensor
+    reach: Tensor
+    used: Tensor
+    placed: Tensor
+    settled: Tensor
+    spots: Tensor
+    cover: Tensor
+
+    def __init__(
+        self,
+        components: Components,
+        weights: Weights,
+        *,
+        n_labels: int = 0,
+        n_conditions: int = 1,
+        n_clusters: int | None = ALL,
+        placed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.components, self.weights = components, weights
+        self.n_labels, self.n_conditions = n_labels, n_conditions
+        each = torch.arange(len(components.loc))
+        self.n_clusters = len(each) if n_clusters == ALL else n_clusters
+        self.register_buffer("label_of", torch.where(each < n_labels, each, -1))
+        self.register_buffer("cluster_of", each % (self.n_clusters or len(each)))
+        self.register_buffer("reach", torch.full((len(each),), torch.inf))
+        self.register_buffer("used", torch.ones(len(each), dtype=torch.bool))
+        self.register_buffer("placed", torch.tensor(float(placed)))
+        self.is_placed = placed  # a copy that can be read without waiting for the device
+        self.register_load_state_dict_post_hook(_look)
+        self.register_buffer("settled", torch.tensor(False))
+        self.register_buffer("spots", torch.full((SPOTS, components.loc.shape[1]), torch.inf))
+        self.register_buffer("cover", torch.ones(SPOTS))
+        if placed:
+            nn.init.normal_(components.loc)
+
+    def forward(self, c: Tensor, w: Tensor | None = None) -> GaussianMixture:
+        """Return the mixture with weights ``exp(E log pi)``, as in the ELBO."""
+        return self._mixture(self._log_pi(self.weights(c)), c, w)
+
+    def density(self, c: Tensor, w: Tensor | None = None) -> GaussianMixture:
+        """Return ``p(z | w, c)`` of a new cell, with weights ``E pi`` among the components in use.
+
+        With q(pi) = Dir(gamma), the integral of sum_k pi_k N(z; k) over pi is sum_k E[pi_k] N(z; k). The
+        shares of some components in their sum have a Dirichlet distribution too, with means
+        gamma_k / (sum of gamma over these components).
+        """
+        return self._mixture(torch.log_softmax(self._log_pi(self.weights.log_mean(c)), -1), c, w)
+
+    def _log_pi(self, log_pi: Tensor) -> Tensor:
+        """Make weights uniform until the components are placed, and exclude components that are not used."""
+        uniform = torch.full_like(log_pi, 1.0 / log_pi.shape[-1]).log()
+        return torch.lerp(uniform, log_pi, self.placed).masked_fill(~self.used, NEVER)
+
+    def _mixture(self, log_pi: Tensor, c: Tensor, w: Tensor | None) -> GaussianMixture:
+        loc, scale = self.components(c, w)
+        return GaussianMixture(log_pi, loc * self.placed, scale**self.placed)
+
+    def allowed(self, y: Tensor | None) -> Tensor | None:
+        """Return which components each cell may belong to, ``(n, K)``; ``None`` means all of them."""
+        if y is None or self.n_labels == 0:
+            return None
+        return (self.label_of == y.unsqueeze(-1)) | (y >= self.n_labels).unsqueeze(-1)
+
+    def cost(self, r: Tensor, log_r: Tensor, c: Tensor) -> Tensor:
+        """Return ``E log r - E log pi`` per cell."""
+        return self.weights.cost(r, log_r, c) * self.placed
+
+    def of_all_cells(self, ridge: float) -> dict[str, Tensor]:
+        """Return the cost of the mixture itself, in nats of the whole data set."""
+        out, divergence = {}, self.weights.divergence()
+        if divergence is not None:
+            out["pi"] = divergence * self.placed
+        if self.components.own is not None and ridge:
+            out["own"] = ridge * self.components.own.square().sum()
+        return out
+
+    @torch.no_grad()
+    def place(
+        self,
+        mean: Tensor,
+        variance: Tensor,
+        c: Tensor,
+        y: Tensor | None,
+        observed: Tensor | None = None,
+        each: float = 1.0,
+    ) -> None:
+        """Place the components where cells with posteriors ``N(mean, variance)`` are; see :func:`partition`.
+
+        Each of these cells stands for ``each`` cells of the data.
+        """
+        r = mean.new_ones(len(mean), 1)
+        if len(self.used) > 1:
+            r = partition(mean, self.label_of, y, self.n_labels, self.n_clusters, observed)
+        r = r if self.n_labels else self.weights.arranged(r)
+        self._begin(mean, variance, c, r, each)
+        self.placed.fill_(1.0)
+        self.is_placed = True
+        if self.merges:
+            self.used.copy_(r.sum(0) > 0)
+
+    def _begin(self, mean: Tensor, variance: Tensor, c: Tensor, r: Tensor, each: float) -> None:
+        """Start the components at the moments of their cells, and the weights at their numbers of cells."""
+        self.components.start_at(mean, variance, r)
+        self.weights.start_at(each * nn.functional.one_hot(c, self.n_conditions).to(r.dtype).T @ r)
+
+    @property
+    def merges(self) -> bool:
+        """True if components are still to be merged into clusters."""
+        return self.n_clusters != len(self.used) and not self.settled
+
+    @torch.no_grad()
+    def merge(
+        self, r: Tensor, mean: Tensor, variance: Tensor, c: Tensor, observed: Tensor | None, *, each: float
+    ) -> None:
+        """Make clusters of the components, by the probabilities ``r`` of these in some cells, ``(n, K)``.
+
+        If the wanted clusters are stable, the components are placed again within them; otherwise components
+        are only merged. The other arguments are those of :meth:`place`.
+        """
+        values, k = r.cpu()[:, self.used.cpu()].double().numpy(), self.n_clusters
+        clusters = None
+        if k is not None and 1 < k < values.shape[1] and self.components.alike:
+            z = mean.double().cpu().numpy()
+            clusters = agreed(values, k, z, observed)
+        if clusters is None:
+            self.cluster_of[self.used] = torch.from_numpy(merge(values, k)).to(self.cluster_of)
+            return
+        n = len(clusters)
+        component, cluster_of = within(z[:n], clusters, len(self.used))
+        r = nn.functional.one_hot(torch.from_numpy(component), len(self.used)).to(mean)
+        self._begin(mean[:n], variance[:n], c[:n], r, each * len(mean) / n)
+        self.used.copy_(r.sum(0) > 0)
+        self.cluster_of[: len(cluster_of)] = torch.from_numpy(cluster_of).to(self.cluster_of)
+
+    def settle(self) -> None:
+        """Keep clusters and labels as they are, whatever cells are trained on from now on."""
+        self.settled.fill_(True)
+
+    def measure(self, p_z: GaussianMixture, z: Tensor, y: Tensor) -> None:
+        """Measure how far labels reach, and where they are.
+
+        The reach of a label is the distance from the nearest of its components within which 95 % of its cells
+        lie. A small group of cells with fewer labels than expected counts as covered by them only in part.
+        """
+        distance, allowed = p_z.distance(z), self.allowed(y)
+        assert allowed is not None
+        nearest = distance.masked_fill(~allowed, torch.inf).min(-1).values
+        for label in range(self.n_labels):
+            if (own := y == label).sum() >= AT_LEAST:
+                self.reach[self.label_of == label] = nearest[own].quantile(0.95)
+        some, known = z[:MANY].double().cpu().numpy(), (y[:MANY] < self.n_labels).cpu().numpy()
+        centres, labelled, expected = label_cover(some, known)
+        cover = (labelled + DOUBT) / (expected + DOUBT)
+        self.spots[: len(centres)] = torch.from_numpy(centres).to(self.spots)
+        self.cover[: len(centres)] = torch.from_numpy(cover).to(self.cover).clamp_max(1)
+
+    def typical(self, p_z: GaussianMixture, z: Tensor) -> Tensor:
+        """Return 1 for a cell where labels are and within reach of the nearest one, falling to 0 outside."""
+        bound = self.label_of >= 0
+        excess = p_z.distance(z)[..., bound] / self.reach[bound] - 1
+        near = (z.unsqueeze(-2) - self.spots).square().sum(-1).argmin(-1)
+        return torch.exp(-excess.min(-1).values.clamp_min(0)) * self.cover[near]
+
+    def of_labels(self, r: Tensor) -> Tensor:
+        """Return the probability of each label, ``(n, K)`` to ``(n, labels)``; free components have none."""
+        out = torch.zeros(*r.shape[:-1], self.n_labels, dtype=r.dtype, device=r.device)
+        bound = self.label_of >= 0
+        return out.index_add_(-1, self.label_of[bound], r[..., bound])
+
+    def of_clusters(self, r: Tensor) -> Tensor:
+        """Return the probability of each cluster, ``(n, K)`` to ``(n, clusters)``."""
+        size = int(self.cluster_of[self.used].max()) + 1
+        out = torch.zeros(*r.shape[:-1], size, dtype=r.dtype, device=r.device)
+        return out.index_add_(-1, self.cluster_of[self.used], r[..., self.used])
+
+
+def _look(prior: MixturePrior, *_: object) -> None:
+    """Update ``is_placed`` after a state dict has been loaded."""
+    prior.is_placed = bool(prior.placed)

@@ -1,0 +1,101 @@
+"""Commands for the benchmarks of predictions under another condition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scalloy.cli.benchmark import Out, benchmark, show
+from scalloy.cli.console import pairs, say
+from scalloy.cli.paths import PAGES, Writes
+
+
+@benchmark.command()
+def transfer(
+    data: Annotated[
+        str, typer.Argument(help="Data set: kang, kang_all, kang_subset, or an h5ad file of raw counts.")
+    ] = "kang",
+    model: Annotated[
+        list[str] | None, typer.Option(help="Name of a model; may be repeated (default all).")
+    ] = None,
+    types: Annotated[
+        list[str] | None, typer.Option(help="Cell type to hold out; may be repeated (default each).")
+    ] = None,
+    condition_key: Annotated[str, typer.Option(help="Column of .obs with conditions.")] = "condition",
+    labels_key: Annotated[str, typer.Option(help="Column of .obs with cell types.")] = "cell_type",
+    seeds: Annotated[int, typer.Option(help="Number of random seeds.")] = 3,
+    genes: Annotated[int, typer.Option(help="Number of most variable genes to keep.")] = 2000,
+    median: Annotated[
+        bool, typer.Option(help="Scale cells to the median total of counts, instead of 10,000.")
+    ] = False,
+    at_once: Annotated[
+        bool, typer.Option(help="Hold a type out under all conditions together, instead of one by one.")
+    ] = False,
+    unseen: Annotated[
+        str | None,
+        typer.Option(help="Predict only cells with this value and never train on them: batch=donor_1015."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Maximum number of epochs, instead of the default.")
+    ] = None,
+    out: Out = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="HTML page for the table."),
+        Writes("page", PAGES, unasked=True),
+    ] = None,
+) -> None:
+    """Compare predictions of cell types under a condition in which they were never seen.
+
+    The table holds scores of our models and of the baselines for each held-out type.
+    """
+    from scalloy.benchmark import transfer as run
+    from scalloy.benchmark.transfer import summary
+    from scalloy.files import atomic_write
+
+    frame = run(
+        data,
+        model or None,
+        condition_key=condition_key,
+        labels_key=labels_key,
+        hold_out=types or "each",
+        at_once=at_once,
+        unseen=dict(pairs([] if unseen is None else [unseen], "--unseen", "batch=donor_1015")),
+        seeds=range(seeds),
+        n_genes=genes,
+        target_sum=None if median else 1e4,
+        max_epochs=epochs,
+    )
+    show(frame, out)
+    table = summary(frame)
+    say(table.to_string())
+    if html is not None:
+        atomic_write.put(html, (table.to_html() + frame.round(3).to_html(index=False)).encode())
+
+
+@benchmark.command()
+def counterfactual(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Name of a model; may be repeated (default all).")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Number of random seeds.")] = 3,
+    cells: Annotated[int, typer.Option(help="Number of cells to simulate.")] = 6000,
+    conditions: Annotated[int, typer.Option(help="Number of conditions to simulate.")] = 4,
+    epochs: Annotated[
+        int | None, typer.Option(help="Maximum number of epochs, instead of the default.")
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Compare predictions of simulated cells, whose truth under every condition is known.
+
+    The table holds scores of the mean of a held-out cluster, and of its cells one by one.
+    """
+    from scalloy.benchmark.counterfactual import counterfactual as run
+    from scalloy.benchmark.counterfactual import summary
+
+    settings = {"n_obs": cells, "n_conditions": conditions, "max_epochs": epochs}
+    frame = run(model or None, seeds=range(seeds), **settings)
+    show(frame, out)
+    say(summary(frame).to_string())

@@ -1,0 +1,1 @@
+"""Fast kernels for counts of many genes, on the CPU (numba) and on the GPU (Triton)."""

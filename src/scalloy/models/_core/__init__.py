@@ -1,0 +1,1 @@
+"""Building blocks of the model classes: reading of cells, and one file for each thing that a model can do."""

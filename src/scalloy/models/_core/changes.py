@@ -1,0 +1,262 @@
+"""Changes of groups of cells between two conditions, each found once from a context.
+
+    group o, from c to c'    d_o     shift of the mean of its log-normalised expression
+    its cell i               x_i     = middle_i factor_o, so that the mean of the context shifts by d_o
+                             counts  thinned or added to by the factor r'_o / r_o of the rates
+
+``middle`` is the mean of the decoded expression before and after the change. Shifts are from
+:mod:`scalloy.perturbation.group_effects`, and counts are changed by
+:mod:`scalloy.perturbation.redraw_counts`. The context is the model's own cells, or others that are given;
+the change of a group is the same for every cell that is predicted.
+
+The noise in the sampled code of a cell is a function of the name of the cell and the seed. So the cell is
+decoded in the same way whether it is alone or among others, in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from scipy.special import ndtri
+
+from scalloy.kernels.csr import dense
+from scalloy.models._core.groups import UNGROUPED, groups_of
+from scalloy.models._core.protocols import Conditioned, ModelOf
+from scalloy.perturbation.composition import common_factor
+from scalloy.perturbation.fold_changes import rates_after
+from scalloy.perturbation.group_effects import Shift, Shown
+from scalloy.perturbation.redraw_counts import rates
+from scalloy.vae.base import Batch, Distributions, HasConditions, Latents
+from scalloy.vae.routes import moved
+
+MOST_CELLS = 2000  # largest number of cells of a group from which its change is found
+
+
+@dataclass(frozen=True)
+class How:
+    """Settings of a prediction: route, samples of the code per cell, total to scale counts to, and seed."""
+
+    route: str
+    n_samples: int
+    target_sum: float
+    seed: int = 0
+
+
+@dataclass
+class Decoded:
+    """Expression of each cell, cells x genes: observed, and expected before and after the change.
+
+    For count data there are also the observed ``counts``, and the expected share of each gene in the counts
+    of the cell, ``share_before`` and ``share`` (after the change).
+    """
+
+    observed: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    counts: sp.csr_matrix | None = None
+    share_before: np.ndarray | None = None
+    share: np.ndarray | None = None
+
+    @property
+    def middle(self) -> np.ndarray:
+        """Mean of the expected expression before and after the change."""
+        return (self.before + self.after) / 2
+
+
+@dataclass
+class Change:
+    """Change of the cells of one group: found from the context, and the same for every cell.
+
+    If the decoder gives ``middle`` for a cell, its predicted expression is ``middle * factor + offset``.
+    For count data, ``before`` and ``after`` are the rates: the share of each gene in all counts of the
+    group. ``pattern`` is the share that the decoder gives each gene after the change, averaged over cells
+    (weighted by library size); the share in a single cell, divided by it, says how much of an increase that
+    cell gets.
+    """
+
+    shift: Shift
+    factor: np.ndarray
+    offset: np.ndarray
+    before: np.ndarray | None = None
+    after: np.ndarray | None = None
+    pattern: np.ndarray | None = None
+
+
+@dataclass
+class Changes:
+    """Changes of groups, each computed when it is first needed and then kept."""
+
+    model: Conditioned[HasConditions]
+    how: How
+    seen: Shown
+    groups: np.ndarray
+    context: AnnData | None = None
+    known: dict[tuple[str, str, str], Change | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        cells = self.model.reader.cells(self.context)
+        self.under = cells.obs[self.model.condition_key].astype(str).to_numpy()
+
+    def of(self, group: str, source: str, to: str) -> Change | None:
+        """Return the change of a group between two conditions, or ``None``.
+
+        It is ``None`` if the context has no such cells, or if the model knows no groups.
+        """
+        key = (group, source, to)
+        if key not in self.known:
+            rows = np.flatnonzero((self.groups == group) & (self.under == source))
+            rows = np.random.default_rng(self.how.seed).permutation(rows)[:MOST_CELLS]
+            ungrouped = group == UNGROUPED and group not in self.model.reader.labels
+            lacks = ungrouped or not len(rows)
+            self.known[key] = None if lacks else self._find(*key, np.sort(rows))
+        return self.known[key]
+
+    def _find(self, group: str, source: str, to: str, rows: np.ndarray) -> Change:
+        """Compute the change of a group from these rows of the context."""
+        made = decode(self.model, self.context, self.model.reader.conditions.index(to), self.how, rows)
+        own = made.after.mean(0) - made.before.mean(0)
+        shift = self.seen.shift(own, made.observed, group, source, to)
+        observed, rates_known = made.observed.mean(0), None
+        if made.counts is not None and made.share is not None:
+            shift, rates_known = self._with_rates(made, shift, group, source, to)
+        middle, wanted = made.middle.mean(0), observed + shift.mean
+        factor, offset = np.ones_like(middle), wanted - middle
+        if (made.observed >= 0).all():
+            factor = np.where(middle > 0, wanted.clip(0) / np.maximum(middle, 1e-12), 1.0)
+            offset = np.zeros_like(middle)
+        return Change(shift, factor, offset, *(rates_known or ()))
+
+    def _with_rates(
+        self, made: Decoded, shift: Shift, group: str, source: str, to: str
+    ) -> tuple[Shift, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Return the shift with rates that add up, the rates before and after, and the decoder's pattern."""
+        assert made.counts is not None
+        assert made.share is not None
+        ell = np.asarray(made.counts.sum(axis=1), dtype=np.float64)
+        pattern = np.maximum((ell * made.share).sum(0) / max(ell.sum(), 1e-12), 1e-12)
+        before, observed = rates(made.counts), made.observed.mean(0)
+        after = self.seen.seen_rates(group, source, to, before) if shift.seen else None
+        if after is None:
+            counts, spread = made.counts, made.share / pattern
+
+            def rates_of(level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                return rates_after(counts, level - observed, self.how.target_sum, spread)
+
+            wanted = (observed + shift.mean).clip(0)
+            before, after = rates_of(wanted)
+            if (common := common_factor(before, after)) != 1.0:
+                together = np.log1p(common * np.expm1(wanted))
+                shift = replace(shift, mean=shift.mean + together - wanted)
+                before, after = rates_of(together)
+        return shift, (before, after, pattern)
+
+
+def changes_of(model: Conditioned[HasConditions], how: How, context: AnnData | None = None) -> Changes:
+    """Return an object that finds the changes of groups from the model's cells and the context.
+
+    What the model's own cells have shown, and the changes that were found from them, are kept on the model
+    until its weights change.
+    """
+    weights = tuple(p._version for p in model.module.parameters())
+    if context is not None:
+        context = model.reader.fitting(context)
+        if context is not model.adata:
+            seen, _ = _kept(model, weights, how.target_sum)
+            return Changes(model, how, seen, groups_of(model, context), context)
+    seen, groups = _kept(model, weights, how.target_sum)
+    model.reader.manager()  # refuses own cells that were changed in place meanwhile
+    key = ("changes", weights, how)
+    if key not in model._kept:
+        model._kept[key] = Changes(model, how, seen, groups)
+    return model._kept[key]
+
+
+def _kept(
+    model: Conditioned[HasConditions], weights: tuple[int, ...], target_sum: float
+) -> tuple[Shown, np.ndarray]:
+    """Return what the model's cells have shown, and their groups, found once for these weights."""
+    key = ("shown", weights, target_sum)
+    if key not in model._kept:
+        model._kept.clear()
+        model._kept[key] = shown(model, target_sum)
+    return model._kept[key]
+
+
+def decode(
+    model: ModelOf[HasConditions], cells: AnnData | None, code: int, how: How, rows: np.ndarray | None = None
+) -> Decoded:
+    """Return the observed expression, and the mean of the expected one before and after the change."""
+    parts: list[list[np.ndarray]] = []
+    likelihood, counts = model.module.likelihood, list[sp.csr_matrix]()
+    draws_counts = likelihood.draws_counts
+    for batch, names in batches(model, cells, rows):
+        q, changed = model.module.encode(batch), replace(batch, c=torch.full_like(batch.b, code))
+        sums: list[Any] = [0.0] * (4 if draws_counts else 2)
+        for s in range(how.n_samples):
+            latents = drawn(q, names, how.seed, s)
+            new = moved(model.module, batch, code, q, latents, how.route)
+            ps = [model.module.decode(*given)["x"] for given in ((batch, latents), (changed, new))]
+            each = [likelihood.mean_observed(p, how.target_sum) for p in ps]
+            each += [likelihood.fraction(p) for p in ps] if draws_counts else []
+            sums = [a + b for a, b in zip(sums, each, strict=True)]
+        seen = likelihood.observed(batch.x, how.target_sum)
+        parts.append([t.cpu().numpy() for t in (seen, *(v / how.n_samples for v in sums))])
+        if draws_counts:
+            counts.append(sp.csr_matrix(dense(batch.x).cpu().numpy()))
+    observed, before, after, *shares = (np.concatenate(of) for of in zip(*parts, strict=True))
+    if not draws_counts:
+        return Decoded(observed, before, after)
+    return Decoded(observed, before, after, sp.vstack(counts, format="csr"), *shares)
+
+
+def drawn(q: Distributions, names: np.ndarray, seed: int, sample: int) -> Latents:
+    """Draw one sample of each latent; the noise of a cell depends on its name, and on no other cell."""
+    out = {}
+    for i, (letter, of) in enumerate(q.items()):
+        noise = _noise(names, of.mean.shape[-1], (seed, sample, i))
+        out[letter] = of.mean + of.stddev * torch.as_tensor(noise).to(of.mean)
+    return out
+
+
+def _noise(names: np.ndarray, n: int, key: tuple[int, ...]) -> np.ndarray:
+    """Return standard normal numbers, cells x ``n``, by hashing each name with the key and the column."""
+    salt = pd.util.hash_array(np.array([f"{key}, {j}" for j in range(n)], dtype=object))
+    mixed = pd.util.hash_array((pd.util.hash_array(names)[:, None] ^ salt).ravel())
+    return ndtri(((mixed >> np.uint64(12)) + 0.5) / 2.0**52).reshape(len(names), n)
+
+
+def batches(
+    model: ModelOf[HasConditions], cells: AnnData | None, rows: np.ndarray | None = None
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Yield batches of cells with the names of the cells."""
+    names, begin = np.asarray(model.reader.names(cells, rows), dtype=object), 0
+    for batch in model.reader.batches(cells, rows, decodes=True):
+        yield batch, names[begin : begin + len(batch.b)]
+        begin += len(batch.b)
+
+
+def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray]:
+    """Return moments of the groups of the model's cells under each condition, and the group of each cell."""
+    if model.adata is None:
+        msg = (
+            "`route='auto'` pools with shifts of the cells that the model was trained on, and it was loaded "
+            "without them. Pass `adata=` to `load`, or `route='decoder'`."
+        )
+        raise ValueError(msg)
+    likelihood = model.module.likelihood
+
+    def pieces() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        for batch, _ in batches(model, None):
+            x = likelihood.observed(batch.x, target_sum).cpu().numpy()
+            yield x, dense(batch.x).cpu().numpy() if likelihood.draws_counts else None
+
+    conditions = model.adata.obs[model.condition_key].astype(str).to_numpy()
+    groups = groups_of(model)
+    return Shown.of(groups, conditions, pieces()), groups

@@ -1,0 +1,66 @@
+"""Groups of cells within which a change of condition is taken to be alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scalloy.models._core.protocols import Conditioned, ModelOf
+from scalloy.vae.base import HasConditions
+
+UNGROUPED = "cells"  # name of the group of all cells, if the model knows no groups
+
+
+def get_transfer_groups(model: Conditioned[HasConditions], adata: AnnData | None = None) -> pd.Series:
+    """Return the group of each cell within which ``transfer`` takes a change of condition to be alike.
+
+    It is the label if that is known. Otherwise it is the predicted label, or the cluster if the model has no
+    labels; a model that finds neither puts all these cells into one group.
+
+    Parameters
+    ----------
+    adata
+        New cells with the genes of the model; ``None`` is the model's own.
+
+    Examples
+    --------
+    >>> len(model.get_transfer_groups())
+    200
+    """
+    cells = None if adata is None else model.reader.fitting(adata)
+    return pd.Series(groups_of(model, cells), index=model.reader.names(cells), name="group")
+
+
+def groups_of(model: Conditioned[HasConditions], adata: AnnData | None = None) -> np.ndarray:
+    """Return the groups of :func:`get_transfer_groups` without the names of the cells."""
+    obs, key = model.reader.cells(adata).obs, model.reader.set_up_with.get("labels_key")
+    given = obs[key].astype(str).to_numpy() if key in obs else np.full(len(obs), "")
+    labels = model.reader.labels
+    known = np.isin(given, labels) if labels else np.zeros(len(obs), dtype=bool)
+    return given if known.all() else np.where(known, given, model._group_unlabelled(adata))
+
+
+def all_alike(model: ModelOf[HasConditions], adata: AnnData | None) -> np.ndarray:
+    """Return the same group for all cells, for a model that knows no groups.
+
+    Parameters
+    ----------
+    adata
+        New cells with the genes of the model; ``None`` is the model's own.
+    """
+    return np.full(model.reader.cells(adata).n_obs, UNGROUPED)
+
+
+def as_predicted(model: Any, adata: AnnData | None) -> np.ndarray:
+    """Return the predicted label of each cell, or its cluster if there are no labels.
+
+    Parameters
+    ----------
+    adata
+        New cells with the genes of the model; ``None`` is the model's own.
+    """
+    found = model.predict_labels(adata) if model.reader.labels else model.get_clusters(adata)
+    return found.astype(str).to_numpy()

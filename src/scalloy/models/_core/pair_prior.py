@@ -1,0 +1,244 @@
+"""Prior that couples the codes of two modalities: its weights, its normalisation, and samples of it.
+
+Each public function is a method of :class:`scalloy.POISEVAE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scalloy import _keys
+from scalloy._arguments import check_latent, whole
+from scalloy._seeds import seeded
+from scalloy.blocks import gibbs
+from scalloy.blocks.coupled_prior import SecondOrder
+from scalloy.blocks.joint_posteriors import BOTH, Coupled
+from scalloy.models._core.pairs import (
+    LIKELIHOODS,
+    Model,
+    X,
+    _side,
+    get_latent_representation,
+    get_variables,
+    modalities,
+)
+from scalloy.models._core.traverse import span
+
+
+def _coupled(model: Model) -> Coupled:
+    """Return the joint prior, which must be one of private codes."""
+    if not isinstance(model.module.joint, Coupled):
+        msg = "The modalities share one code, which nothing couples. Train with `joint='poise'`."
+        raise ValueError(msg)
+    return model.module.joint
+
+
+@torch.inference_mode()
+def get_coupling(model: Model) -> pd.DataFrame:
+    """Return the matrix that couples the two codes, powers of the first code x powers of the second.
+
+    Rows and columns are named such as ``rna_0`` and ``prot_3^2``; an entry is the weight of the product of
+    the two in the logarithm of the prior density.
+
+    Examples
+    --------
+    >>> poisevae.get_coupling().shape
+    (20, 20)
+    """
+    g = _coupled(model).coupling().cpu().numpy()
+    names = [
+        [f"{name}_{i}{power}" for power in ("", "^2") for i in range(n // 2)]
+        for name, n in zip(modalities(model), g.shape, strict=True)
+    ]
+    return pd.DataFrame(g, index=names[0], columns=names[1])
+
+
+@torch.inference_mode()
+def get_log_partition(
+    model: Model, n_chains: int = 4096, n_steps: int = 400, seed: int = 0
+) -> tuple[float, float]:
+    """Return ``log Z`` of the prior and its standard error, by which the ELBO of all cells may be off.
+
+    It is estimated by annealed importance sampling; training and evaluation use 1,024 chains and 100 steps.
+    With ``joint="gaussian"`` and ``"independent"`` it is exact.
+
+    Parameters
+    ----------
+    n_chains
+        Number of chains.
+    n_steps
+        Number of annealing steps of each chain.
+    seed
+        Random seed.
+
+    Examples
+    --------
+    >>> value, se = poisevae.get_log_partition(n_chains=64, n_steps=10)
+    """
+    whole(n_chains=n_chains, n_steps=n_steps)
+    coupling = _coupled(model).coupling
+    if not isinstance(coupling, SecondOrder):
+        return float(coupling.log_partition()), 0.0
+    generator = torch.Generator(model.module.device).manual_seed(seed)
+    value, se = gibbs.log_partition(coupling(), n_chains=n_chains, n_steps=n_steps, generator=generator)
+    return float(value), float(se)
+
+
+@torch.inference_mode()
+def get_mixing(model: Model, n_sweeps: int = 200, n_chains: int = 64, seed: int = 0) -> pd.DataFrame:
+    """Return how well Gibbs chains mix: R-hat of each latent, and its correlation from sweep to sweep.
+
+    R-hat (Gelman & Rubin 1992) near 1 means that chains from different starting points agree. Above 1.1 the
+    prior has modes between which they hardly move, for instance because there are distinct types of cells.
+    That is why :meth:`get_log_partition` and :meth:`generate` use annealing.
+
+    Parameters
+    ----------
+    n_sweeps
+        Number of sweeps, of which the second half is evaluated.
+    n_chains
+        Number of chains.
+    seed
+        Random seed.
+
+    Returns
+    -------
+    Columns ``r_hat`` and ``autocorrelation``; one row for each latent of both modalities.
+
+    Examples
+    --------
+    >>> list(poisevae.get_mixing(n_sweeps=20, n_chains=8))
+    ['r_hat', 'autocorrelation']
+    """
+    whole(n_sweeps=n_sweeps, n_chains=n_chains)
+    g = _coupled(model).coupling()
+    generator = torch.Generator(g.device).manual_seed(seed)
+    state, kept = gibbs.start(g, n_chains, generator), []
+    for _ in range(n_sweeps):
+        state = gibbs.sweep(state, g, generator=generator)
+        kept.append(torch.cat(state, -1))
+    values = torch.stack(kept)[n_sweeps // 2 :].cpu().numpy()
+    within, between = values.var(0, ddof=1).mean(0), values.mean(0).var(0, ddof=1)
+    centred = values - values.mean((0, 1))
+    lag = (centred[1:] * centred[:-1]).mean((0, 1)) / centred.var((0, 1))
+    names = [
+        f"{name}_{i}" for name, z in zip(modalities(model), state, strict=True) for i in range(z.shape[1])
+    ]
+    r_hat = np.sqrt(1 - 1 / len(values) + between / within)
+    return pd.DataFrame({"r_hat": r_hat, "autocorrelation": lag}, index=names)
+
+
+@torch.inference_mode()
+def generate(model: Model, n: int = 100, *, n_steps: int = 200, seed: int = 0) -> AnnData:
+    """Generate new cells with both modalities.
+
+    Codes are drawn from the prior. Batch, covariates and library size of each new cell are those of one of
+    the model's own cells, drawn at random.
+
+    Parameters
+    ----------
+    n
+        Number of cells.
+    n_steps
+        Number of annealing steps of the Gibbs chains, from two standard normals to the prior; see
+        :func:`scalloy.blocks.gibbs.sample`.
+    seed
+        Random seed.
+
+    Returns
+    -------
+    AnnData with samples of the first modality in ``.X`` and of the second in ``.obsm`` under its name:
+    counts, or values that other likelihoods draw. The codes are in ``.obsm["X_poisevae"]``.
+
+    Examples
+    --------
+    >>> made = poisevae.generate(50)
+    >>> made.shape, made.obsm["prot"].shape
+    ((50, 40), (50, 3))
+    """
+    whole(n=n, n_steps=n_steps)
+    n_obs = len(model.reader.names())
+    rows, parts = np.random.default_rng(seed).integers(n_obs, size=n), []
+    with seeded(seed):
+        for batch in model.reader.batches(None, rows, None, decodes=True):
+            drawn = model.module.joint.prior(len(batch.x), n_steps)
+            latents = {k: v.to(batch.x.device) for k, v in drawn.items()}
+            p = model.module.decode(batch, latents)
+            parts.append((p["x"].sample(), p["x2"].sample(), model.module.joint.together(latents)))
+    x, x2, code = (torch.cat(v).cpu().numpy() for v in zip(*parts, strict=True))
+    first, second = modalities(model)
+    out = AnnData(x, var=pd.DataFrame(index=get_variables(model, first)))
+    out.obs_names = [f"generated_{i}" for i in range(n)]
+    out.obsm[second] = pd.DataFrame(x2, index=out.obs_names, columns=get_variables(model, second))
+    out.obsm[_keys.latent(model.name)] = code
+    return out
+
+
+@torch.inference_mode()
+def get_cross_traversal(
+    model: Model,
+    latent: int,
+    of: str,
+    to: str | None = None,
+    values: Sequence[float] | None = None,
+    *,
+    n_steps: int = 7,
+    n_samples: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return mean expression in one modality along a latent of the other, through the prior.
+
+    The code of the one is drawn from the prior, given that of the other.
+
+    Parameters
+    ----------
+    latent
+        Number of the latent, from 0.
+    of
+        Modality of the latent.
+    to
+        Modality whose expression is returned; ``None`` is the other one.
+    values
+        Values that the latent takes; ``None`` is ``n_steps`` values from low to high among the cells.
+    n_steps
+        Number of values.
+    n_samples
+        Largest number of cells to begin from; their other latents stay as they are.
+    seed
+        Random seed of the choice of cells and of the samples.
+
+    Returns
+    -------
+    One row for each value (the index), one column for each variable: ``log1p`` of counts (those of genes
+    scaled to 10,000), or other data as they are.
+
+    Examples
+    --------
+    >>> poisevae.get_cross_traversal(0, of="prot", to="rna", n_steps=3).shape
+    (3, 40)
+    """
+    whole(n_steps=n_steps, n_samples=n_samples)
+    a = _side(model, "of", of)
+    b = 1 - a if to is None else _side(model, "to", to)
+    coupled, codes = _coupled(model), get_latent_representation(model, which=of)
+    check_latent(latent, codes.shape[1])
+    at = np.linspace(*span(codes[:, latent]), n_steps) if values is None else np.asarray(values, float)
+    rows = np.random.default_rng(seed).choice(len(codes), min(n_samples, len(codes)), replace=False)
+    out = []
+    for value in at:
+        total = []
+        with seeded(seed):  # the same draws for each value
+            for batch in model.reader.batches(None, rows, None, decodes=True):
+                z = model.module.encode(batch)[BOTH[a]].mean.clone()
+                z[:, latent] = float(value)
+                p = model.module.decode_one(X[b], batch, coupled.from_one(z, a))
+                likelihood = getattr(model.module, LIKELIHOODS[b])
+                logged = b == 1 and likelihood.has_log_scale
+                total.append(p.mean.log1p() if logged else likelihood.predicted(p))
+            out.append(torch.cat(total).mean(0).cpu().numpy())
+    return pd.DataFrame(np.stack(out), index=at, columns=get_variables(model, modalities(model)[b]))

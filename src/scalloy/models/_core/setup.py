@@ -1,0 +1,231 @@
+"""Registration of an AnnData: what its columns mean, and checks that they can be used and stay unchanged.
+
+A :class:`Layout` says which arguments of ``setup_anndata`` a model takes and which fields of scvi-tools
+they become. :func:`set_up` checks the user's object and registers it; :func:`fitting` gives other cells the
+genes of a model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import numpy as np
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LabelsWithUnlabeledObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+
+from scalloy._keys import CONDITION_KEY
+from scalloy.data import checks
+from scalloy.data.fingerprint import Seal
+from scalloy.data.genes import aligned, counted
+from scalloy.data.roles import check_roles
+
+_OWNERS: WeakValueDictionary[str, AnnData] = WeakValueDictionary()  # which AnnData has which identity
+Given = dict[str, Any]  # arguments of `setup_anndata` by their names
+
+
+class Layout(Protocol):
+    """Protocol of what a model reads from the data that the user passes."""
+
+    def lacks(self) -> frozenset[str]:
+        """Return the arguments of ``setup_anndata`` that the model has no use for."""
+
+    def fields(self, given: Given) -> list:
+        """Return scvi-tools' fields for the arguments of ``setup_anndata``."""
+
+    def obsm_keys(self, given: Given) -> tuple[str, ...]:
+        """Return the keys of ``.obsm`` that are modelled."""
+
+    def known_otherwise(self, adata: AnnData, given: Given) -> np.ndarray | None:
+        """Return a mask of the cells that need no counts, since something else was measured of them."""
+
+    def joined(self, data: Any, registry: dict[str, Any]) -> AnnData:
+        """Return the cells as one AnnData with everything that is registered."""
+
+
+@dataclass(frozen=True)
+class OneModality:
+    """Layout with counts in ``.X`` or a layer, and columns of ``.obs``.
+
+    Attributes
+    ----------
+    condition
+        Whether the model predicts cells under another condition.
+    unlabeled
+        Whether one of the labels may stand for "unknown".
+    """
+
+    condition: bool = False
+    unlabeled: bool = False
+
+    def lacks(self) -> frozenset[str]:
+        takes = {"condition_key": self.condition, "unlabeled_category": self.unlabeled}
+        return frozenset(name for name, taken in takes.items() if not taken)
+
+    def fields(self, given: Given) -> list:
+        labels, unknown = given["labels_key"], given.get("unlabeled_category")
+        of_labels = (
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels)
+            if labels is None or unknown is None
+            else LabelsWithUnlabeledObsField(REGISTRY_KEYS.LABELS_KEY, labels, unknown)
+        )
+        out = [
+            LayerField(
+                REGISTRY_KEYS.X_KEY, given.get("layer"), is_count_data=False, correct_data_format=False
+            ),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, given["batch_key"]),
+            of_labels,
+            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, given["size_factor_key"], required=False),
+            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, given["categorical_covariate_keys"]),
+            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, given["continuous_covariate_keys"]),
+        ]
+        if self.condition:
+            out.append(CategoricalObsField(CONDITION_KEY, given.get("condition_key")))
+        return out
+
+    def obsm_keys(self, given: Given) -> tuple[str, ...]:
+        return ()
+
+    def known_otherwise(self, adata: AnnData, given: Given) -> np.ndarray | None:
+        return None
+
+    def joined(self, data: Any, registry: dict[str, Any]) -> AnnData:
+        return data
+
+
+# registering ------------------------------------------------------------------------------------
+
+
+def set_up(cls: Any, adata: AnnData, args: dict[str, Any], **kwargs: Any) -> None:
+    """Check the data that the arguments of ``setup_anndata`` name, and register them.
+
+    Parameters
+    ----------
+    cls
+        Class of the model.
+    adata
+        Cells, to which columns with codes are added.
+    args
+        Name of the model, name of the set-up method, and its arguments, in the format of scvi-tools.
+    **kwargs
+        ``source_registry`` (of a trained model, whose categories the cells must have) and
+        ``extend_categories`` (whether they may have others too).
+    """
+    layout: Layout = cls.layout
+    given = args["setup_args"]
+    checks.check_object(adata)
+    checks.check_keys(adata, given)
+    if "source_registry" not in kwargs:
+        check_roles(adata, given)
+    known, allow = layout.known_otherwise(adata, given), given["allow_non_counts"]
+    checks.check_counts(adata, given.get("layer"), allow_non_counts=allow, known=known)
+    if source := kwargs.get("source_registry"):
+        checks.check_same_kind(adata.obs, categories := known_categories(source))
+        if not kwargs.get("extend_categories"):
+            checks.check_categories(adata, categories)
+    _register(cls, adata, args, **kwargs)
+
+
+def _register(cls: Any, adata: AnnData, args: dict[str, Any], **kwargs: Any) -> None:
+    """Register the cells with scvi-tools, and record the data to detect later changes in place."""
+    given, layout = args["setup_args"], cls.layout
+    owner = _OWNERS.get(str(adata.uns.get("_scvi_uuid")))
+    if owner is not None and owner is not adata:  # a copy, which needs an identifier of its own
+        del adata.uns["_scvi_uuid"]
+    manager = AnnDataManager(fields=layout.fields(given), setup_method_args=args)
+    manager.register_fields(adata, **kwargs)
+    manager.seal = Seal.of(adata, given, layout.obsm_keys(given))
+    cls.register_manager(manager)
+    _OWNERS[str(adata.uns["_scvi_uuid"])] = adata
+
+
+def is_set_up(cls: Any, adata: AnnData) -> bool:
+    """Return whether this very object was registered for the class."""
+    if not isinstance(adata, AnnData):
+        return False
+    manager = cls._setup_adata_manager_store.get(adata.uns.get("_scvi_uuid"))
+    return manager is not None and manager.adata is adata
+
+
+def fitting(layout: Layout, data: Any, registry: dict[str, Any], max_missing: float = 0.0) -> AnnData:
+    """Return cells as one AnnData with the genes of a model in their order; the same object if it has these.
+
+    Parameters
+    ----------
+    layout
+        Layout of the model.
+    data
+        Cells of the user.
+    registry
+        Registry of the model.
+    max_missing
+        Largest share of the genes that the cells may lack; the counts of missing genes are zero.
+    """
+    adata = checks.check_type(layout.joined(data, registry))
+    adata = counted(adata.to_memory() if adata.isbacked else adata, registry["setup_args"].get("layer"))
+    names = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
+    return aligned(adata, list(names), max_missing)
+
+
+def method_args(registry: dict[str, Any]) -> dict[str, Any]:
+    """Return the set-up method of a model and its arguments, in the format of scvi-tools."""
+    return {k: registry[k] for k in ("model_name", "setup_method_name", "setup_args")}
+
+
+def known_categories(registry: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the categories of each registered column, by the name of the column."""
+    fields, known = registry["field_registries"], {}
+    for field in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY, CONDITION_KEY):
+        if field not in fields:
+            continue
+        state = fields[field]["state_registry"]
+        known[state["original_key"]] = np.asarray(state["categorical_mapping"])
+    joint = fields[REGISTRY_KEYS.CAT_COVS_KEY].get("state_registry", {}).get("mappings", {})
+    known |= {k: np.asarray(v) for k, v in joint.items()}
+    return {k: v for k, v in known.items() if not k.startswith("_scvi")}
+
+
+# the method of the user -------------------------------------------------------------------------
+
+
+def narrowed(method: Callable[..., None], lacks: frozenset[str]) -> Callable[..., None]:
+    """Return ``setup_anndata`` without the arguments that a model has no use for."""
+    signature = inspect.signature(method)
+    kept = [p for name, p in signature.parameters.items() if name not in lacks]
+
+    @wraps(method)
+    def called(*args: Any, **kwargs: Any) -> None:
+        if refused := sorted(lacks & kwargs.keys()):
+            msg = (
+                f"`{refused[0]}` is no argument of `{args[0].__name__}.setup_anndata`: the model has no use "
+                "for it. Leave it out, or take a model that has, such as `sa.CGMDVAE`."
+            )
+            raise TypeError(msg)
+        given = dict(narrow.bind(*args, **kwargs).arguments)
+        return method(**given, **given.pop("kwargs", {}))
+
+    narrow = signature.replace(parameters=kept)
+    called.__signature__ = narrow  # type: ignore[attr-defined]  # which `inspect` reads
+    for name in lacks:
+        called.__doc__ = re.sub(rf"\n +{name}\n(?: {{12,}}.*\n)+", "\n", called.__doc__ or "")
+    return called
+
+
+def set_up_defaults(cls: Any, method: str) -> dict[str, Any]:
+    """Return the arguments of a set-up method and their defaults, without the data."""
+    arguments = inspect.signature(getattr(cls, method)).parameters.values()
+    return {p.name: p.default for p in arguments if p.default is not p.empty}

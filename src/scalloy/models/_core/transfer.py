@@ -1,0 +1,275 @@
+"""Prediction under another condition: how cells would look if they had been treated.
+
+    route         code under the new condition c'                                   counts
+    "decoder"     z ~ q(z | x, c)                                                   p(x | z, c')
+    "transport"   z' = sum_k r_k [m_k(w', c') + s_k(w') / s_k(w) (z - m_k(w, c))]   p(x | z', c')
+    "style"       z' = m_y(w', c'), w = E q(w | x, c), y the component (Kolb)       p(x | z', c')
+    "auto"        z, with the expression moved by the pooled shift of the group     x itself, changed
+
+With "auto", a change is a property of a group of cells (:mod:`scalloy.models._core.changes`), found once from
+the *context*: the model's own cells, or others that are given. A cell is then predicted from its own counts
+and the change of its group, so the prediction is the same whether the cell is alone or among others.
+
+The shift of a group is a weighted mean of the decoder's shift and of the shifts that other groups have
+shown (:mod:`scalloy.perturbation.group_effects`). The decoder's shift is a change of the mean logarithm
+(:mod:`scalloy.blocks.expected_log1p`), which can differ much from the change of the logarithm of the mean.
+The differences of a cell from its group are taken from the mean of the decoded expression before and after
+the change: the former knows the genes of its type, the latter those that the condition induces. Cells
+without a group, or of a group that the context lacks, are predicted by the decoder alone.
+
+The counts with "auto" are the cell's own, thinned if a gene falls and added to if it rises
+(:mod:`scalloy.perturbation.redraw_counts`), by factors that correspond to the shift of the group
+(:mod:`scalloy.perturbation.fold_changes`). With the other routes the decoder draws new counts, which lose
+what is particular to the cell.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+
+from scalloy import _keys
+from scalloy._arguments import few, warn
+from scalloy._seeds import seeded
+from scalloy.models._core.changes import (
+    Change,
+    Changes,
+    Decoded,
+    How,
+    batches,
+    changes_of,
+    decode,
+    drawn,
+    moved,
+)
+from scalloy.models._core.groups import UNGROUPED, groups_of
+from scalloy.models._core.protocols import Conditioned, ModelOf
+from scalloy.perturbation.redraw_counts import kept_share, redraw, with_depth
+from scalloy.vae.base import HasConditions
+from scalloy.vae.cgmdvae import CGMDVAE
+
+# columns that scanpy computes from counts
+OF_COUNTS = "(log1p_)?(total_counts|n_genes_by_counts).*|pct_counts_.*|n_counts|n_genes"
+COUNTS = "counts"  # layer of the predicted counts
+
+
+def transfer(
+    model: Conditioned[HasConditions],
+    cells: AnnData | None,
+    to: str,
+    *,
+    route: str = "auto",
+    n_samples: int = 3,
+    library_size: float | None = None,
+    seed: int = 0,
+    target_sum: float = 1e4,
+    context: AnnData | None = None,
+    changes: Changes | None = None,
+) -> AnnData:
+    """Predict cells under another condition.
+
+    The arguments have been checked by :meth:`~scalloy.CGMDVAE.transfer`, where the other ones are described.
+
+    Parameters
+    ----------
+    model
+        A trained model with conditions.
+    changes
+        Changes of groups that were found for earlier pieces of the same cells; ``None`` finds them.
+    """
+    if route == "style" and cast("CGMDVAE", model.module).enc_w is None:
+        msg = "`route='style'` goes through `w`, and the model has none. Pass `n_w=` to the model."
+        raise ValueError(msg)
+    cells = None if cells is model.adata else cells
+    cells = cells if cells is None else model.reader.fitting(cells)
+    source = model.reader.cells(cells)
+    how = How(route, n_samples, float(target_sum), seed)
+    with torch.no_grad(), seeded(seed):
+        made = decode(model, cells, model.reader.conditions.index(to), how)
+        about = described(model, cells, source)
+        if route != "auto":
+            expected, found = made.after, dict[str, Change | None]()
+            counts = None if made.counts is None else _sampled(model, cells, to, how, library_size)
+        else:
+            changes = changes or changes_of(model, how, context)
+            pairs = about.drop_duplicates("pair").itertuples()
+            found = {row.pair: changes.of(row.group, row.source, to) for row in pairs}
+            names = pd.util.hash_array(source.obs_names.to_numpy().astype(object))
+            rng = np.random.default_rng([seed, int(names.sum() % 2**32)])  # pieces have draws of their own
+            expected, counts = _changed(made, about["pair"], found, library_size, rng)
+            about["far"] = _far(about, found, to)
+    return _as_anndata(model, source, to, about, expected, counts, found, how)
+
+
+def described(model: Conditioned[HasConditions], cells: AnnData | None, source: AnnData) -> pd.DataFrame:
+    """Return group and condition of each cell, by position, and both together as ``pair``.
+
+    Parameters
+    ----------
+    model
+        A trained model with conditions.
+    cells
+        New cells with the genes of the model; ``None`` is the model's own.
+    source
+        The same cells, or those of the model.
+    """
+    about = pd.DataFrame({"group": groups_of(model, cells)})
+    about["source"] = source.obs[model.condition_key].astype(str).to_numpy()
+    about["pair"] = about["group"] + " from " + about["source"]
+    return about
+
+
+def _changed(
+    made: Decoded,
+    pairs: pd.Series,
+    found: dict[str, Change | None],
+    library_size: float | None,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, sp.csr_matrix | None]:
+    """Return expected expression and counts of each cell: by the change of its group, or by the decoder."""
+    expected, parts, order = made.after.copy(), [], []
+    for pair, rows in pairs.groupby(pairs, sort=True).indices.items():
+        if (change := found[pair]) is not None:
+            expected[rows] = made.middle[rows] * change.factor + change.offset
+        if made.counts is not None:
+            parts.append(_redrawn(made, rows, change, library_size, rng))
+            order.append(rows)
+    if made.counts is None:
+        return expected, None
+    return expected, sp.vstack(parts, format="csr")[np.argsort(np.concatenate(order))]
+
+
+def _redrawn(
+    made: Decoded,
+    rows: np.ndarray,
+    change: Change | None,
+    library_size: float | None,
+    rng: np.random.Generator,
+) -> sp.csr_matrix:
+    """Thin or add to the counts of cells of one group; the decoder says in which cells a gene rises most."""
+    assert made.counts is not None
+    assert made.share is not None
+    assert made.share_before is not None
+    counts, share = made.counts[rows], made.share[rows]
+    ell = np.asarray(counts.sum(axis=1))
+    if change is None:
+        before, after, pattern = made.share_before[rows], share, np.ones_like(share)
+    else:
+        before, after = change.before, change.after
+        pattern = share / change.pattern
+    assert before is not None
+    assert after is not None
+    added = ell * pattern * np.maximum(after - before, 0.0)
+    changed = redraw(counts, kept_share(before, after), added, rng)
+    return changed if library_size is None else with_depth(changed, library_size, pattern * after, rng)
+
+
+def _far(about: pd.DataFrame, found: dict[str, Change | None], to: str) -> np.ndarray:
+    """Return a mask of the cells whose group is unlike all that were seen under both conditions."""
+    of_pair = {pair: change is None or change.shift.far for pair, change in found.items()}
+    return about["pair"].map(of_pair).to_numpy(dtype=bool) & (about["source"] != to).to_numpy()
+
+
+def _warn_of_far(about: pd.DataFrame, to: str) -> None:
+    """Warn of groups that are far, or say what would help if the model knows no groups."""
+    far = about[about["far"]]
+    if (far["group"] == UNGROUPED).any():
+        warn(
+            "The model knows no groups of cells, so the decoder alone predicts them, and nothing tells "
+            f"whether it has seen such cells under {to!r}: `.obs['transfer_far']` marks them. Pass "
+            "`labels_key=` to `setup_anndata`, or use CGMDVAE, which finds groups.",
+        )
+    if names := sorted(far["pair"][far["group"] != UNGROUPED].unique()):
+        warn(
+            f"Far from what was seen under {to!r}: {few(names)}. `.obs['transfer_far']` marks these cells; "
+            "do not rely on what is predicted for them.",
+        )
+
+
+def _sampled(
+    model: ModelOf[HasConditions], cells: AnnData | None, to: str, how: How, library_size: float | None
+) -> sp.csr_matrix:
+    """Return counts that the decoder draws for the cells under the new condition."""
+    parts, code = [], model.reader.conditions.index(to)
+    for batch, names in batches(model, cells):
+        q = model.module.encode(batch)
+        latents = moved(model.module, batch, code, q, drawn(q, names, how.seed, how.n_samples), how.route)
+        changed = replace(batch, c=torch.full_like(batch.b, code))
+        if library_size is not None:
+            changed = replace(changed, log_ell=torch.full_like(batch.log_ell, float(np.log(library_size))))
+        parts.append(sp.csr_matrix(model.module.decode(changed, latents)["x"].sample().cpu().numpy()))
+    return sp.vstack(parts, format="csr")
+
+
+def _as_anndata(
+    model: Conditioned[HasConditions],
+    source: AnnData,
+    to: str,
+    about: pd.DataFrame,
+    expected: np.ndarray,
+    counts: Any,
+    found: dict[str, Change | None],
+    how: How,
+) -> AnnData:
+    """Return the prediction with the columns of the cells that are still true."""
+    out = AnnData(expected.astype(np.float32), obs=still_true(source, model.name), var=source.var.copy())
+    out.obs_names = source.obs_names.astype(str) + f"-{to}"  # so that both can be in one object
+    out.obs["transfer_of"] = source.obs_names.astype(str)
+    if counts is not None:
+        layer = model.registry["setup_args"].get("layer") or COUNTS
+        out.layers[COUNTS] = counts
+        out.layers[layer] = out.layers[COUNTS]
+    out.obs[model.condition_key] = pd.Categorical([to] * out.n_obs, categories=model.reader.conditions)
+    out.obs["transfer_from"] = pd.Categorical(about["source"])
+    out.obs["transfer_group"] = pd.Categorical(about["group"])
+    said: dict[str, Any] = {"model": type(model).__name__, "to": to, "route": how.route}
+    said["target_sum"] = how.target_sum
+    if counts is not None:
+        said["counts"] = COUNTS
+    if "far" in about:
+        out.obs["transfer_far"] = about["far"].to_numpy()
+        said |= _explained(found, [str(v) for v in out.var_names])
+        _warn_of_far(about, to)
+    out.uns["transfer"] = said
+    return out
+
+
+def _explained(found: dict[str, Change | None], genes: list[str]) -> dict[str, Any]:
+    """Return shift, standard deviation and factor of counts by gene and group, and the groups behind them."""
+    known = {_keys.safe(k): c for k, c in found.items() if c is not None}  # as keys of an h5ad file
+    said: dict[str, Any] = {
+        "shift": pd.DataFrame({k: c.shift.mean for k, c in known.items()}, index=genes),
+        "sd": pd.DataFrame({k: c.shift.sd for k, c in known.items()}, index=genes),
+        "learned_from": {k: c.shift.others for k, c in known.items()},
+    }
+    ratios = {
+        k: np.divide(c.after, c.before, out=np.full(len(genes), np.nan), where=c.before > 0)
+        for k, c in known.items()
+        if c.before is not None and c.after is not None
+    }
+    if ratios:
+        said["fold_change"] = pd.DataFrame(ratios, index=genes)
+    return said
+
+
+def still_true(source: AnnData, name: str) -> pd.DataFrame:
+    """Return ``.obs`` without the columns that were computed from the counts before the change.
+
+    Parameters
+    ----------
+    source
+        Cells before the change.
+    name
+        Name of the model in the keys that it writes.
+    """
+    annotated = {name} | {str(k) for k, v in source.uns.items() if isinstance(v, dict) and "settings" in v}
+    ours = rf"({'|'.join(map(re.escape, sorted(annotated)))})_({'|'.join(_keys.WRITTEN_OBS)})"
+    stale = re.compile(rf"_scvi.*|transfer_.*|{OF_COUNTS}|{ours}")
+    return source.obs[[c for c in source.obs if not stale.fullmatch(str(c))]].copy()

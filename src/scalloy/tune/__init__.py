@@ -1,0 +1,1 @@
+"""Searches for settings on Ray Tune, and training on a Ray cluster."""

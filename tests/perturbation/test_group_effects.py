@@ -1,0 +1,97 @@
+"""What groups have shown, from moments that are made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scalloy.baselines import LearnedPooling, partial_pooling
+from scalloy.perturbation.group_effects import AT_LEAST, Moments, Shown, trusted, weight
+
+GENES, CELLS = 300, 200
+rng = np.random.default_rng(0)
+CONTROL = {f"type {k}": rng.gamma(1.0, 1.0, GENES) for k in range(6)}
+EFFECT = {"a": rng.normal(0, 1, GENES), "b": rng.normal(0, 1, GENES)}
+
+
+def moments(*groups, conditions=("a", "b")):
+    found = {}
+    for group in groups:
+        found[group, "control"] = Moments(CONTROL[group], np.full(GENES, 0.5), CELLS)
+        for c in conditions:
+            found[group, c] = Moments(CONTROL[group] + EFFECT[c], np.full(GENES, 0.5), CELLS)
+    return found
+
+
+def cells_of(group, n=CELLS):
+    noise = np.random.default_rng(1).normal(0, 0.7, (n, GENES))
+    return CONTROL[group] + noise - noise.mean(0)
+
+
+@pytest.mark.parametrize("n_others", [1, 3, 5])
+def test_a_group_that_was_not_seen_changes_as_others_and_the_decoder_say(n_others):
+    others = [f"type {k}" for k in range(1, 1 + n_others)]
+    shown = Shown(moments(*others))
+    cells = cells_of("type 0")
+    for to, effect in EFFECT.items():  # each condition has its own
+        shift = shown.shift(effect, cells, "type 0", "control", to)
+        assert np.corrcoef(shift.mean, effect)[0, 1] > 0.99
+        assert shift.others == others
+        assert (shift.sd >= np.sqrt(2 * cells.var(0) / CELLS)).all()
+        c = np.stack([CONTROL[g] for g in others])
+        d, sizes = (c + effect) - c, np.full(n_others, 2 / CELLS)
+        known = LearnedPooling(c, d, np.full(GENES, 0.5), sizes).predict(cells.mean(0))
+        own = 3 * effect[::-1]  # a decoder that says something else
+        found = shown.shift(own, cells, "type 0", "control", to).mean
+        own = own * trusted(own, known.mean)
+        share = weight(own, known.mean, np.square(known.sd).sum())
+        np.testing.assert_allclose(found, known.mean + share * (own - known.mean))
+        if n_others < 4:
+            plain = partial_pooling(c, d, cells.mean(0), within=np.full(GENES, 0.5), inverse_size=sizes)
+            np.testing.assert_array_equal(known.mean, plain.mean)
+    assert len(shown._learned) == 2  # learned once for each condition
+
+
+def test_a_group_that_was_seen_changes_as_it_did():
+    shown, cells = Shown(moments("type 0", "type 1")), cells_of("type 0")
+    shift = shown.shift(0 * EFFECT["a"], cells, "type 0", "control", "a")
+    np.testing.assert_allclose(shift.mean, EFFECT["a"])
+    assert not shift.far
+    np.testing.assert_allclose(shift.sd, np.sqrt(2 * cells.var(0) / CELLS))
+
+
+def test_where_nothing_was_seen_the_decoder_is_all_there_is():
+    shown, cells, own = Shown(moments("type 0", conditions=())), cells_of("type 0"), EFFECT["b"]
+    shift = shown.shift(own, cells, "type 0", "control", "a")
+    np.testing.assert_array_equal(shift.mean, own)
+    assert shift.far
+    assert np.isnan(shift.sd).all()
+    assert not shown.shift(own, cells, "type 0", "control", "control").far
+
+
+def test_a_group_unlike_all_others_is_flagged():
+    shown = Shown(moments(*CONTROL))
+    assert not shown.shift(EFFECT["a"], cells_of("type 0"), "new", "control", "a").far
+    assert shown.shift(EFFECT["a"], 10 + cells_of("type 0"), "new", "control", "a").far
+
+
+def test_moments_are_of_groups_with_enough_cells():
+    import scalloy as sa
+
+    adata = sa.datasets.simulate(400, 30, n_clusters=3, n_conditions=2, n_batches=1, seed=0)
+    rare = (adata.obs["cluster"] == "cluster_0") & (adata.obs["condition"] == "treated_1")
+    drop = np.flatnonzero(rare)[AT_LEAST - 1 :]
+    adata = adata[np.setdiff1d(np.arange(adata.n_obs), drop)].copy()
+    sa.CGMDVAE.setup_anndata(adata, condition_key="condition", labels_key="cluster")
+    model = sa.CGMDVAE(adata, n_hidden=8, n_latent=2)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    from scalloy.models._core.changes import shown
+
+    found = shown(model, 1e4).moments
+    assert ("cluster_0", "treated_1") not in found
+    x = adata[(adata.obs["cluster"] == "cluster_1") & (adata.obs["condition"] == "control")].X.toarray()
+    log = np.log1p(1e4 * x / x.sum(1, keepdims=True))
+    one = found["cluster_1", "control"]
+    np.testing.assert_allclose(one.mean, log.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(one.variance, log.var(0), rtol=1e-3, atol=1e-5)
+    assert one.n == len(x)
