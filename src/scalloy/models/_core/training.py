@@ -107,7 +107,6 @@ def train(
     kwargs.setdefault("early_stopping_patience", max(10, max_epochs // 5))
     kwargs.setdefault("log_every_n_steps", 10**9)
     keep_to_cores()
-    model._kept.clear()
     model.reader.forget_table()  # training makes a table of its own; they need not both be in memory
     model.module.train()  # an earlier training left it in evaluation mode
     if kwargs.get("datamodule") is None:
