@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import anndata as ad
@@ -418,10 +419,12 @@ def test_the_identity_of_cells_is_their_own_across_classes(cells):
     """A copy that was set up for another class does not take the identity of the cells it was made from."""
     setup("VAE", cells)
     model = sa.VAE(cells)
-    sa.GMVAE.setup_anndata(cells.copy())
+    copy = cells.copy()
+    sa.GMVAE.setup_anndata(copy, batch_key="lane")
     sa.GMVAE.setup_anndata(cells)
     assert model.get_anndata_manager(cells) is not None
     assert sa.GMVAE(cells).adata is cells
+    assert sa.GMVAE(copy).registry["setup_args"]["batch_key"] == "lane"
 
 
 def test_one_batch_where_one_is_taken(cells):
@@ -430,3 +433,41 @@ def test_one_batch_where_one_is_taken(cells):
     two = list(cells.obs["batch"].unique()[:2])
     with pytest.raises(ValueError, match=r"names 2 batches\. Pass one"):
         model.posterior_predictive_sample(transform_batch=two)
+
+
+def test_arguments_that_a_model_has_no_use_for(cells):
+    for argument in ("condition_key", "unlabeled_category"):
+        assert argument not in inspect.signature(sa.VAE.setup_anndata).parameters
+        assert f" {argument}\n" not in sa.VAE.setup_anndata.__doc__
+        assert f" {argument}\n" in sa.CGMDVAE.setup_anndata.__doc__
+        with pytest.raises(TypeError, match=f"`{argument}` is no argument of `VAE.setup_anndata`.*CGMDVAE"):
+            sa.VAE.setup_anndata(cells, **{argument: "condition"})
+    sa.VAE.setup_anndata(cells, None, "batch", "cluster")  # by position, as scvi-tools has them
+    assert sa.VAE(cells, **SMALL).registry["setup_args"]["labels_key"] == "cluster"
+
+
+def test_what_is_written_is_what_getters_return(trained, cells):
+    """Though `annotate` encodes each cell once, and getters each by themselves."""
+    key = trained.name
+    trained.annotate()
+    if hasattr(trained, "get_clusters"):
+        found = trained.get_cluster_probabilities()
+        np.testing.assert_allclose(cells.obsm[_keys.probabilities(key)], found, atol=1e-6)
+        np.testing.assert_allclose(cells.obs[_keys.cluster_probability(key)], found.max(axis=1), atol=1e-6)
+        assert list(cells.obs[_keys.cluster(key)].astype(str)) == list(trained.get_clusters().astype(str))
+    if hasattr(trained, "predict_labels") and trained.labels:
+        p = trained.predict_labels(soft=True)
+        assert list(cells.obs[_keys.label(key)].astype(str)) == list(trained.predict_labels().astype(str))
+        np.testing.assert_allclose(cells.obs[_keys.label_probability(key)], p.max(axis=1), atol=1e-6)
+        np.testing.assert_allclose(cells.obs[_keys.unknown(key)], trained.get_unknown_score(), atol=1e-6)
+    if hasattr(trained, "get_active"):
+        np.testing.assert_allclose(cells.obsm[_keys.active(key)], trained.get_active(), atol=1e-6)
+        np.testing.assert_allclose(cells.obs[_keys.sparsity(key)], trained.get_sparsity(), atol=1e-6)
+    if hasattr(trained, "modalities"):
+        for name in trained.modalities:
+            code = trained.get_latent_representation(which=name)
+            np.testing.assert_allclose(cells.obsm[_keys.latent(f"{key}_{name}")], code, atol=1e-5)
+        second = trained.modalities[1]
+        np.testing.assert_allclose(
+            cells.obsm[_keys.completed(key, second)], trained.predict(second), rtol=1e-4
+        )
