@@ -87,7 +87,7 @@ def test_moments_are_of_groups_with_enough_cells():
     model.train(max_epochs=1, enable_progress_bar=False)
     from scalloy.models._core.changes import shown
 
-    found = shown(model, 1e4).moments
+    found = shown(model, 1e4)[0].moments
     assert ("cluster_0", "treated_1") not in found
     x = adata[(adata.obs["cluster"] == "cluster_1") & (adata.obs["condition"] == "control")].X.toarray()
     log = np.log1p(1e4 * x / x.sum(1, keepdims=True))
