@@ -9,6 +9,7 @@ import random
 import resource
 import shutil
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 
 import anndata as ad
@@ -346,9 +347,10 @@ def test_no_pickle_of_a_zarr_store_is_run(store, tmp_path, monkeypatch):
         with pytest.raises(DamagedFileError, match=r"decoded by pickle in (obs|var)/.*, which may run"):
             read(path)
     assert not mark.exists()
-    with contextlib.suppress(Exception):
-        ad.read_zarr(path)
-    assert mark.exists()  # so the store is as bad as it is meant to be
+    if int(version("numcodecs").split(".")[1]) < 17:  # later ones refuse in spite of the flag
+        with contextlib.suppress(Exception):
+            ad.read_zarr(path)
+        assert mark.exists()  # so the store is as bad as it is meant to be
 
 
 def sharded(about, key):

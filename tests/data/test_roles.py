@@ -84,7 +84,7 @@ def test_a_category_that_does_not_occur_yet_is_said_and_allowed(cells, quick):
     query = cells[:50].copy()
     query.obs["cluster"] = "Unknown"
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         mapped = sa.CGMDVAE.load_query_data(query, model)
         again = sa.CGMDVAE.load_query_data(cells[:50].copy(), model)  # all labelled: a query is not asked
     assert mapped.labels == again.labels == model.labels
