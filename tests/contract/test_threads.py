@@ -214,6 +214,14 @@ def forked():
 
 def test_ctrl_c_ends_the_waiting():
     """The main thread waits for another one and hears of Ctrl-C all the same."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever others have left there
+    try:
+        _interrupted_while_it_waits()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted_while_it_waits():
     inside, done = threading.Event(), threading.Event()
 
     def holds():
