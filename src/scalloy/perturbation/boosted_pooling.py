@@ -42,7 +42,6 @@ TREE: dict[str, Any] = {
     "l2_regularization": 1.0,
     "early_stopping": False,
 }
-DIGITS = 6  # of features: rounding errors of a sum must not carry a value over a threshold of a tree
 EPSILON, LARGEST = 0.05, 50.0  # added before taking ratios; cap of the log-expression
 Rows = tuple[np.ndarray, np.ndarray]
 AXES: dict[str, tuple[str, ...]] = {
@@ -134,11 +133,10 @@ class LearnedPooling:
         log = [np.log(np.expm1(v.clip(0, LARGEST)) + EPSILON) for v in (to, control, control + shift)]
         reached = (log[0] + near @ (log[2] - log[1])).clip(None, LARGEST)
         by_ratio = np.log1p((np.exp(reached) - EPSILON).clip(0)) - to
-        features = np.stack(
+        return np.stack(
             [pooled.mean, shift.mean(0), near @ shift, shift.std(0), to, to - before, level - to, by_ratio],
             axis=1,
         )
-        return features.round(DIGITS)
 
     def predict(self, to: Values) -> Pooled:
         """Predict the change of a group from the mean of its control cells.
