@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
@@ -194,14 +195,13 @@ class VAEModule(BaseModuleClass):
 
         So what is averaged over them is a function of the cell alone, whatever cells are beside it.
         """
-        generator = torch.Generator().manual_seed(0)
-        return [
-            {
-                k: v.mean + v.stddev * torch.randn(v.mean.shape[-1], generator=generator).to(v.mean)
-                for k, v in q.items()
-            }
-            for _ in range(n)
-        ]
+        rng = np.random.default_rng(0)
+
+        def node(of: Distribution) -> Tensor:
+            noise = rng.standard_normal(of.mean.shape[-1])
+            return of.mean + of.stddev * torch.as_tensor(noise).to(of.mean)
+
+        return [{k: node(of) for k, of in q.items()} for _ in range(n)]
 
     def objective(self, batch: Batch) -> Terms:
         """Return the terms of a batch, on which the training plan trains."""
