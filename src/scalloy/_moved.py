@@ -29,7 +29,7 @@ MOVED = {
     "blocks.styles": "blocks.style_prior",
     "blocks.team": "kernels.threads",
     "data.align": "data.genes",
-    "data.loader": "data.batches",
+    "data.loader": "data.splitter",
     "data.pieces": "data.chunks",
     "data.reading": "files.reading",
     "data.writing": "files.atomic_write",
