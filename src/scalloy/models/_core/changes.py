@@ -164,28 +164,27 @@ def changes_of(model: Conditioned[HasConditions], how: How, context: AnnData | N
     What the model's own cells have shown, and the changes that were found from them, are kept on the model
     until its weights change.
     """
-    weights = tuple(p._version for p in model.module.parameters())
-    if context is not None:
-        context = model.reader.fitting(context)
-        if context is not model.adata:
-            seen, _ = _kept(model, weights, how.target_sum)
-            return Changes(model, how, seen, groups_of(model, context), context)
-    seen, groups = _kept(model, weights, how.target_sum)
-    model.reader.manager()  # refuses own cells that were changed in place meanwhile
-    key = ("changes", weights, how)
-    if key not in model._kept:
+    context = None if context is None else model.reader.fitting(context)
+    seen, groups = shown(model, how.target_sum)
+    if context is not None and context is not model.adata:
+        return Changes(model, how, seen, groups_of(model, context), context)
+    if (key := ("changes", how)) not in model._kept:
         model._kept[key] = Changes(model, how, seen, groups)
     return model._kept[key]
 
 
-def _kept(
-    model: Conditioned[HasConditions], weights: tuple[int, ...], target_sum: float
-) -> tuple[Shown, np.ndarray]:
-    """Return what the model's cells have shown, and their groups, found once for these weights."""
+def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray]:
+    """Return what the groups of the model's cells have shown, and the group of each cell.
+
+    Both are found once for the weights as they are, which the versions of the parameters tell.
+    """
+    weights = tuple(p._version for p in model.module.parameters())
     key = ("shown", weights, target_sum)
-    if key not in model._kept:
+    if key in model._kept:
+        model.reader.manager()  # refuses own cells that were changed in place meanwhile
+    else:
         model._kept.clear()
-        model._kept[key] = shown(model, target_sum)
+        model._kept[key] = _shown(model, target_sum)
     return model._kept[key]
 
 
@@ -242,7 +241,7 @@ def batches(
         begin += len(batch.b)
 
 
-def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray]:
+def _shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray]:
     """Return moments of the groups of the model's cells under each condition, and the group of each cell."""
     if model.adata is None:
         msg = (

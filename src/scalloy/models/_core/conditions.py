@@ -165,16 +165,13 @@ def write_transfer(
     """
     if cells is None or cells is model.adata:
         model.reader.manager()  # raises an error if they were changed; their pieces are read as new cells
-    to, changes = asked(model, to, kwargs), None
+    name, changes = asked(model, to, kwargs), None
     if kwargs.get("route", "auto") == "auto":
         how = How("auto", kwargs.get("n_samples", 3), kwargs.get("target_sum", 1e4), kwargs.get("seed", 0))
         changes = changes_of(model, how, kwargs.get("context"))
     most = max(1, DECODED_ENTRIES // model.reader.sizes.n_vars)
     source = model.adata if cells is None else cells
-    made = (
-        predicted(model, piece, asked(model, to, kwargs), changes=changes, **kwargs)
-        for piece in pieces_of(source, most)
-    )
+    made = (predicted(model, piece, name, changes=changes, **kwargs) for piece in pieces_of(source, most))
     write_pieces(Path(path), map(_without_shifts, made), overwrite=overwrite, source=source)
 
 
