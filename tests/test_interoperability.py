@@ -142,7 +142,7 @@ def test_metrics_of_cell_eval_agree_with_ours_on_predicted_cells(annotated):
     made = model.transfer(controls, to="treated_1")
     seen = cells[cells.obs["condition"].isin(["control", "treated_1"]).to_numpy()].copy()
     keys = {"condition_key": "condition", "control": "control"}
-    predicted, real = sa.benchmark.to_cell_eval(made, seen, **keys)
+    predicted, real = sa.benchmark.to_cell_eval(made, seen, **keys, log=True)
     pair = cell_eval.PerturbationAnndataPair(real, predicted, "condition", "control")
 
     def mean(data, condition):

@@ -221,7 +221,7 @@ def test_pooled_cells_have_the_pooled_mean_and_none_is_below_zero(data, control,
 
 
 def test_trvae_as_published_is_a_rival(data):
-    from scalloy.benchmark.transfer import chosen
+    from scalloy.benchmark.rivals import chosen
 
     (rival,) = chosen(["TRVAE, as published"]).values()
     assert rival.trained == {"batch_size": 512}

@@ -7,7 +7,7 @@ import pytest
 
 import scalloy as sa
 from scalloy.benchmark import counterfactual as module
-from scalloy.benchmark.transfer import Rival
+from scalloy.benchmark.rivals import Rival
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_held_out_pairs(tmp_path):
 
 
 def test_no_model_is_given_held_out_cells_and_genes_are_chosen_without_them():
-    from scalloy.benchmark.transfer import Rival
+    from scalloy.benchmark.rivals import Rival
 
     adata = sa.datasets.simulate(900, 60, n_clusters=3, n_conditions=3, n_batches=1, seed=0)
     given = []

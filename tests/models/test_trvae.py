@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import scvi
 import torch
 
@@ -189,7 +190,7 @@ def test_files_for_cell_eval(adata, tmp_path):
     predicted = baseline.transfer(controls, to="treated_1")
     shuffled = adata[:, ::-1].copy()
     keys = {"condition_key": "condition", "control": "control"}
-    pred, real = sa.benchmark.to_cell_eval(predicted, shuffled, **keys, folder=tmp_path)
+    pred, real = sa.benchmark.to_cell_eval(predicted, shuffled, **keys, log=True, folder=tmp_path)
     assert list(pred.var_names) == list(real.var_names) == list(predicted.var_names)
     assert set(pred.obs["condition"]) == set(real.obs["condition"]) == {"control", "treated_1"}
     assert pred.obs_names.is_unique
@@ -201,6 +202,13 @@ def test_files_for_cell_eval(adata, tmp_path):
     truth = adata[real.obs_names, real.var_names].X.toarray()
     np.testing.assert_allclose(real.X, np.log1p(truth / truth.sum(1, keepdims=True) * 1e4), rtol=1e-4)
     assert ad.read_h5ad(tmp_path / "predicted.h5ad").shape == pred.shape
+    raw, as_measured = sa.benchmark.to_cell_eval(predicted, shuffled, **keys)
+    np.testing.assert_array_equal(raw[: len(counts)].X.toarray(), counts)
+    np.testing.assert_array_equal(as_measured.X.toarray(), truth)
+    del predicted.layers["counts"]
+    with pytest.raises(ValueError, match="has no counts in"):
+        sa.benchmark.to_cell_eval(predicted, shuffled, **keys)
+    predicted.layers["counts"] = sp.csr_matrix(counts)
     with pytest.raises(ValueError, match="has no cells under treated_1"):
         sa.benchmark.to_cell_eval(predicted, controls, **keys)
     with pytest.raises(ValueError, match="lacks 10 genes of `predicted`"):

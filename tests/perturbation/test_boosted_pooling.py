@@ -85,14 +85,15 @@ def test_trees_that_are_judged_by_a_group_have_learned_without_it(monkeypatch):
     control, shift, _, _, settings = groups(saturating)
     pooled_from, pool = [], LearnedPooling._pool
 
-    def seen(self, which, to):
-        pooled_from.append((set(which), int(np.argmin(np.abs(self.control - to).sum(1)))))
-        return pool(self, which, to)
+    def seen(self, which, *profiles):
+        for to in profiles:
+            pooled_from.append((set(which), int(np.argmin(np.abs(self.control - to).sum(1)))))
+        return pool(self, which, *profiles)
 
     judged = []
     monkeypatch.setattr(LearnedPooling, "_pool", seen)
     monkeypatch.setattr(
-        boosted_pooling, "_staged", lambda rows, left: judged.append((rows, left)) or np.arange(3.0)
+        boosted_pooling, "_stages", lambda rows, x: judged.append((rows, x)) or np.zeros((3, len(x)))
     )
     made = LearnedPooling(control, shift, **settings)
     assert made.n_trees == 0
@@ -101,9 +102,9 @@ def test_trees_that_are_judged_by_a_group_have_learned_without_it(monkeypatch):
         ([o], o) for o in sorted(every)
     ]
     assert len(judged) == len(control)
-    targets = {missed(y, 0 * y): o for o in every for y in [made._rows(o, [o], np.arange(GENES))[1]]}
-    for rows, (_, y) in judged:
-        out = targets[missed(y, 0 * y)]
+    targets = {made._rows(o, [o], np.arange(GENES))[0].tobytes(): o for o in every}
+    for rows, x in judged:
+        out = targets[x.tobytes()]
         without = [made._rows(o, [out, o], np.arange(GENES))[1] for o in every - {out}]
         sums = sorted(missed(v, 0 * v) for _, v in rows)
         np.testing.assert_allclose(sums, sorted(missed(v, 0 * v) for v in without))
@@ -143,3 +144,26 @@ def test_data_that_are_no_logarithms_are_taken_too(factor, offset, dtype):
     found = learned_pooling(control, shift, to, **settings)
     assert np.isfinite(found.mean).all()
     assert np.isfinite(found.sd).all()
+
+
+def test_left_out_predictions_are_those_of_poolings_without_the_group():
+    """Few groups: without trees, of all genes. More: as of a pooling that never saw the group."""
+    control, shift, _, _, settings = groups(saturating, n=boosted_pooling.LEAST)
+    found = LearnedPooling(control, shift, **settings).left_out_predictions()
+    assert found.mean.shape == shift.shape
+    k = [0, 2]
+    own = {"within": settings["within"], "inverse_size": settings["inverse_size"][k]}
+    expected = partial_pooling(control[k], shift[k], control[1], **own)
+    np.testing.assert_allclose(found.mean[1], expected.mean)
+    np.testing.assert_allclose(found.sd[1], expected.sd)
+    control, shift, _, _, settings = groups(saturating)
+    made = LearnedPooling(control, shift, **settings)
+    found = made.left_out_predictions()
+    assert made.n_trees > 0
+    errors = np.square(found.mean - shift[np.ix_(found.groups, found.genes)]).mean()
+    assert errors == pytest.approx(made.left_out[1])
+    for o in found.groups[:2]:
+        k = [i for i in range(len(control)) if i != o]
+        own = {"within": settings["within"], "inverse_size": settings["inverse_size"][k]}
+        alone = LearnedPooling(control[k], shift[k], **own).predict(control[o]).mean[found.genes]
+        assert np.corrcoef(alone, found.mean[list(found.groups).index(o)])[0, 1] > 0.98

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from scipy import special, stats
 
 from scalloy.perturbation import fold_changes
-from scalloy.perturbation.redraw_counts import SHAPE, rates, thinned_or_added
+from scalloy.perturbation.redraw_counts import SHAPE, rates, redraw, thinned_or_added
 
 LOGS = {a: np.log1p(a * np.arange(2 * fold_changes.SUMMED + 1)) for a in (0.01, 1.0, 75.0)}
 
@@ -30,7 +30,7 @@ def test_expected_logarithm_of_what_is_added_to(a, x, mean):
     """Against the sum over all counts: 0.01 is a percent of a rate."""
     k = np.arange(5000)
     exact = stats.nbinom.pmf(k, SHAPE, SHAPE / (SHAPE + mean)) @ np.log1p(a * (x + k))
-    assert fold_changes._log_of_added(float(x), mean, a, LOGS[a]) == pytest.approx(exact, abs=0.01)
+    assert fold_changes._log_of_added(float(x), mean, a, LOGS[a], SHAPE) == pytest.approx(exact, abs=0.01)
 
 
 @pytest.mark.parametrize("a", list(LOGS))
@@ -97,3 +97,59 @@ def test_of_many_cells_some_are_looked_at():
     few = fold_changes.rates_after(x[:900], change, 1e4, np.ones((900, 40)))
     some = change > 0
     np.testing.assert_allclose(after[some] / before[some], few[1][some] / few[0][some], rtol=0.05)
+
+
+@pytest.mark.parametrize("shape", [1.0, 10.0, 50.0])
+@pytest.mark.parametrize(("x", "mean", "a"), [(0, 0.05, 1.0), (0, 3.0, 0.5), (4, 12.0, 75.0), (1, 90.0, 1.0)])
+def test_mean_logarithm_of_added_counts_for_other_shapes(x, mean, a, shape):
+    k = np.arange(4000)
+    exact = stats.nbinom.pmf(k, shape, shape / (shape + mean)) @ np.log1p(a * (x + k))
+    logs = np.log1p(a * np.arange(2 * fold_changes.SUMMED + 1))
+    assert fold_changes._log_of_added(float(x), mean, a, logs, shape) == pytest.approx(
+        exact, abs=0.02 if shape > 1 else 0.07
+    )
+
+
+@pytest.mark.parametrize("total", [200, 2000])
+def test_counts_have_the_rate_and_the_mean_logarithm_that_were_asked(total):
+    """Of genes that rise: a shape is found from a rate and the mean logarithm that some shape gives."""
+    x, rng = cells(total), np.random.default_rng(2)
+    pattern = np.ones(x.shape)
+    sample = fold_changes.Sample.of(x, total, pattern)
+    rises = rates(x) > 20 / total / 40
+    after = np.where(rises, rates(x) * rng.uniform(1.5, 4, 40), rates(x))
+    shape = np.where(rises, rng.choice([1.5, 4.0, 12.0], 40), SHAPE)
+    wanted = sample.mean_logs(after, shape)
+    np.testing.assert_allclose(
+        sample.mean_logs(rates(x), shape), mean_log(x, np.asarray(x.sum(1)).ravel(), total), rtol=1e-4
+    )
+    found = sample.shapes_after(after, wanted)
+    np.testing.assert_allclose(sample.mean_logs(after, found), wanted, rtol=0.01)
+    assert (found[~rises] == SHAPE).all()
+    ell = np.asarray(x.sum(1)).ravel()
+    added = ell[:, None] * np.maximum(after - rates(x), 0)
+    drawn = [redraw(x, np.ones(40), added, np.random.default_rng(s), found) for s in range(20)]
+    np.testing.assert_allclose(
+        np.mean([rates(d) * d.sum() / x.sum() for d in drawn], axis=0), after, rtol=0.02
+    )
+    logs = np.mean([mean_log(d, ell, total) for d in drawn], axis=0)
+    np.testing.assert_allclose(logs[rises], wanted[rises], rtol=0.02)
+
+
+def test_shapes_that_cannot_be_reached_are_the_nearest():
+    x = cells(1000)
+    sample = fold_changes.Sample.of(x, 1e3, np.ones(x.shape))
+    after = 2 * rates(x)
+    some = rates(x) > 1e-3
+    low, high = (sample.shapes_after(after, np.full(40, v))[some] for v in (0.0, 100.0))
+    np.testing.assert_allclose(low, fold_changes.SHAPES[0], rtol=0.02)
+    np.testing.assert_allclose(high, fold_changes.SHAPES[1], rtol=0.02)
+
+
+def test_slopes_are_changes_of_mean_logarithms_with_logarithms_of_rates():
+    x = cells(1000)
+    sample = fold_changes.Sample.of(x, 1e3, np.ones(x.shape))
+    after, shape = 2 * rates(x), np.full(40, SHAPE)
+    step = sample.mean_logs(1.02 * after, shape) - sample.mean_logs(after, shape)
+    some = rates(x) > 1e-3
+    np.testing.assert_allclose(sample.slopes(after, shape)[some], step[some] / np.log(1.02), rtol=0.05)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from scalloy.baselines import LearnedPooling, partial_pooling
-from scalloy.perturbation.group_effects import AT_LEAST, Moments, Shown, trusted, weight
+from scalloy.perturbation.group_effects import AT_LEAST, Moments, Shown, combined, trusted, weight
+from scalloy.perturbation.pseudobulk import level
 
 GENES, CELLS = 300, 200
 rng = np.random.default_rng(0)
@@ -87,11 +88,50 @@ def test_moments_are_of_groups_with_enough_cells():
     model.train(max_epochs=1, enable_progress_bar=False)
     from scalloy.models._core.changes import shown
 
-    found = shown(model, 1e4)[0].moments
+    seen, _, scale = shown(model, 1e4)
+    assert scale == max(500, np.median(np.asarray(adata.X.sum(1))))  # whatever the user's scale is
+    found = seen.moments
     assert ("cluster_0", "treated_1") not in found
     x = adata[(adata.obs["cluster"] == "cluster_1") & (adata.obs["condition"] == "control")].X.toarray()
-    log = np.log1p(1e4 * x / x.sum(1, keepdims=True))
+    log = np.log1p(scale * x / x.sum(1, keepdims=True))
     one = found["cluster_1", "control"]
+    np.testing.assert_allclose(one.bulk.rate, x.sum(0) / x.sum())
     np.testing.assert_allclose(one.mean, log.mean(0), rtol=1e-4)
     np.testing.assert_allclose(one.variance, log.var(0), rtol=1e-3, atol=1e-5)
     assert one.n == len(x)
+
+
+def test_levels_are_pooled_with_the_noise_of_their_counts():
+    """A change of levels that others share is predicted, and fewer counts make it less certain."""
+    rng = np.random.default_rng(0)
+    n, genes, cells = 6, 60, 80
+    rate = rng.dirichlet(np.ones(genes), n + 1)
+    effect = np.where(np.arange(genes) < 15, np.log(3.0), 0.0)
+    groups, conditions, counts = [], [], []
+    for g in range(n):
+        for condition, up in (("control", 0.0), ("a", effect)):
+            mean = 1000 * rate[g] * np.exp(up) * rng.gamma(4, 1 / 4, (cells, genes))
+            counts.append(rng.poisson(mean).astype(float))
+            groups += [f"group {g}"] * cells
+            conditions += [condition] * cells
+    x = np.concatenate(counts)
+    shown = Shown.of(groups, conditions, ((np.log1p(v), v) for v in np.array_split(x, 7)))
+    before, after = rate[-1], rate[-1] * np.exp(effect)
+    before, expected = level(before), level(after / after.sum()) - level(before)
+    mean, sd = shown.level_change(np.zeros(genes), before, "new", "control", "a")
+    assert np.square(mean - expected).sum() < 0.15 * np.square(expected).sum()
+    assert (np.abs(mean - expected) < 1.64 * sd + 0.02).mean() > 0.7
+    assert shown.level_change(np.zeros(genes), before, "new", "control", "b") is None
+    assert shown.level_change(np.zeros(genes), before, "new", "a", "a") is None
+    now, uncertain = shown.seen_rates("group 0", "control", "a", rate[0])
+    some = shown.moments["group 0", "control"].bulk.counts > 200
+    change = effect - np.log(rate[0] @ np.exp(effect))
+    np.testing.assert_allclose(np.log(now / rate[0])[some], change[some], atol=0.5)
+    assert np.corrcoef(uncertain, rate[0])[0, 1] < 0  # more counts, less noise
+
+
+def test_two_predictions_are_weighted_by_their_precision():
+    one, two = np.array([1.0, 1.0, 0.0]), np.array([-1.0, 3.0, 0.0])
+    change, sd = combined(one, two, np.array([1e-9, 1.0, 0.0]), np.array([1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(change, [1.0, 2.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(sd, [0.0, 1.0, 0.0], atol=1e-6)

@@ -9,7 +9,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
 from scalloy.baselines import kernel_ridge, mean_shift, partial_pooling
-from scalloy.perturbation.pooling import Rotated, _shares
+from scalloy.perturbation.pooling import Rotated, fitted_shares
 from scalloy.perturbation.similarity import squared_distances, typical_distance
 
 
@@ -46,7 +46,7 @@ def test_given_the_kernel_it_is_scikit_learns_regression():
 def test_weights_of_sizes_have_the_highest_evidence():
     rng = np.random.default_rng(0)
     log_density = rng.normal(0, 2, (3, 200))
-    share, evidence = _shares(log_density)
+    share, evidence = fitted_shares(log_density)
     np.testing.assert_allclose(share.sum(0), 1)
     tried = rng.dirichlet(np.ones(3), 3000)
     each = np.log(tried @ np.exp(log_density)).sum(1)

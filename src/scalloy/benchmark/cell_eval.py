@@ -1,11 +1,13 @@
-"""Conversion of predictions and real cells into the two files that cell-eval (Arc Institute) compares."""
+"""Conversion of predictions and real cells into files that cell-eval and cell-eval2 read (Arc Institute)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
+import scipy.sparse as sp
 from anndata import AnnData
 
 from scalloy._arguments import one_of
@@ -19,18 +21,21 @@ def to_cell_eval(
     condition_key: str,
     control: str,
     folder: str | Path | None = None,
+    log: bool = False,
 ) -> tuple[AnnData, AnnData]:
-    """Return predicted and real cells, log-normalised and each joined with the same real controls.
+    """Return predicted and real cells, each joined with the same real controls.
 
-    Pass them on with
+    Pass raw counts on to cell-eval2 with
+    ``cell_eval2.compute_metrics(*to_cell_eval(...), pert_col=condition_key, control=control)``, and
+    logarithms (``log=True``) to the older cell-eval with
     ``cell_eval.MetricsEvaluator(*to_cell_eval(...), control_pert=control, pert_col=condition_key)``.
 
     Parameters
     ----------
     predicted
-        Result of ``model.transfer(...)`` for one condition, or several such results joined. Sampled counts in
-        ``.layers["counts"]`` are used if present, because whole cells are compared and not only their means;
-        otherwise ``.X``.
+        Result of ``model.transfer(...)`` for one condition, or several such results joined. The counts in
+        ``.layers["counts"]`` are used, because whole cells are compared and not only their means. Without
+        such a layer only ``log=True`` is possible, with ``.X``.
     real
         Raw counts of the controls and the treated cells, with at least the genes of ``predicted``.
     condition_key
@@ -39,6 +44,8 @@ def to_cell_eval(
         Name of the control condition in that column.
     folder
         Folder in which ``predicted.h5ad`` and ``real.h5ad`` are written; ``None`` writes nothing.
+    log
+        Whether to return ``log1p`` of counts scaled to 10,000 instead of raw counts.
 
     Returns
     -------
@@ -55,9 +62,13 @@ def to_cell_eval(
         raise ValueError(msg)
     genes = predicted.var_names
     sampled = predicted.layers.get("counts")
-    x = np.asarray(predicted.X) if sampled is None else log_normalised(sampled)
+    if sampled is None and not log:
+        msg = "`predicted` has no counts in `.layers['counts']`. Pass `log=True` to compare its `.X`."
+        raise ValueError(msg)
+    scaled = log_normalised if log else sp.csr_matrix
+    x = np.asarray(predicted.X) if sampled is None else scaled(sampled)
     kept = real[(names.isin(set(wanted)) | (names == control)).to_numpy(), genes]
-    truth = _cells(log_normalised(kept.X), kept, condition_key)
+    truth = _cells(scaled(kept.X), kept, condition_key)
     controls = truth[(truth.obs[condition_key] == control).to_numpy()]
     new = _cells(x, predicted, condition_key)
     new.obs_names = [f"predicted_{k}" for k in new.obs_names]  # predictions carry the controls' names
@@ -69,7 +80,7 @@ def to_cell_eval(
     return out
 
 
-def _cells(x: np.ndarray, like: AnnData, condition_key: str) -> AnnData:
+def _cells(x: Any, like: AnnData, condition_key: str) -> AnnData:
     """Return an AnnData of ``x`` with the conditions and gene names of ``like``."""
     obs = like.obs[[condition_key]].astype(str)
     return AnnData(x.astype(np.float32), obs=obs, var=like.var[[]].copy())

@@ -13,7 +13,8 @@ from anndata import AnnData
 from scalloy import datasets, metrics
 from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET
-from scalloy.benchmark.transfer import Rival, chosen, log_normalised
+from scalloy.benchmark.rivals import Rival, chosen
+from scalloy.benchmark.transfer import log_normalised
 
 N_DRAWS = 100  # draws of each cell's counts that estimate the expectation of their logarithm
 
@@ -35,8 +36,8 @@ def counterfactual(
     Parameters
     ----------
     models
-        Names of :func:`scalloy.benchmark.transfer.rivals` (``None`` runs all of them), or a mapping from
-        names to :class:`scalloy.benchmark.transfer.Rival`.
+        Names of :func:`scalloy.benchmark.rivals.rivals` (``None`` runs all of them), or a mapping from
+        names to :class:`scalloy.benchmark.rivals.Rival`.
     seeds
         Random seeds of the data, the weights, the split, the training and the sampling.
     n_obs, n_vars, n_clusters, n_conditions

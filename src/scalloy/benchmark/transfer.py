@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,83 +17,22 @@ from anndata import AnnData
 
 from scalloy import datasets, metrics
 from scalloy._arguments import one_of
-from scalloy.baselines import METHODS, Baseline, LatentShift
+from scalloy.baselines import Baseline
 from scalloy.baselines.predictors import log_scaled, normalised
+from scalloy.benchmark import vcc2026
 from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET, normed_copy
+from scalloy.benchmark.rivals import Rival, chosen
 from scalloy.metrics.registered import scores
-from scalloy.models import CGMDVAE, TRVAE
+from scalloy.perturbation.fold_changes import rates_after
+from scalloy.perturbation.redraw_counts import thinned_or_added
 
 DONORS = ("donor_101", "donor_107", "donor_1015")
 KANG = ("kang", "kang_all", "kang_subset")
 RARE = "Megakaryocytes"  # too few to be scored
 N_PCS, TOP = 50, 100
-
-
-@dataclass(frozen=True)
-class Rival:
-    """Model in the comparison: how it is made from training cells, and how its predictions are asked for.
-
-    Parameters
-    ----------
-    make
-        Function of the cells and the columns with conditions and labels that returns an object with ``train``
-        and ``transfer``.
-    asked
-        Arguments of ``transfer`` for each row of the table, by the name of the row; if empty, there is one
-        row with the name of the model and no further arguments.
-    seeded
-        Whether the model depends on a random seed.
-    trained
-        Arguments of ``train``.
-    """
-
-    make: Callable[[AnnData, str, str], Any]
-    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    seeded: bool = True
-    trained: Mapping[str, Any] = field(default_factory=dict)
-
-
-def rivals(**model: Any) -> dict[str, Rival]:
-    """Return all models by name: the baselines, scGen, a conditional VAE, variants of TRVAE, and CGMDVAE.
-
-    Parameters
-    ----------
-    **model
-        Arguments of CGMDVAE.
-    """
-
-    def ours(cls: Any, made: Any = None, **settings: Any) -> Callable[[AnnData, str, str], Any]:
-        def make(cells: AnnData, condition: str, labels: str) -> Any:
-            cls.setup_anndata(cells, condition_key=condition, labels_key=labels)
-            return (made or cls)(cells, **settings)
-
-        return make
-
-    def simple(cls: Any, *args: Any, **settings: Any) -> Callable[[AnnData, str, str], Any]:
-        return lambda cells, c, y: cls(cells, *args, condition_key=c, labels_key=y, **settings)
-
-    decoded = {"route": "decoder"}
-    return {
-        **{name: Rival(simple(Baseline, name), seeded=name == "add and thin") for name in METHODS},
-        "scGen, types matched": Rival(simple(LatentShift)),
-        "scGen, as shipped": Rival(simple(LatentShift, matched=False)),
-        "CVAE": Rival(ours(TRVAE, mmd_weight=0.0), {"CVAE": decoded}),
-        "TRVAE": Rival(ours(TRVAE), {"TRVAE": decoded, "TRVAE, pooled": {}}),
-        "TRVAE, first layer only": Rival(ours(TRVAE, inject="first"), {"TRVAE, first layer only": decoded}),
-        "TRVAE, as published": Rival(
-            ours(TRVAE, TRVAE.original), {"TRVAE, as published": decoded}, trained={"batch_size": 512}
-        ),
-        "CGMDVAE": Rival(ours(CGMDVAE, **model), {"CGMDVAE": {}, "CGMDVAE, decoder": decoded}),
-    }
-
-
-def chosen(models: Sequence[str] | Mapping[str, Rival] | None, **model: Any) -> Mapping[str, Rival]:
-    """Return the rivals with the given names (``None``: all), or ``models`` itself if it is a mapping."""
-    if isinstance(models, Mapping):
-        return models
-    known = rivals(**model)
-    return {one_of("models", m, known): known[m] for m in (known if models is None else models)}
+#: Other judges of predicted counts, by name.
+JUDGES: dict[str, Any] = {"vcc2026": vcc2026}
 
 
 @keeps_seed()
@@ -113,6 +51,7 @@ def transfer(
     target_sum: float | None = 1e4,
     min_cells: int = 30,
     max_epochs: int | None = None,
+    judge: str | None = None,
     **model: Any,
 ) -> pd.DataFrame:
     """Hold out each cell type under each condition in turn, and predict it with all models from its controls.
@@ -153,6 +92,9 @@ def transfer(
         Minimum number of cells that a type needs under a condition to be held out.
     max_epochs
         Maximum number of epochs; ``None`` uses the default of each model.
+    judge
+        Name of another judge in :data:`JUDGES`, which scores the predicted counts of all conditions together,
+        held out at once; ``None`` uses our scores.
     **model
         Arguments of CGMDVAE.
 
@@ -171,11 +113,12 @@ def transfer(
         control = "control" if (conditions == "control").any() else conditions.value_counts().index[0]
     one_of("control", control, sorted(conditions.unique()))
     asked = Protocol(condition_key, labels_key, control, n_genes, target_sum, dict(unseen or {}))
+    scored = _of_pairs if judge is None else _by_judge(JUDGES[one_of("judge", judge, JUDGES)])
     rows: list[dict[str, Any]] = []
     for name, held in _held_out(adata, asked, hold_out, min_cells).items():
-        for together in [held] if at_once else [[c] for c in held]:
+        for together in [held] if at_once or judge else [[c] for c in held]:
             pairs = [Pair(adata, asked, name, c, together) for c in together]
-            rows += _of_pairs(pairs, models, seeds, max_epochs)
+            rows += scored(pairs, models, seeds, max_epochs)
     return pd.DataFrame(rows)
 
 
@@ -248,6 +191,7 @@ class Pair:
         self.target_sum = float(np.median(total)) if asked.target_sum is None else asked.target_sum
         self.source = with_counts(adata[of & unseen & (under == asked.control), genes])
         held = adata[of & unseen & (under == condition), genes]
+        self.held = held
         self.truth, self.control = self.expression(held.X), self.expression(self.source.X)
         condition_key, labels_key = asked.keys
         seen = Baseline(self.train, "mean shift", condition_key=condition_key, labels_key=labels_key)
@@ -266,6 +210,23 @@ class Pair:
     def scores(self, out: AnnData) -> dict[str, float]:
         """Return all scores of a prediction of the source cells."""
         return scores(self.views(out))
+
+    def counts(self, out: AnnData, seed: int = 0) -> AnnData:
+        """Return the counts of a prediction.
+
+        A prediction of expression alone has none. It gets those of the source cells, changed by the factors
+        that correspond to its shift of the mean.
+        """
+        if "counts" in out.layers:
+            x = out.layers["counts"]
+        else:
+            source = sp.csr_matrix(self.source.X)
+            change = np.asarray(out.X, dtype=float).mean(0) - self.control.mean(0)
+            before, after = rates_after(source, change, self.target_sum, np.ones(source.shape))
+            x = thinned_or_added(source, before, after, np.random.default_rng(seed))
+        return AnnData(
+            sp.csr_matrix(x), obs=out.obs[[self.asked.condition_key]].copy(), var=out.var[[]].copy()
+        )
 
     def views(self, out: AnnData) -> dict[str, dict[str, np.ndarray]]:
         """Return what metrics take of a prediction of the source cells."""
@@ -286,26 +247,63 @@ class Pair:
         }
 
 
+Scored = Callable[[Sequence[Pair], Mapping[str, Rival], Sequence[int], int | None], list[dict[str, Any]]]
+
+
 def _of_pairs(
     pairs: Sequence[Pair], models: Mapping[str, Rival], seeds: Sequence[int], max_epochs: int | None
 ) -> list[dict[str, Any]]:
     """Train each model once for pairs that are held out together, and return the scores of all pairs."""
-    first = pairs[0]
     rows: list[dict[str, Any]] = [
         {**_about(p), "method": "ceiling", "seed": -1, **metrics.ceilings(p.truth, p.control)} for p in pairs
     ]
+    for row, seed, made in _predictions(pairs, models, seeds, max_epochs):
+        rows += [
+            {**_about(p), "method": row, "seed": seed, **p.scores(out)}
+            for p, out in zip(pairs, made, strict=True)
+        ]
+    return rows
+
+
+def _by_judge(judge: Any) -> Scored:
+    """Return a function like :func:`_of_pairs` that lets a judge score all pairs together."""
+
+    def scored(
+        pairs: Sequence[Pair], models: Mapping[str, Rival], seeds: Sequence[int], max_epochs: int | None
+    ) -> list[dict[str, Any]]:
+        first = pairs[0]
+        keys = {"condition_key": first.asked.condition_key, "control": first.asked.control}
+        real = ad.concat([first.source, *(p.held for p in pairs)])
+        real.obs_names_make_unique()
+        known = judge.references(real, **keys)
+        rows = [{"type": first.name, "method": k, "seed": -1, **v} for k, v in known.items()]
+        for row, seed, made in _predictions(pairs, models, seeds, max_epochs):
+            counts = [p.counts(out, max(seed, 0)) for p, out in zip(pairs, made, strict=True)]
+            found = judge.judged(ad.concat(counts, index_unique="-"), real, **keys)
+            rows.append({"type": first.name, "method": row, "seed": seed, **found})
+        return rows
+
+    return scored
+
+
+def _predictions(
+    pairs: Sequence[Pair], models: Mapping[str, Rival], seeds: Sequence[int], max_epochs: int | None
+) -> Iterator[tuple[str, int, list[AnnData]]]:
+    """Train each model once for pairs that are held out together; yield row, seed and predictions."""
+    first = pairs[0]
     for name, rival in models.items():
         for seed in seeds if rival.seeded else (-1,):
             scvi.settings.seed = max(seed, 0)
             made = rival.make(first.train.copy(), *first.asked.keys)
             made.train(max_epochs=max_epochs, **rival.trained, **QUIET)
-            for pair, (row, how) in product(pairs, (rival.asked or {name: {}}).items()):
-                given = {"seed": max(seed, 0), "target_sum": pair.target_sum, **how}
-                if first.asked.unseen:  # groups start at their means in the unseen donor, say
-                    given.setdefault("context", pair.source)
-                out = made.transfer(pair.source.copy(), to=pair.condition, **given)
-                rows.append({**_about(pair), "method": row, "seed": seed, **pair.scores(out)})
-    return rows
+            for row, how in (rival.asked or {name: {}}).items():
+                outs = []
+                for pair in pairs:
+                    given = {"seed": max(seed, 0), "target_sum": pair.target_sum, **how}
+                    if first.asked.unseen:  # groups start at their means in the unseen donor, say
+                        given.setdefault("context", pair.source)
+                    outs.append(made.transfer(pair.source.copy(), to=pair.condition, **given))
+                yield row, seed, outs
 
 
 def _about(pair: Pair) -> dict[str, str]:
@@ -359,5 +357,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     columns = [c for c in frame if c not in {"type", "condition", "method", "seed"}]
     by_seed = frame.groupby(["method", "seed"], sort=False)
     out = spread(by_seed[columns].mean().reset_index(), ["method"], columns, digits=3)
+    if "skill" not in frame:
+        return out
     out[("worst_skill", "mean")] = by_seed["skill"].min().groupby("method").mean().round(3)
     return out

@@ -40,6 +40,10 @@ def transfer(
     epochs: Annotated[
         int | None, typer.Option(help="Maximum number of epochs, instead of the default.")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Judge of predicted counts, instead of our scores: vcc2026 (needs cell-eval2)."),
+    ] = None,
     out: Out = None,
     html: Annotated[
         Path | None,
@@ -67,6 +71,7 @@ def transfer(
         n_genes=genes,
         target_sum=None if median else 1e4,
         max_epochs=epochs,
+        judge=judge,
     )
     show(frame, out)
     table = summary(frame)

@@ -17,6 +17,11 @@ trees are trained on groups that were pooled without the held-out one; otherwise
 changes would leak into training. The final trees are trained on each group, pooled from all others and from
 all others but one.
 
+The noise of a group's controls is in its features, and with the opposite sign in its change. Trees would
+learn from this to pull genes back to what is usual in the other groups, which improves the prediction of the
+treated cells but is no effect of the condition. If the profiles of two halves of the controls are given, the
+features are from one half and the change is measured against the other, so the trees learn effects only.
+
 Boosted trees: Friedman, Annals of Statistics 2001; stacking: Wolpert, Neural Networks 1992.
 """
 
@@ -31,6 +36,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from scalloy._by_name import Table, Values, by_name, in_one_order, names_of
 from scalloy.perturbation.pooling import Pooled, partial_pooling
+from scalloy.perturbation.pooling_with_noise import NoisyPooling
 from scalloy.perturbation.similarity import closeness
 
 LEAST = 4  # minimum number of groups for a correction
@@ -49,7 +55,18 @@ AXES: dict[str, tuple[str, ...]] = {
     "shift": ("groups", "genes"),
     "within": ("genes",),
     "inverse_size": ("groups",),
+    "noise": ("groups", "genes"),
 }
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Changes of some groups and genes (by position), each group predicted from the others."""
+
+    groups: np.ndarray
+    genes: np.ndarray
+    mean: np.ndarray  # groups x genes
+    sd: np.ndarray
 
 
 @dataclass
@@ -65,6 +82,12 @@ class LearnedPooling:
         Variance between the cells of a group, by gene.
     inverse_size
         ``1 / n_control + 1 / n_treated`` of each group.
+    noise
+        Variance of the error of ``shift``, groups x genes, which then replaces ``within`` times
+        ``inverse_size`` (:mod:`scalloy.perturbation.pooling_with_noise`); ``None`` if only these are known.
+    halves
+        Profiles of two halves of the controls of each group, groups x genes each; ``None`` trains the trees
+        on the profiles of all controls.
     seed
         Random seed for the choice of the genes that the trees are trained on, if there are too many.
 
@@ -82,28 +105,40 @@ class LearnedPooling:
     within: Values
     inverse_size: Values
     seed: int = 0
+    noise: Table | None = None
+    halves: tuple[np.ndarray, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
-        given = {k: getattr(self, k) for k in AXES}
+        given = {k: v for k in AXES if (v := getattr(self, k)) is not None}
         self._genes = names_of("genes", given, AXES)
         vars(self).update(in_one_order(given, AXES))
         self.left_out: tuple[float, float] | None = None
         self.n_trees = 0
         self._settings: dict[str, tuple[float, ...]] = {}
+        self._left_out: LeftOut | None = None
+        self._sd: dict[int, np.ndarray] = {}  # of groups, pooled from all others
         if len(self.control) >= LEAST:
-            found = self._pool(np.arange(len(self.control)), self.control.mean(0))
+            (found,) = self._pool(np.arange(len(self.control)), self.control.mean(0))
             self._settings = {"shared": (found.shared,), "widths": (found.width,)}
             self._learn()
 
-    def _pool(self, groups: np.ndarray, to: np.ndarray) -> Pooled:
-        return partial_pooling(
-            self.control[groups],
-            self.shift[groups],
-            to,
-            within=self.within,
-            inverse_size=self.inverse_size[groups],
-            **self._settings,
-        )
+    def _pool(self, groups: np.ndarray, *profiles: np.ndarray) -> list[Pooled]:
+        """Pool the changes of these groups for each profile of a group to predict."""
+        control, shift = self.control[groups], self.shift[groups]
+        if self.noise is not None:
+            noisy = NoisyPooling(control, shift, self.noise[groups], **self._settings)
+            return [noisy.predict(to) for to in profiles]
+        sizes = {"within": self.within, "inverse_size": self.inverse_size[groups]}
+        return [partial_pooling(control, shift, to, **sizes, **self._settings) for to in profiles]
+
+    def left_out_predictions(self) -> LeftOut:
+        """Return the change of each group predicted from the other groups."""
+        if self._left_out is None:
+            every = np.arange(len(self.control))
+            found = [self._pool(np.setdiff1d(every, [o]), self.control[o])[0] for o in every]
+            mean, sd = (np.stack(v) for v in zip(*((f.mean, f.sd) for f in found), strict=True))
+            self._left_out = LeftOut(every, np.arange(self.control.shape[1]), mean, sd)
+        return self._left_out
 
     def _learn(self) -> None:
         chosen = np.argsort(self.inverse_size, kind="stable")[:MOST_GROUPS]
@@ -111,19 +146,36 @@ class LearnedPooling:
         some = np.sort(rng.permutation(n)[: max(1, MOST_ROWS // len(chosen) ** 2)])
         alone = {o: self._rows(o, [o], some) for o in chosen}
         pairs = {(i, o): self._rows(o, [i, o], some) for i, o in permutations(chosen, 2)}
-        errors = [_staged([v for (i, _), v in pairs.items() if i == o], alone[o]) for o in chosen]
-        error = np.mean(errors, axis=0)
+        stages = [_stages([v for (i, _), v in pairs.items() if i == o], alone[o][0]) for o in chosen]
+        missed = [alone[o][1] for o in chosen]
+        error = np.mean([np.square(m - s).mean(1) for m, s in zip(missed, stages, strict=True)], axis=0)
         self.n_trees = int(error.argmin())
         self.left_out = float(error[0]), float(error[self.n_trees])
+        parts = 1 if self.halves is None else 2
+        left = [m - s[self.n_trees] for m, s in zip(missed, stages, strict=True)]  # what is still missed
+        mean = self.shift[np.ix_(chosen, some)] - np.stack([v.reshape(parts, -1).mean(0) for v in left])
+        sd = np.stack([self._sd[o][some] for o in chosen]) * np.sqrt(error[self.n_trees] / error[0])
+        self._left_out = LeftOut(chosen, some, mean, sd)
         if self.n_trees:
             self._trees = _fitted([*alone.values(), *pairs.values()], self.n_trees, LEAF * len(chosen))
 
     def _rows(self, o: int, without: list[int], genes: np.ndarray) -> Rows:
         """Return features of a group's genes and the errors of its change pooled without some groups."""
         others = np.setdiff1d(np.arange(len(self.control)), without)
-        pooled = self._pool(others, self.control[o])
-        features = self._features(others, self.control[o], pooled)
-        return features[genes], (self.shift[o] - pooled.mean)[genes]
+        treated = self.control[o] + self.shift[o]
+        if self.halves is None:
+            parts = [(self.control[o], self.control[o])]
+        else:
+            one, other = (half[o] for half in self.halves)
+            parts = [(one, other), (other, one)]
+        rows = []
+        for (profile, against), pooled in zip(parts, self._pool(others, *(p for p, _ in parts)), strict=True):
+            missed = treated - against - pooled.mean
+            if without == [o]:
+                self._sd[o] = pooled.sd
+            rows.append((self._features(others, profile, pooled)[genes], missed[genes]))
+        features, errors = (np.concatenate(part) for part in zip(*rows, strict=True))
+        return features, errors
 
     def _features(self, groups: np.ndarray, to: np.ndarray, pooled: Pooled) -> np.ndarray:
         """Return the features of each gene for a group with control ``to``, given other groups."""
@@ -153,7 +205,7 @@ class LearnedPooling:
         if self._genes is not None:
             axes: dict[str, tuple[str, ...]] = {"control": ("genes",), "to": ("genes",)}
             to = in_one_order({"control": self._genes, "to": to}, axes)["to"]
-        pooled = self._pool(every, to)
+        (pooled,) = self._pool(every, to)
         if not self.n_trees:
             return pooled
         assert self.left_out is not None
@@ -188,8 +240,6 @@ def _fitted(rows: list[Rows], n_trees: int, leaf: int) -> HistGradientBoostingRe
     return made.fit(*(np.concatenate(part) for part in zip(*rows, strict=True)))
 
 
-def _staged(rows: list[Rows], left_out: Rows) -> np.ndarray:
-    """Return the squared error on a left-out group after 0, 1, ... trees trained on the others."""
-    x, missed = left_out
-    stages = [0.0 * missed, *_fitted(rows, TREES, LEAF).staged_predict(x)]
-    return np.array([np.square(missed - s).mean() for s in stages])
+def _stages(rows: list[Rows], features: np.ndarray) -> np.ndarray:
+    """Return the correction for a left-out group after 0, 1, ... trees trained on the others."""
+    return np.stack([np.zeros(len(features)), *_fitted(rows, TREES, LEAF).staged_predict(features)])

@@ -12,7 +12,12 @@ rate (:mod:`scalloy.perturbation.redraw_counts`), and so is their mean logarithm
 
 ``M`` increases with ``r'`` and equals the observed mean at ``r' = r``. So each mean logarithm corresponds to
 one rate, which is found by root finding without drawing any counts, and a change of zero leaves the rate
-exactly as it is.
+exactly as it is (:func:`rates_after`).
+
+If both the rate and the mean logarithm are predicted, they say how the added counts are spread: the fewer
+cells have them, the lower is the mean logarithm at the same rate. So the shape of ``D`` is found such that
+both fit (:meth:`Sample.shapes_after`), within limits, and :meth:`Sample.mean_logs` gives the mean logarithm
+that results.
 
 The first terms of ``E log1p(a (x + D))`` are summed; in the remaining tail ``x + D`` is approximated by a
 gamma distribution with the mean and variance of the tail (as in :mod:`scalloy.blocks.expected_log1p`).
@@ -21,6 +26,7 @@ gamma distribution with the mean and variance of the tail (as in :mod:`scalloy.b
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -34,6 +40,80 @@ WIDE = 30.0  # variance of thinned counts above which a second-order expansion i
 STEPS, PRECISION = 60, 1e-4  # maximum steps of a search, and relative error of a change at which it stops
 SAME = 1e-9  # change of a mean logarithm that counts as zero
 LARGEST_RATE = 1.0  # largest rate that is added: a gene cannot exceed all counts of a cell
+SHAPES = 1.0, 50.0  # smallest and largest shape: in few cells, and in all cells almost alike
+NEARBY = 1.05  # factor of a rate for the slope of mean logarithms
+CLOSE = 0.01  # relative error of a change of the mean logarithm at which the search for a shape stops
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Cells from which rates are found: rows and counts of nonzeros by gene, and weights of increases."""
+
+    begin: np.ndarray
+    row: np.ndarray
+    count: np.ndarray
+    scale: np.ndarray
+    logs: np.ndarray
+    weight: np.ndarray
+    before: np.ndarray
+    every: np.ndarray  # rates in all cells, of which only some may be in the sample
+
+    @classmethod
+    def of(cls, counts: sp.csr_matrix, target_sum: float, pattern: np.ndarray, seed: int = 0) -> Sample:
+        """Take some of the cells.
+
+        Parameters
+        ----------
+        counts
+            Counts, cells x genes.
+        target_sum
+            Total count to which each cell is scaled before the logarithm.
+        pattern
+            Relative size of the increase in each cell, cells x genes; only ratios between cells matter.
+        seed
+            Random seed for the choice of cells, if there are too many.
+        """
+        some = np.random.default_rng(seed).permutation(counts.shape[0])[:MOST_CELLS]
+        cells = counts[some].tocsc()
+        ell = np.asarray(cells.sum(axis=1), dtype=np.float64).ravel()
+        scale = target_sum / np.maximum(ell, 1e-12)
+        weight = pattern[some] * ell[:, None]
+        weight *= ell.sum() / np.maximum(weight.sum(0), 1e-300)
+        logs = np.log1p(scale[:, None] * np.arange(2 * SUMMED + 1))
+        count, weight = cells.data.astype(np.float64), np.ascontiguousarray(weight.T)
+        return cls(cells.indptr, cells.indices, count, scale, logs, weight, rates(cells), rates(counts))
+
+    @property
+    def cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Arguments of the compiled functions."""
+        return self.begin, self.row, self.count, self.scale, self.logs, self.weight
+
+    def rates_after(self, change: np.ndarray) -> np.ndarray:
+        """Return the rate of each gene after a change of its mean log-normalised expression."""
+        after = self.before.copy()
+        _solve(*self.cells, change.astype(np.float64), self.before, after)
+        factor = np.divide(after, self.before, out=np.ones_like(after), where=self.before > 0)
+        return np.where(self.before > 0, self.every * factor, self.every + after)
+
+    def _in_sample(self, after: np.ndarray) -> np.ndarray:
+        """Return the rates in the sample that correspond to rates in all cells."""
+        factor = np.divide(after, self.every, out=np.ones_like(after), where=self.every > 0)
+        return np.where(self.before > 0, self.before * factor, np.maximum(after - self.every, 0))
+
+    def mean_logs(self, after: np.ndarray, shape: np.ndarray) -> np.ndarray:
+        """Return the mean log-normalised expression at these rates and shapes, by gene."""
+        return _mean_logs(*self.cells, self.before, self._in_sample(after), shape)
+
+    def slopes(self, after: np.ndarray, shape: np.ndarray) -> np.ndarray:
+        """Return by how much mean log-expression changes with the logarithm of the rate, by gene."""
+        rate = np.maximum(after, self.every)  # adds counts also where the rate falls
+        return (self.mean_logs(NEARBY * rate, shape) - self.mean_logs(rate, shape)) / math.log(NEARBY)
+
+    def shapes_after(self, after: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Return the shape of the added counts of each gene, given its rate and mean log-expression after."""
+        shape = np.full(len(after), SHAPE)
+        _solve_shapes(*self.cells, self.before, self._in_sample(after), wanted, shape)
+        return shape
 
 
 def rates_after(
@@ -54,20 +134,80 @@ def rates_after(
     seed
         Random seed for the choice of cells, if there are too many.
     """
-    some = np.random.default_rng(seed).permutation(counts.shape[0])[:MOST_CELLS]
-    cells = counts[some].tocsc()
-    before = rates(cells)
-    ell = np.asarray(cells.sum(axis=1), dtype=np.float64).ravel()
-    scale = target_sum / np.maximum(ell, 1e-12)
-    weight = pattern[some] * ell[:, None]
-    weight *= ell.sum() / np.maximum(weight.sum(0), 1e-300)
-    logs = np.log1p(scale[:, None] * np.arange(2 * SUMMED + 1))
-    parts = (cells.indptr, cells.indices, cells.data.astype(np.float64), scale, logs)
-    after = before.copy()
-    _solve(*parts, np.ascontiguousarray(weight.T), change.astype(np.float64), before, after)
-    every = rates(counts)
-    factor = np.divide(after, before, out=np.ones_like(after), where=before > 0)
-    return every, np.where(before > 0, every * factor, every + after)
+    sample = Sample.of(counts, target_sum, pattern, seed)
+    return sample.every, sample.rates_after(change)
+
+
+@njit
+def _mean_logs(
+    begin: np.ndarray,
+    row: np.ndarray,
+    count: np.ndarray,
+    scale: np.ndarray,
+    logs: np.ndarray,
+    weight: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    shape: np.ndarray,
+) -> np.ndarray:
+    """Compute the mean logarithm of each gene after a change of its rate."""
+    n = len(scale)
+    x, out = np.zeros(n), np.zeros(len(before))
+    for g in range(len(before)):
+        rows, counts = row[begin[g] : begin[g + 1]], count[begin[g] : begin[g + 1]]
+        total = 0.0
+        if after[g] <= before[g]:
+            keep = after[g] / before[g] if before[g] > 0 else 1.0
+            for i in range(len(rows)):
+                total += _log_of_thinned(counts[i], keep, scale[rows[i]], logs[rows[i]])
+        else:
+            x[:] = 0.0
+            for i in range(len(rows)):
+                x[rows[i]] = counts[i]
+            total = _sum_of_added(after[g] - before[g], x, weight[g], scale, logs, shape[g])
+        out[g] = total / max(n, 1)
+    return out
+
+
+@njit
+def _solve_shapes(
+    begin: np.ndarray,
+    row: np.ndarray,
+    count: np.ndarray,
+    scale: np.ndarray,
+    logs: np.ndarray,
+    weight: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    wanted: np.ndarray,
+    shape: np.ndarray,
+) -> None:
+    """Fill in ``shape`` for genes that rise, by bisection of its logarithm."""
+    n = len(scale)
+    x = np.zeros(n)
+    for g in range(len(before)):
+        rate = after[g] - before[g]
+        if rate <= SAME * before[g] or n == 0:
+            continue
+        rows, counts = row[begin[g] : begin[g + 1]], count[begin[g] : begin[g + 1]]
+        x[:] = 0.0
+        now = 0.0
+        for i in range(len(rows)):
+            x[rows[i]] = counts[i]
+            now += _log(scale[rows[i]], counts[i], logs[rows[i]])
+        rise = wanted[g] * n - now
+        low, high = math.log(SHAPES[0]), math.log(SHAPES[1])
+        middle = math.log(shape[g])
+        for _ in range(STEPS):
+            found = _sum_of_added(rate, x, weight[g], scale, logs, math.exp(middle)) - now
+            if abs(found - rise) < CLOSE * abs(rise) or high - low < CLOSE:
+                break
+            if found < rise:
+                low = middle
+            else:
+                high = middle
+            middle = (low + high) / 2
+        shape[g] = math.exp(middle)
 
 
 @njit
@@ -130,17 +270,17 @@ def _added(
         slope += weight[i] * (_log(scale[i], x[i] + 1, logs[i]) - _log(scale[i], x[i], logs[i]))
     low, f_low, side = 0.0, -rise, 0
     high = min(1.5 * rise / max(slope, 1e-300), LARGEST_RATE)
-    f_high = _sum_of_added(high, x, weight, scale, logs) - now - rise
+    f_high = _sum_of_added(high, x, weight, scale, logs, SHAPE) - now - rise
     while f_high < 0 and high < LARGEST_RATE:
         low, f_low = high, f_high
         high = min(3 * high, LARGEST_RATE)
-        f_high = _sum_of_added(high, x, weight, scale, logs) - now - rise
+        f_high = _sum_of_added(high, x, weight, scale, logs, SHAPE) - now - rise
     if f_high < 0:
         return high
     middle = high
     for _ in range(STEPS):
         middle = high - f_high * (high - low) / (f_high - f_low)
-        f = _sum_of_added(middle, x, weight, scale, logs) - now - rise
+        f = _sum_of_added(middle, x, weight, scale, logs, SHAPE) - now - rise
         if abs(f) < PRECISION * rise:
             break
         if f < 0:
@@ -156,11 +296,11 @@ def _added(
 
 @njit
 def _sum_of_added(
-    rate: float, x: np.ndarray, weight: np.ndarray, scale: np.ndarray, logs: np.ndarray
+    rate: float, x: np.ndarray, weight: np.ndarray, scale: np.ndarray, logs: np.ndarray, shape: float
 ) -> float:
     total = 0.0
     for i in range(len(x)):
-        total += _log_of_added(x[i], rate * weight[i], scale[i], logs[i])
+        total += _log_of_added(x[i], rate * weight[i], scale[i], logs[i], shape)
     return total
 
 
@@ -192,12 +332,12 @@ def _log_of_thinned(x: float, p: float, a: float, logs: np.ndarray) -> float:
 
 
 @njit
-def _log_of_added(x: float, mean: float, a: float, logs: np.ndarray) -> float:
-    """Compute ``E log1p(a (x + D))`` for a negative binomial ``D``."""
+def _log_of_added(x: float, mean: float, a: float, logs: np.ndarray, size: float) -> float:
+    """Compute ``E log1p(a (x + D))`` for a negative binomial ``D`` of shape ``size``."""
     if mean <= 0:
         return _log(a, x, logs)
-    chance, ratio = (SHAPE / (SHAPE + mean)) ** SHAPE, mean / (SHAPE + mean)
-    left, first, second = 1.0, mean, mean + mean * mean * (1 + 1 / SHAPE)
+    chance, ratio = (size / (size + mean)) ** size, mean / (size + mean)
+    left, first, second = 1.0, mean, mean + mean * mean * (1 + 1 / size)
     total = 0.0
     for k in range(SUMMED + 1):
         total += chance * _log(a, x + k, logs)
@@ -206,7 +346,7 @@ def _log_of_added(x: float, mean: float, a: float, logs: np.ndarray) -> float:
         second -= k * k * chance
         if left < NEGLIGIBLE:
             return total
-        chance *= (SHAPE + k) / (k + 1) * ratio
+        chance *= (size + k) / (k + 1) * ratio
     beyond = max(first / left, SUMMED + 1.0)
     variance = max(second / left - beyond * beyond, 1e-3)
     level = x + beyond + 1 / a

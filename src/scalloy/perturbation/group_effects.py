@@ -1,10 +1,16 @@
-"""Expression changes of groups of cells between conditions, and prediction of changes that were not seen.
+"""Changes of groups of cells between conditions, and prediction of changes that were not seen.
 
-The predicted shift of a group (a label or cluster) is a weighted mean of two estimates with different errors:
-the shift that the decoder predicts for these cells, and the one pooled from other groups
-(:mod:`scalloy.perturbation.boosted_pooling`). The latter is better at the size of a change (:func:`trusted`),
-and its uncertainty sets the weight of the decoder (:func:`weight`). Both are changes of mean log-normalised
-expression.
+The change of a group (a label or cluster) is predicted twice, on two scales with different virtues:
+
+    shift      change of the mean over cells of log-normalised expression; a few cells with very many counts
+               of a gene do not sway it
+    levels     change of the logarithm of the group's rates (:mod:`scalloy.perturbation.pseudobulk`), whose
+               noise is known from the counts; genes with few counts are judged by what their counts can tell
+
+Each is a weighted mean of two estimates with different errors: the change that the decoder predicts for
+these cells, and the one pooled from other groups (:mod:`scalloy.perturbation.boosted_pooling`). The latter is
+better at the size of a change (:func:`trusted`), and its uncertainty sets the weight of the decoder
+(:func:`weight`). Rates are predicted from both scales (:func:`combined`).
 """
 
 from __future__ import annotations
@@ -17,7 +23,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scalloy.perturbation.boosted_pooling import LearnedPooling
+from scalloy.perturbation.boosted_pooling import LearnedPooling, LeftOut
+from scalloy.perturbation.left_out import ExpectedSkill, expected_skill, stacked_share
+from scalloy.perturbation.pseudobulk import SCALE, Pseudobulk, dispersions, level, rate_at
 from scalloy.perturbation.similarity import squared_distances, typical_distance
 
 Piece = tuple[np.ndarray, np.ndarray | None]
@@ -29,13 +37,13 @@ AT_LEAST = 10  # minimum number of cells of a group under a condition
 class Moments:
     """Mean and variance over the cells of a group under a condition, by gene.
 
-    ``rate`` is the share of each gene in all counts of these cells, or `None` if the data are not counts.
+    ``bulk`` has the summed counts of these cells; it is `None` if the data are not counts.
     """
 
     mean: np.ndarray
     variance: np.ndarray
     n: int
-    rate: np.ndarray | None = None
+    bulk: Pseudobulk | None = None
 
 
 @dataclass
@@ -44,7 +52,8 @@ class Shift:
 
     ``sd`` is the standard error for the mean of as many treated cells as there are controls: uncertainty of
     the prediction plus sampling noise of the means. ``far`` says that the group is unlike all that were seen
-    (or that none was), ``seen`` that its own change was seen.
+    (or that none was), ``seen`` that its own change was seen. ``uncertainty`` is the part of ``sd`` that is
+    due to the prediction, or `None` if it was not pooled.
     """
 
     mean: np.ndarray
@@ -52,17 +61,86 @@ class Shift:
     others: list[str]
     far: bool
     seen: bool = False
+    uncertainty: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What predictions of a change were worth for groups that were left out in turn.
+
+    ``share`` is how far the scale of levels is believed, ``skill`` the skill to expect for another group.
+    """
+
+    share: float
+    skill: ExpectedSkill
+
+
+@dataclass
+class Sums:
+    """Sums over the cells of each pair of group and condition, for :meth:`Shown.of`.
+
+    Cells of a pair go into two halves by turns.
+    """
+
+    codes: np.ndarray
+    n: int
+    half: np.ndarray = field(init=False)
+    values: Any = 0  # log-normalised expression and its square
+    counts: Any = 0  # counts of either half
+    squares: Any = 0  # squared counts
+    products: Any = 0  # counts times the total of the cell
+    totals: Any = 0  # total counts of either half
+    square_totals: Any = 0
+    are_counts: bool = True
+
+    def __post_init__(self) -> None:
+        self.half = pd.Series(self.codes).groupby(self.codes).cumcount().to_numpy() % 2
+
+    def add(self, begin: int, x: np.ndarray, raw: np.ndarray | None) -> None:
+        """Add the cells from ``begin`` on: their expression and their counts, if there are any."""
+        rows = slice(begin, begin + len(x))
+        codes, half = self.codes[rows], self.half[rows]
+
+        def summed(values: np.ndarray, keys: np.ndarray, n: int) -> np.ndarray:
+            return sp.csr_matrix((np.ones(len(keys)), (keys, range(len(keys)))), (n, len(keys))) @ values
+
+        self.values = self.values + np.stack([summed(v, codes, self.n) for v in (x, np.square(x))])
+        self.are_counts = raw is not None
+        if raw is None:
+            return
+        raw = raw.astype(np.float64)
+        ell = raw.sum(1, keepdims=True)
+        halves = summed(np.hstack([raw, ell]), 2 * codes + half, 2 * self.n).reshape(self.n, 2, -1)
+        self.counts, self.totals = self.counts + halves[..., :-1], self.totals + halves[..., -1]
+        self.squares = self.squares + summed(np.square(raw), codes, self.n)
+        self.products = self.products + summed(raw * ell, codes, self.n)
+        self.square_totals = self.square_totals + summed(np.square(ell), codes, self.n)[:, 0]
+
+    def bulk(self, i: int) -> Pseudobulk | None:
+        """Return the summed counts of a pair."""
+        if not self.are_counts:
+            return None
+        one, other = self.counts[i] / np.maximum(self.totals[i], 1e-12)[:, None]
+        total = float(self.totals[i].sum())
+        return Pseudobulk(self.counts[i].sum(0), total, float(self.square_totals[i]), (one, other))
 
 
 @dataclass
 class Shown:
-    """Moments by group and condition, with a cache of the pooling learned from them."""
+    """Moments by group and condition, with a cache of the poolings learned from them.
+
+    ``dispersion`` is the negative binomial dispersion of each gene, or `None` if the data are not counts, and
+    ``scale`` the total count to which cells were scaled before the logarithm.
+    """
 
     moments: dict[tuple[str, str], Moments]
+    dispersion: np.ndarray | None = None
+    scale: float = 1e4
     _learned: dict[tuple[str, ...], LearnedPooling] = field(default_factory=dict)
+    _worth: dict[tuple[str, ...], Worth] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, groups: Names, conditions: Names, pieces: Iterable[Piece]) -> Shown:
+    def of(cls, groups: Names, conditions: Names, pieces: Iterable[Piece], scale: float = 1e4) -> Shown:
         """Compute the moments of each group and condition with enough cells, piece by piece.
 
         Parameters
@@ -71,23 +149,26 @@ class Shown:
             Group and condition of each cell.
         pieces
             Expression and raw counts of successive cells; counts are ``None`` if the data are not counts.
+        scale
+            Total count to which cells were scaled before the logarithm.
         """
-        sums: Any = 0
         codes, pairs = pd.MultiIndex.from_arrays([groups, conditions]).factorize()
-        n, begin, are_counts = np.bincount(codes), 0, True
+        n, begin, sums = np.bincount(codes), 0, Sums(codes, len(pairs))
         for x, raw in pieces:
-            are_counts = raw is not None
-            rows = codes[begin : begin + len(x)]
+            sums.add(begin, x, raw)
             begin += len(x)
-            member = sp.csr_matrix((np.ones(len(x)), (rows, range(len(x)))), (len(pairs), len(x)))
-            values = (x, np.square(x), 0 * x if raw is None else raw)
-            sums = sums + np.stack([member @ v for v in values])
-        mean, square = sums[:2] / n[:, None]
+        mean, square = sums.values / n[:, None]
         variance = (square - np.square(mean)).clip(0)
-        rate = sums[2] / np.maximum(sums[2].sum(1, keepdims=True), 1e-12)
-        rates = rate if are_counts else [None] * len(pairs)
+        bulks = [sums.bulk(i) for i in range(len(pairs))]
+        known = [v for v in bulks if v is not None]
+        dispersion = dispersions(known, sums.squares, sums.products) if known else None
         kept = np.flatnonzero(n >= AT_LEAST)
-        return cls({tuple(pairs[i]): Moments(mean[i], variance[i], int(n[i]), rates[i]) for i in kept})
+        moments = {tuple(pairs[i]): Moments(mean[i], variance[i], int(n[i]), bulks[i]) for i in kept}
+        return cls(moments, dispersion, scale)
+
+    def others(self, source: str, to: str) -> list[str]:
+        """List the groups that were seen under both conditions."""
+        return [g for g, c in self.moments if c == source and (g, to) in self.moments]
 
     def learned(self, groups: Sequence[str], source: str, to: str) -> LearnedPooling:
         """Return the pooling learned from the changes of these groups between two conditions."""
@@ -100,18 +181,97 @@ class Shown:
             self._learned[key] = LearnedPooling(control, treated - control, within, inverse_size)
         return self._learned[key]
 
-    def seen_rates(self, group: str, source: str, to: str, now: np.ndarray) -> np.ndarray | None:
-        """Apply the seen change of a group's rates to the rates ``now``; return ``None`` if none was seen."""
-        before, after = (self.moments.get((group, c)) for c in (source, to))
-        if before is None or after is None or before.rate is None or after.rate is None:
+    def learned_levels(self, groups: Sequence[str], source: str, to: str) -> LearnedPooling | None:
+        """Return the pooling learned from the changes of these groups' levels; ``None`` without counts."""
+        key = ("levels", source, to, *groups)
+        if self.dispersion is None:
             return None
-        factor = np.divide(after.rate, before.rate, out=np.zeros_like(now), where=before.rate > 0)
-        return np.where(before.rate > 0, now * factor, now + after.rate)
+        if key not in self._learned:
+            pairs = [[self.moments[g, c] for g in groups] for c in (source, to)]
+            bulks = [[m.bulk for m in of if m.bulk is not None] for of in pairs]
+            control, treated = (np.stack([level(v.rate) for v in of]) for of in bulks)
+            noise = sum(np.stack([v.level_variance(self.dispersion) for v in of]) for of in bulks)
+            halves = zip(*(v.halves or (v.rate, v.rate) for v in bulks[0]), strict=True)
+            one, other = (level(np.stack(half)) for half in halves)
+            within = np.mean(noise, axis=0)
+            inverse_size = sum(1 / np.array([m.n for m in of]) for of in pairs)
+            self._learned[key] = LearnedPooling(
+                control, treated - control, within, inverse_size, noise=noise, halves=(one, other)
+            )
+        return self._learned[key]
+
+    def level_change(
+        self, own: np.ndarray, before: np.ndarray, group: str, source: str, to: str
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Predict the change of a group's levels and its standard deviation, by gene.
+
+        It is ``None`` if no other group was seen under both conditions, or if the data are not counts.
+
+        Parameters
+        ----------
+        own
+            Change that the decoder predicts.
+        before
+            Levels of the control cells.
+        group, source, to
+            Group, and conditions before and after.
+        """
+        others = [g for g in self.others(source, to) if g != group]
+        if source == to or not others or (learned := self.learned_levels(others, source, to)) is None:
+            return None
+        found = learned.predict(before)
+        own = own * trusted(own, found.mean)
+        share = weight(own, found.mean, float(np.square(found.sd).sum()))
+        return found.mean + share * (own - found.mean), found.sd
+
+    def worth(self, groups: Sequence[str], source: str, to: str) -> Worth:
+        """Return what predictions of these groups from each other were worth."""
+        key = (source, to, *groups)
+        if key not in self._worth:
+            self._worth[key] = self._judged(groups, source, to)
+        return self._worth[key]
+
+    def _judged(self, groups: Sequence[str], source: str, to: str) -> Worth:
+        """Leave out each group in turn, and judge its prediction on both scales."""
+        if len(groups) < 2:
+            return Worth(1.0, ExpectedSkill(np.nan, np.nan, np.nan, len(groups)))
+        learned = self.learned(groups, source, to)
+        left_out = learned.left_out_predictions()
+        genes, chosen = left_out.genes, [groups[o] for o in left_out.groups]
+        pairs = [(self.moments[g, source], self.moments[g, to]) for g in chosen]
+        noise = np.stack([(a.variance / a.n + b.variance / b.n)[genes] for a, b in pairs])
+        one = both = left_out.mean
+        if (by_levels := self.learned_levels(groups, source, to)) is not None:
+            levels = by_levels.left_out_predictions()
+            both = np.stack(
+                [
+                    _on_both_scales(control, genes, self.scale, left_out, levels, k)
+                    for k, (control, _) in enumerate(pairs)
+                ]
+            )
+        shift = np.asarray(learned.shift)[np.ix_(left_out.groups, genes)]
+        share = stacked_share(shift, one, both)
+        return Worth(share, expected_skill(shift, one + share * (both - one), noise))
+
+    def seen_rates(
+        self, group: str, source: str, to: str, now: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Apply the seen change of a group's rates to the rates ``now``; return ``None`` if none was seen.
+
+        The second array is the standard deviation of the change of levels, due to the counts.
+        """
+        before, after = (self.moments.get((group, c)) for c in (source, to))
+        if before is None or after is None or before.bulk is None or after.bulk is None:
+            return None
+        assert self.dispersion is not None
+        old, new = before.bulk.rate, after.bulk.rate
+        factor = np.divide(new, old, out=np.zeros_like(now), where=old > 0)
+        noise = before.bulk.level_variance(self.dispersion) + after.bulk.level_variance(self.dispersion)
+        return np.where(old > 0, now * factor, now + new), np.sqrt(noise)
 
     def shift(self, own: np.ndarray, cells: np.ndarray, group: str, source: str, to: str) -> Shift:
         """Predict the shift of a group; fall back to the decoder's ``own`` if no other group was seen."""
-        others = [g for g, c in self.moments if c == source and (g, to) in self.moments]
-        control = cells.mean(0)
+        others, control = self.others(source, to), cells.mean(0)
         if source == to or not others:
             return Shift(own, np.full_like(own, np.nan), others, far=source != to)
         if group in others:  # its change was seen
@@ -124,7 +284,7 @@ class Shown:
         mean = found.mean + share * (own - found.mean)
         known = learned.control
         far = squared_distances(control[None], known).min() > typical_distance(known)
-        return Shift(mean, found.sd_of_mean(cells), others, bool(far))
+        return Shift(mean, found.sd_of_mean(cells), others, bool(far), uncertainty=found.sd)
 
 
 def trusted(own: np.ndarray, others: np.ndarray) -> float:
@@ -146,3 +306,53 @@ def weight(own: np.ndarray, others: np.ndarray, missed: float) -> float:
     is assumed to share half of the others' error, ``r = e / 2``. The weight is at most 1/2.
     """
     return float(np.clip(missed / 2 / max(float(np.square(own - others).sum()), 1e-12), 0.0, 0.5))
+
+
+def _on_both_scales(
+    control: Moments, genes: np.ndarray, scale: float, by_shift: LeftOut, by_levels: LeftOut, k: int
+) -> np.ndarray:
+    """Return the shift of the ``k``-th group that was left out, predicted on both scales.
+
+    A shift is converted into a change of levels as if the counts of a gene were spread over cells after the
+    change as they were before.
+    """
+    assert control.bulk is not None
+    rate, mean = control.bulk.rate[genes], control.mean[genes]
+    before, now = level(rate), np.expm1(mean)
+    part = np.divide(now, scale * rate, out=np.full_like(rate, np.nan), where=rate > 0)
+    part = scale * np.where(part > 0, part, np.nanmedian(part[part > 0]) if (part > 0).any() else 1.0)
+    then = np.expm1(mean + by_shift.mean[k])
+    after = np.maximum(rate + (then - now) / part, 0.0)
+    slope = (1 + np.maximum(then, 0.0)) / part * SCALE / (1 + SCALE * after)
+    sds = by_shift.sd[k] * slope, by_levels.sd[k]
+    change, _ = combined(level(after) - before, by_levels.mean[k], *sds)
+    return np.log1p(np.maximum(now + part * (rate_at(before + change) - rate), 0.0)) - mean
+
+
+def combined(
+    by_shift: np.ndarray,
+    by_levels: np.ndarray,
+    sd_shift: np.ndarray,
+    sd_levels: np.ndarray,
+    share: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the change of levels from the two scales on which it was predicted, and its standard deviation.
+
+    The two are weighted by their precision, and the second as far as it is believed. They have been learned
+    from the same cells, so their errors are taken to be fully correlated.
+
+    Parameters
+    ----------
+    by_shift
+        Change of levels that corresponds to the shift of the mean log-normalised expression.
+    by_levels
+        Change of levels that was predicted as such.
+    sd_shift, sd_levels
+        Standard deviations of the two, in units of levels.
+    share
+        How far the second prediction is believed (:mod:`scalloy.perturbation.left_out`).
+    """
+    uncertain = np.square(sd_shift)
+    total = np.maximum(uncertain + np.square(sd_levels), 1e-18)
+    weight = share * uncertain / total
+    return by_shift + weight * (by_levels - by_shift), sd_shift + weight * (sd_levels - sd_shift)

@@ -90,13 +90,26 @@ def partial_pooling(
     towards = squared_distances(to[None], control)[0] / scale
 
     def fit(rho: float, width: float) -> tuple[Rotated, np.ndarray, float, float]:
-        like, near = (rho + (1 - rho) * np.exp(-d / width) for d in (between, towards))
+        like, near = (kernel(rho, width, d) for d in (between, towards))
         return Rotated.of(like, shift, within, inverse_size, sizes), near, rho, width
 
-    fits = (fit(*settings) for settings in product(shared, widths))  # lazily: two in memory at most
+    pairs = candidates(len(control), shared, widths)
+    fits = (fit(*settings) for settings in pairs)  # lazily: two in memory at most
     best, near, rho, width = max(fits, key=lambda found: found[0].evidence)
     mean, variance = best.predicted(near)
     return Pooled(mean, np.sqrt(variance), rho, width)
+
+
+def candidates(n: int, shared: tuple[float, ...], widths: tuple[float, ...]) -> list[tuple[float, float]]:
+    """Return the settings to compare; a single group cannot tell them apart, so the middle is taken."""
+    if n > 1:
+        return list(product(shared, widths))
+    return [(shared[len(shared) // 2], widths[len(widths) // 2])]
+
+
+def kernel(rho: float, width: float, distance: np.ndarray) -> np.ndarray:
+    """Return the kernel of two groups at a squared distance, in units of the typical one."""
+    return rho + (1 - rho) * np.exp(-distance / width)
 
 
 @dataclass
@@ -124,7 +137,7 @@ class Rotated:
         y = basis.T @ shift
         variance = sizes[:, None, None] * lam.clip(0)[:, None] + within
         log_density = -0.5 * (np.square(y) / variance + np.log(variance)).sum(1)
-        share, evidence = _shares(log_density)
+        share, evidence = fitted_shares(log_density)
         return cls(basis, y, variance, sizes, share, evidence)
 
     def predicted(self, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,14 +152,24 @@ class Rotated:
         return mean, variance.clip(0)
 
 
-def _shares(log_density: np.ndarray) -> tuple[np.ndarray, float]:
-    """Fit the weights of the sizes by EM; return the posterior of each size by gene, and the evidence."""
+def fitted_shares(log_density: np.ndarray, null: float = 0.0) -> tuple[np.ndarray, float]:
+    """Fit the weights of the sizes by EM; return the posterior of each size by gene, and the evidence.
+
+    Parameters
+    ----------
+    log_density
+        Logarithm of the density of each gene's changes for each size, sizes x genes.
+    null
+        Number of genes of the first size that are added to the observed ones.
+    """
     top = log_density.max(0)
     density = np.exp(log_density - top)
     weights = np.full(len(density), 1 / len(density))
+    more = np.zeros(len(density))
+    more[0] = null
     for _ in range(STEPS):
         joint = weights[:, None] * density
-        weights = (joint / joint.sum(0)).mean(1)
+        weights = ((joint / joint.sum(0)).sum(1) + more) / (density.shape[1] + null)
     joint = weights[:, None] * density
     total = joint.sum(0)
     return joint / total, float((top + np.log(total)).sum())

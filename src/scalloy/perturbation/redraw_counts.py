@@ -1,12 +1,13 @@
 r"""Changing the counts of cells by given factors: keeping, thinning or adding counts.
 
     f_g <= 1     x' ~ Binomial(x, f_g)
-    f_g >  1     x' = x + Poisson(ell (r'_g - r_g) s_g v),     v ~ Gamma(4, 1/4), scaled to a mean of 1
+    f_g >  1     x' = x + Poisson(ell (r'_g - r_g) s_g v),     v ~ Gamma(k_g, 1/k_g), scaled to a mean of 1
 
 The rates ``r`` and ``r' = f r`` are a gene's share of the counts of a cell before and after. ``s`` is the
-size of the increase in a cell relative to other cells (mean 1), and ``v`` adds random variation. Thinning is
-exact: Poisson or negative binomial counts remain Poisson or negative binomial. So a cell keeps its own
-character, zeros can become positive, and genes that do not change keep exactly the measured counts.
+size of the increase in a cell relative to other cells (mean 1), and ``v`` adds random variation: the smaller
+its shape ``k`` (4 if nothing is known), the fewer cells have most of the increase. Thinning is exact: Poisson
+or negative binomial counts remain Poisson or negative binomial. So a cell keeps its own character, zeros can
+become positive, and genes that do not change keep exactly the measured counts.
 
 The mean over cells changes by the factor ``f`` whatever the depth, since the amounts ``ell s v`` are scaled
 to the right sum. What remains is less than Poisson noise, because draws are spread evenly over the cells
@@ -20,12 +21,16 @@ import scipy.sparse as sp
 
 from scalloy.perturbation import latin_hypercube
 
-SHAPE = 4.0  # shape of the gamma distribution
+SHAPE = 4.0  # shape of the gamma distribution, if nothing is known of it
 ROWS = 1024  # number of cells whose dense values are in memory at once
 
 
 def redraw(
-    counts: sp.csr_matrix, keep: np.ndarray, added: np.ndarray, rng: np.random.Generator
+    counts: sp.csr_matrix,
+    keep: np.ndarray,
+    added: np.ndarray,
+    rng: np.random.Generator,
+    shape: np.ndarray | None = None,
 ) -> sp.csr_matrix:
     """Thin the counts, and add gamma-Poisson counts.
 
@@ -39,19 +44,21 @@ def redraw(
         Mean of the added counts, cells x genes.
     rng
         Random number generator.
+    shape
+        Shape ``k`` of the gamma distribution by gene; ``None`` is :data:`SHAPE` for all.
     """
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
     each = keep[counts.indices] if keep.ndim == 1 else keep[rows, counts.indices]
     kept = latin_hypercube.thinned(counts, each, rng)
     genes = np.flatnonzero((added > 0).any(0))
-    spread = _spread(added[:, genes], rng)
+    spread = _spread(added[:, genes], SHAPE if shape is None else shape[genes], rng)
     more = [sp.csr_matrix(latin_hypercube.poisson(spread[part], rng)) for part in _pieces(len(spread))]
     return _with(kept, more, genes=genes)
 
 
-def _spread(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _spread(mean: np.ndarray, shape: float | np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Multiply each mean by a gamma variate without changing the sum over cells."""
-    spread = mean * rng.standard_gamma(SHAPE, mean.shape)
+    spread = mean * rng.standard_gamma(shape, mean.shape)
     total = spread.sum(0)
     return spread * np.divide(mean.sum(0), total, out=np.zeros_like(total), where=total > 0)
 

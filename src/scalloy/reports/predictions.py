@@ -123,7 +123,8 @@ def _predicted(
 
 def held_out(subject: Subject, name: str, max_epochs: int | None) -> pd.DataFrame:
     """Train model and baselines without a type under each condition but the control in turn; score them."""
-    from scalloy.benchmark.transfer import Rival, rivals, transfer
+    from scalloy.benchmark.rivals import Rival, rivals
+    from scalloy.benchmark.transfer import transfer
     from scalloy.data.checks import check_layer
 
     model, setup = subject.model, dict(subject.setup)

@@ -1,13 +1,18 @@
 """Changes of groups of cells between two conditions, each found once from a context.
 
-    group o, from c to c'    d_o     shift of the mean of its log-normalised expression
+    group o, from c to c'    r'_o    its rates after the change
+                             d_o     shift of the mean of its log-normalised expression
     its cell i               x_i     = middle_i factor_o, so that the mean of the context shifts by d_o
                              counts  thinned or added to by the factor r'_o / r_o of the rates
 
-``middle`` is the mean of the decoded expression before and after the change. Shifts are from
-:mod:`scalloy.perturbation.group_effects`, and counts are changed by
-:mod:`scalloy.perturbation.redraw_counts`. The context is the model's own cells, or others that are given;
-the change of a group is the same for every cell that is predicted.
+``middle`` is the mean of the decoded expression before and after the change. Both a shift and a change of the
+rates are predicted (:mod:`scalloy.perturbation.group_effects`), and the rates are found from both. The shift
+is then that of the changed counts (:mod:`scalloy.perturbation.fold_changes`), which are spread over cells as
+the predicted shift says. The context is the model's own cells, or others that are given; the change of a
+group is the same for every cell that is predicted.
+
+Rates do not depend on the total to which a user scales expression: shifts are predicted on the scale of the
+median cell of the model (500 counts at least), and then computed for the user's scale.
 
 The noise in the sampled code of a cell is a function of the name of the cell and the seed. So the cell is
 decoded in the same way whether it is alone or among others, in any order.
@@ -30,12 +35,17 @@ from scalloy.kernels.csr import dense
 from scalloy.models._core.groups import UNGROUPED, groups_of
 from scalloy.models._core.protocols import Conditioned, ModelOf
 from scalloy.perturbation.composition import common_factor
-from scalloy.perturbation.fold_changes import rates_after
-from scalloy.perturbation.group_effects import Shift, Shown
-from scalloy.perturbation.redraw_counts import rates
+from scalloy.perturbation.fold_changes import Sample
+from scalloy.perturbation.group_effects import Shift, Shown, combined
+from scalloy.perturbation.left_out import ExpectedSkill
+from scalloy.perturbation.pseudobulk import level, log_per_level, rate_at
+from scalloy.perturbation.redraw_counts import SHAPE
 from scalloy.vae.base import Batch, Distributions, HasConditions, Latents
 from scalloy.vae.routes import moved
 
+SHALLOWEST = (
+    500.0  # smallest scale of shifts: in panels, a few cells with many counts would sway smaller ones
+)
 MOST_CELLS = 2000  # largest number of cells of a group from which its change is found
 
 
@@ -71,22 +81,36 @@ class Decoded:
 
 
 @dataclass
+class Rates:
+    """Rates of a group of cells: the share of each gene in all counts, ``before`` and ``after`` the change.
+
+    ``shape`` says over how few cells the added counts of a gene are spread
+    (:mod:`scalloy.perturbation.redraw_counts`), and ``sd`` is the standard deviation of the logarithm of the
+    fold change. ``pattern`` is the share that the decoder gives each gene after the change, averaged over
+    cells (weighted by library size); the share in a single cell, divided by it, says how much of an increase
+    that cell gets.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    shape: np.ndarray
+    sd: np.ndarray
+    pattern: np.ndarray
+
+
+@dataclass
 class Change:
     """Change of the cells of one group: found from the context, and the same for every cell.
 
     If the decoder gives ``middle`` for a cell, its predicted expression is ``middle * factor + offset``.
-    For count data, ``before`` and ``after`` are the rates: the share of each gene in all counts of the
-    group. ``pattern`` is the share that the decoder gives each gene after the change, averaged over cells
-    (weighted by library size); the share in a single cell, divided by it, says how much of an increase that
-    cell gets.
+    ``rates`` are `None` if the data are not counts, and ``skill`` is `None` if the change was not pooled.
     """
 
     shift: Shift
     factor: np.ndarray
     offset: np.ndarray
-    before: np.ndarray | None = None
-    after: np.ndarray | None = None
-    pattern: np.ndarray | None = None
+    rates: Rates | None = None
+    skill: ExpectedSkill | None = None
 
 
 @dataclass
@@ -97,6 +121,7 @@ class Changes:
     how: How
     seen: Shown
     groups: np.ndarray
+    scale: float
     context: AnnData | None = None
     known: dict[tuple[str, str, str], Change | None] = field(default_factory=dict)
 
@@ -120,42 +145,87 @@ class Changes:
 
     def _find(self, group: str, source: str, to: str, rows: np.ndarray) -> Change:
         """Compute the change of a group from these rows of the context."""
-        made = decode(self.model, self.context, self.model.reader.conditions.index(to), self.how, rows)
-        own = made.after.mean(0) - made.before.mean(0)
-        shift = self.seen.shift(own, made.observed, group, source, to)
-        observed, rates_known = made.observed.mean(0), None
-        if made.counts is not None and made.share is not None:
-            shift, rates_known = self._with_rates(made, shift, group, source, to)
+        code = self.model.reader.conditions.index(to)
+        made = decode(self.model, self.context, code, self.how, rows)
+        scaled = made
+        if self.scale != self.how.target_sum:
+            how = replace(self.how, target_sum=self.scale)
+            scaled = decode(self.model, self.context, code, how, rows)
+        own = scaled.after.mean(0) - scaled.before.mean(0)
+        shift = self.seen.shift(own, scaled.observed, group, source, to)
+        observed, found = made.observed.mean(0), None
+        if made.counts is not None:
+            shift, found = self._with_rates(scaled, shift, group, source, to)
         middle, wanted = made.middle.mean(0), observed + shift.mean
         factor, offset = np.ones_like(middle), wanted - middle
         if (made.observed >= 0).all():
             factor = np.where(middle > 0, wanted.clip(0) / np.maximum(middle, 1e-12), 1.0)
             offset = np.zeros_like(middle)
-        return Change(shift, factor, offset, *(rates_known or ()))
+        pooled = shift.uncertainty is not None
+        skill = self.seen.worth(shift.others, source, to).skill if pooled else None
+        return Change(shift, factor, offset, found, skill)
 
     def _with_rates(
         self, made: Decoded, shift: Shift, group: str, source: str, to: str
-    ) -> tuple[Shift, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Return the shift with rates that add up, the rates before and after, and the decoder's pattern."""
+    ) -> tuple[Shift, Rates]:
+        """Return the change of the rates, and the shift that corresponds to it on the scale of the user."""
         assert made.counts is not None
         assert made.share is not None
+        assert made.share_before is not None
         ell = np.asarray(made.counts.sum(axis=1), dtype=np.float64)
-        pattern = np.maximum((ell * made.share).sum(0) / max(ell.sum(), 1e-12), 1e-12)
-        before, observed = rates(made.counts), made.observed.mean(0)
-        after = self.seen.seen_rates(group, source, to, before) if shift.seen else None
-        if after is None:
-            counts, spread = made.counts, made.share / pattern
+        shares = (made.share_before, made.share)
+        decoded, pattern = (np.maximum((ell * s).sum(0) / max(ell.sum(), 1e-12), 1e-12) for s in shares)
+        sample, asked = (
+            Sample.of(made.counts, total, made.share / pattern) for total in (self.scale, self.how.target_sum)
+        )
+        before, wanted = sample.every, (made.observed.mean(0) + shift.mean).clip(0)
+        if shift.seen and (seen := self.seen.seen_rates(group, source, to, before)):
+            after, sd = seen
+        else:
+            by_shift = sample.rates_after(wanted - made.observed.mean(0))
+            own = level(before * pattern / decoded) - level(before)
+            by_levels = self.seen.level_change(own, level(before), group, source, to)
+            share = self.seen.worth(shift.others, source, to).share if by_levels else 0.0
+            after, sd = self._combined(sample, shift, by_shift, by_levels, share)
+            common = common_factor(before, after)
+            after, wanted = common * after, np.log1p(common * np.expm1(wanted))
+        shape = sample.shapes_after(after, wanted)
+        now, then = (asked.mean_logs(rate, shape) for rate in (before, after))
+        known = sample.slopes(after, shape)
+        slope = np.divide(asked.slopes(after, shape), known, out=np.ones_like(now), where=known > 0)
+        found = Rates(before, after, shape, sd * log_per_level(after), pattern)
+        return replace(shift, mean=then - now, sd=shift.sd * slope), found
 
-            def rates_of(level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-                return rates_after(counts, level - observed, self.how.target_sum, spread)
+    @staticmethod
+    def _combined(
+        sample: Sample,
+        shift: Shift,
+        by_shift: np.ndarray,
+        by_levels: tuple[np.ndarray, np.ndarray] | None,
+        share: float,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rates after a change, and the standard deviation of the change of levels.
 
-            wanted = (observed + shift.mean).clip(0)
-            before, after = rates_of(wanted)
-            if (common := common_factor(before, after)) != 1.0:
-                together = np.log1p(common * np.expm1(wanted))
-                shift = replace(shift, mean=shift.mean + together - wanted)
-                before, after = rates_of(together)
-        return shift, (before, after, pattern)
+        Parameters
+        ----------
+        sample
+            Cells before the change.
+        shift
+            Predicted shift of the mean log-normalised expression.
+        by_shift
+            Rates that correspond to it.
+        by_levels
+            Predicted change of levels and its standard deviation; ``None`` if there is none.
+        share
+            How far it is believed.
+        """
+        if by_levels is None or shift.uncertainty is None:
+            return by_shift, np.full_like(by_shift, np.nan)
+        slope = sample.slopes(by_shift, np.full_like(by_shift, SHAPE))
+        sd_shift = shift.uncertainty / np.maximum(slope * log_per_level(by_shift), 1e-12)
+        now = level(sample.every)
+        change, sd = combined(level(by_shift) - now, by_levels[0], sd_shift, by_levels[1], share)
+        return np.where(change == 0, sample.every, rate_at(now + change)), sd
 
 
 def changes_of(model: Conditioned[HasConditions], how: How, context: AnnData | None = None) -> Changes:
@@ -165,21 +235,21 @@ def changes_of(model: Conditioned[HasConditions], how: How, context: AnnData | N
     until its weights change.
     """
     context = None if context is None else model.reader.fitting(context)
-    seen, groups = shown(model, how.target_sum)
+    seen, groups, scale = shown(model, how.target_sum)
     if context is not None and context is not model.adata:
-        return Changes(model, how, seen, groups_of(model, context), context)
+        return Changes(model, how, seen, groups_of(model, context), scale, context)
     if (key := ("changes", how)) not in model._kept:
-        model._kept[key] = Changes(model, how, seen, groups)
+        model._kept[key] = Changes(model, how, seen, groups, scale)
     return model._kept[key]
 
 
-def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray]:
-    """Return what the groups of the model's cells have shown, and the group of each cell.
+def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray, float]:
+    """Return what the groups of the model's cells have shown, each cell's group, and the scale of shifts.
 
-    Both are found once for the weights as they are, which the versions of the parameters tell.
+    They are found once for the weights as they are, which the versions of the parameters tell.
     """
     weights = tuple(p._version for p in model.module.parameters())
-    key = ("shown", weights, target_sum)
+    key = ("shown", weights, None if model.module.likelihood.draws_counts else target_sum)
     if key in model._kept:
         model.reader.manager()  # refuses own cells that were changed in place meanwhile
     else:
@@ -241,21 +311,24 @@ def batches(
         begin += len(batch.b)
 
 
-def _shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray]:
-    """Return moments of the groups of the model's cells under each condition, and the group of each cell."""
+def _shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray, float]:
+    """Return moments of the groups of the model's cells, the group of each cell, and the scale of shifts."""
     if model.adata is None:
         msg = (
             "`route='auto'` pools with shifts of the cells that the model was trained on, and it was loaded "
             "without them. Pass `adata=` to `load`, or `route='decoder'`."
         )
         raise ValueError(msg)
-    likelihood = model.module.likelihood
+    likelihood, scale = model.module.likelihood, target_sum
+    if likelihood.draws_counts:
+        totals = np.concatenate([dense(batch.x).sum(-1).cpu().numpy() for batch, _ in batches(model, None)])
+        scale = max(SHALLOWEST, float(np.median(totals)))
 
     def pieces() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         for batch, _ in batches(model, None):
-            x = likelihood.observed(batch.x, target_sum).cpu().numpy()
+            x = likelihood.observed(batch.x, scale).cpu().numpy()
             yield x, dense(batch.x).cpu().numpy() if likelihood.draws_counts else None
 
     conditions = model.adata.obs[model.condition_key].astype(str).to_numpy()
     groups = groups_of(model)
-    return Shown.of(groups, conditions, pieces()), groups
+    return Shown.of(groups, conditions, pieces(), scale), groups, scale

@@ -97,8 +97,9 @@ def transfer(
     names of the cells end in the name of the condition.
 
     With ``route="auto"``, ``.obs["transfer_far"]`` marks cells whose group is unlike all that were seen under
-    both conditions, and ``.uns["transfer"]`` also has, by gene and group, the shift, its standard deviation
-    and the factor by which counts change.
+    both conditions, and ``.obs["transfer_skill"]`` is the skill to expect, from groups that were left out (0
+    is no better than no change; not a number if nothing can be expected). ``.uns["transfer"]`` also has, by
+    gene and group, the shift and the fold change of counts, each with its standard deviation.
 
     Examples
     --------

@@ -105,6 +105,7 @@ def transfer(
             rng = np.random.default_rng([seed, int(names.sum() % 2**32)])  # pieces have draws of their own
             expected, counts = _changed(made, about["pair"], found, library_size, rng)
             about["far"] = _far(about, found, to)
+            about["skill"] = about["pair"].map({k: c.skill.mean for k, c in found.items() if c and c.skill})
     return _as_anndata(model, source, to, about, expected, counts, found, how)
 
 
@@ -160,14 +161,13 @@ def _redrawn(
     counts, share = made.counts[rows], made.share[rows]
     ell = np.asarray(counts.sum(axis=1))
     if change is None:
-        before, after, pattern = made.share_before[rows], share, np.ones_like(share)
+        before, after, pattern, shape = made.share_before[rows], share, np.ones_like(share), None
     else:
-        before, after = change.before, change.after
-        pattern = share / change.pattern
-    assert before is not None
-    assert after is not None
+        assert change.rates is not None
+        before, after, shape = change.rates.before, change.rates.after, change.rates.shape
+        pattern = share / change.rates.pattern
     added = ell * pattern * np.maximum(after - before, 0.0)
-    changed = redraw(counts, kept_share(before, after), added, rng)
+    changed = redraw(counts, kept_share(before, after), added, rng, shape)
     return changed if library_size is None else with_depth(changed, library_size, pattern * after, rng)
 
 
@@ -190,6 +190,11 @@ def _warn_of_far(about: pd.DataFrame, to: str) -> None:
         warn(
             f"Far from what was seen under {to!r}: {few(names)}. `.obs['transfer_far']` marks these cells; "
             "do not rely on what is predicted for them.",
+        )
+    if names := sorted(about["pair"][about["skill"] <= 0].unique()):
+        warn(
+            f"Predictions under {to!r} were no better than no change for groups that were left out, so do "
+            f"not rely on those of {few(names)}. `.obs['transfer_skill']` has the skill to expect.",
         )
 
 
@@ -235,6 +240,7 @@ def _as_anndata(
         said["counts"] = COUNTS
     if "far" in about:
         out.obs["transfer_far"] = about["far"].to_numpy()
+        out.obs["transfer_skill"] = about["skill"].to_numpy(dtype=np.float64)
         said |= _explained(found, [str(v) for v in out.var_names])
         _warn_of_far(about, to)
     out.uns["transfer"] = said
@@ -242,21 +248,27 @@ def _as_anndata(
 
 
 def _explained(found: dict[str, Change | None], genes: list[str]) -> dict[str, Any]:
-    """Return shift, standard deviation and factor of counts by gene and group, and the groups behind them."""
+    """Return what is known of each change: by gene, the groups behind it, and the skill to expect."""
     known = {_keys.safe(k): c for k, c in found.items() if c is not None}  # as keys of an h5ad file
     said: dict[str, Any] = {
         "shift": pd.DataFrame({k: c.shift.mean for k, c in known.items()}, index=genes),
         "sd": pd.DataFrame({k: c.shift.sd for k, c in known.items()}, index=genes),
         "learned_from": {k: c.shift.others for k, c in known.items()},
     }
-    ratios = {
-        k: np.divide(c.after, c.before, out=np.full(len(genes), np.nan), where=c.before > 0)
-        for k, c in known.items()
-        if c.before is not None and c.after is not None
-    }
-    if ratios:
+    worth = {k: vars(c.skill) for k, c in known.items() if c.skill is not None}
+    if worth:
+        said["expected_skill"] = pd.DataFrame.from_dict(worth, orient="index")
+    counted = {k: c.rates for k, c in known.items() if c.rates is not None}
+    if counted:
+        ratios = {k: _ratio(r.after, r.before) for k, r in counted.items()}
         said["fold_change"] = pd.DataFrame(ratios, index=genes)
+        said["log_fold_change_sd"] = pd.DataFrame({k: r.sd for k, r in counted.items()}, index=genes)
     return said
+
+
+def _ratio(after: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Return the fold change by gene, which is unknown for genes without counts."""
+    return np.divide(after, before, out=np.full_like(after, np.nan), where=before > 0)
 
 
 def still_true(source: AnnData, name: str) -> pd.DataFrame:

@@ -1,0 +1,157 @@
+"""The judge of the Virtual Cell Challenge 2026: six metrics of predicted counts, by its package cell-eval2.
+
+    column            metric of cell-eval2                       better
+    discrimination    pds_cosine                                 higher
+    expression_error  expr_mse_unbiased_capped_norm              lower, no change has 1 without noise
+    fidelity          de_wilcoxon_direction_fidelity_yield_raw   higher
+    reach             de_wilcoxon_direction_reach_raw            higher
+    jaccard           de_wilcoxon_sig_jaccard                    higher
+    fold_change_error de_wilcoxon_lfc_nmae                       lower, no change has 1
+
+All of them compare predicted with real cells of one context (a cell type, a replicate) under all conditions
+at once. ``discrimination`` needs several conditions. Values are raw. The two references of the challenge,
+where its scale has 0 and 1, are rows of the table: the mean response to all conditions, taken from the real
+cells, and one half of the real cells against the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
+from io import StringIO
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+COLUMNS = {
+    "pds_cosine": "discrimination",
+    "expr_mse_unbiased_capped_norm": "expression_error",
+    "de_wilcoxon_direction_fidelity_yield_raw": "fidelity",
+    "de_wilcoxon_direction_reach_raw": "reach",
+    "de_wilcoxon_sig_jaccard": "jaccard",
+    "de_wilcoxon_lfc_nmae": "fold_change_error",
+}
+GENERIC, HALF = "generic response", "half of the cells"
+
+
+def judged(predicted: AnnData, real: AnnData, *, condition_key: str, control: str) -> dict[str, float]:
+    """Return the six metrics of predicted cells; a metric that cannot be computed is not a number.
+
+    Parameters
+    ----------
+    predicted
+        Counts of predicted cells under one or more conditions.
+    real
+        Counts of real cells under the same conditions and under the control.
+    condition_key
+        Column of ``.obs`` with the condition, in both objects.
+    control
+        Name of the control condition.
+    """
+    package = _package()
+    config = _config(real, condition_key, control)
+    cells = ad.concat(
+        [_counts(predicted, condition_key), _counts(_under(real, condition_key, control), condition_key)]
+    )
+    with _quiet():
+        found = package.aggregate_metrics(
+            package.compute_metrics(cells, _counts(real, condition_key), config=config)
+        )
+    return _columns(found)
+
+
+def references(real: AnnData, *, condition_key: str, control: str) -> dict[str, dict[str, float]]:
+    """Return the metrics of the two references: the mean response, and one half of the real cells.
+
+    With a single condition, the mean response is the truth, and is left out.
+
+    Parameters
+    ----------
+    real
+        Counts of real cells under the conditions and under the control.
+    condition_key
+        Column of ``.obs`` with the condition.
+    control
+        Name of the control condition.
+    """
+    package = _package()
+    config, cells = _config(real, condition_key, control), _counts(real, condition_key)
+    out = {}
+    with _quiet():
+        if cells.obs[condition_key].nunique() > 2:
+            made = package.build_generic_baseline(cells, config=config, allow_degenerate=True)
+            out[GENERIC] = _columns(package.aggregate_metrics(made.results))
+    first, second = _halves(cells, condition_key)
+    both = replace(config, control_source="pred")
+    with _quiet():
+        found = package.aggregate_metrics(package.compute_metrics(first, second, config=both))
+    return {**out, HALF: _columns(found)}
+
+
+def _package() -> Any:
+    """Return cell-eval2, or say how to install it."""
+    try:
+        import cell_eval2
+    except ImportError as error:
+        msg = "`judge='vcc2026'` needs cell-eval2: pip install 'scalloy[judge]'."
+        raise ImportError(msg) from error
+    return cell_eval2
+
+
+def _config(real: AnnData, condition_key: str, control: str) -> Any:
+    """Return the preset of the challenge; a condition that has the name of a gene perturbs this gene."""
+    config = _package().EvalConfig.from_preset("vcc2026")
+    genes = {str(name) for name in real.var_names}
+    names = {str(c) for c in real.obs[condition_key].unique()} - {control}
+    targets = {name: name if name in genes else None for name in names}
+    return replace(
+        config, pert_col=condition_key, control=control, target_gene_map=targets, num_threads=1, device="cpu"
+    )
+
+
+def _counts(cells: AnnData, condition_key: str) -> AnnData:
+    """Return the cells with counts in ``.X`` and nothing else but the condition."""
+    obs = cells.obs[[condition_key]].astype(str)
+    x = sp.csr_matrix(cells.layers.get("counts", cells.X), dtype=np.float32)
+    return AnnData(x, obs=obs, var=cells.var[[]].copy())
+
+
+def _under(cells: AnnData, condition_key: str, condition: str) -> AnnData:
+    """Return the cells under a condition."""
+    return cells[(cells.obs[condition_key].astype(str) == condition).to_numpy()]
+
+
+def _halves(cells: AnnData, condition_key: str) -> list[AnnData]:
+    """Split the cells under each condition into two random halves."""
+    rng = np.random.default_rng(0)
+    half = np.zeros(cells.n_obs, dtype=int)
+    for rows in cells.obs.groupby(condition_key).indices.values():
+        half[rng.permutation(rows)[: len(rows) // 2]] = 1
+    return [cells[half == k].copy() for k in (0, 1)]
+
+
+def _columns(found: Any) -> dict[str, float]:
+    """Return the mean of each metric by the name of its column in our table."""
+    mean = dict(zip(found["metric"].to_list(), found["mean"].to_list(), strict=True))
+    return {
+        ours: float("nan") if (v := mean.get(theirs)) is None else float(v)
+        for theirs, ours in COLUMNS.items()
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence progress bars, and the advice that cell-eval2 logs at each call."""
+    logger = logging.getLogger("cell_eval2")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

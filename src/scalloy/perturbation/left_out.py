@@ -1,0 +1,76 @@
+r"""What predictions were worth for groups whose change was seen, each left out in turn.
+
+    d_o      change of the mean expression of group o, with sampling variance v_o
+    p_o      its prediction from the other groups, on the scale of the shift
+    q_o      the same, combined with the prediction on the scale of levels
+
+    share    sum_o (d_o - p_o)' (q_o - p_o) / sum_o |q_o - p_o|^2, between 0 and 1
+    skill_o  1 - (|d_o - f_o|^2 - |v_o|_1) / (|d_o|^2 - |v_o|_1)      f_o = p_o + share (q_o - p_o)
+
+``share`` is how far the second scale is believed: it minimises the squared error on groups that were left out
+(stacking; Wolpert, Neural Networks 1992). ``skill`` is what a user may expect for another group: 1 is a
+prediction without error, 0 no better than no change. Both squares are corrected for the noise of the observed
+change. The correction by trees is left aside, so real predictions are rather better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.9  # probability of the interval of the skill
+NOTHING = 1e-12
+
+
+@dataclass(frozen=True)
+class ExpectedSkill:
+    """Skill to expect of a prediction, with the interval of a single one, from ``contexts`` groups."""
+
+    mean: float
+    low: float
+    high: float
+    contexts: int
+
+
+def stacked_share(shift: np.ndarray, one: np.ndarray, both: np.ndarray) -> float:
+    """Return the weight of ``both`` against ``one`` that minimises the squared error, between 0 and 1.
+
+    Parameters
+    ----------
+    shift
+        Observed changes, groups x genes.
+    one, both
+        Predictions of them.
+    """
+    apart = both - one
+    size = float(np.square(apart).sum())
+    return float(np.clip(((shift - one) * apart).sum() / size, 0.0, 1.0)) if size > NOTHING else 1.0
+
+
+def expected_skill(shift: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> ExpectedSkill:
+    """Return the skill to expect for another group from those that were left out.
+
+    The interval is that of Student's t for one more group; with fewer than two groups, or if nothing
+    measurable changed in them, there is no expectation.
+
+    Parameters
+    ----------
+    shift
+        Observed changes, groups x genes.
+    predicted
+        Predictions of them.
+    noise
+        Sampling variance of the observed changes, groups x genes.
+    """
+    missed = (np.square(shift - predicted) - noise).sum(1)
+    changed = (np.square(shift) - noise).sum(1)
+    some = changed > np.sqrt(2 * np.square(noise).sum(1))  # more than noise alone would often give
+    n = int(some.sum())
+    if n < 2:
+        return ExpectedSkill(np.nan, np.nan, np.nan, n)
+    skills = np.minimum(1 - missed[some] / changed[some], 1.0)
+    mean, sd = float(skills.mean()), float(skills.std(ddof=1))
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * sd * float(np.sqrt(1 + 1 / n))
+    return ExpectedSkill(mean, mean - half, min(mean + half, 1.0), n)

@@ -1,0 +1,87 @@
+"""The judge of the Virtual Cell Challenge: predictions whose scores are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import scalloy as sa
+from scalloy.benchmark import vcc2026
+from scalloy.benchmark.rivals import Rival
+from scalloy.benchmark.transfer import summary
+
+KEYS = {"condition_key": "condition", "control": "control"}
+
+
+@pytest.fixture(scope="module")
+def adata():
+    """Cells of two clusters under two conditions."""
+    return sa.datasets.simulate(200, 20, n_clusters=2, n_conditions=2, n_batches=1, seed=0)
+
+
+def test_a_missing_package_names_its_extra(monkeypatch, adata):
+    monkeypatch.setitem(__import__("sys").modules, "cell_eval2", None)
+    with pytest.raises(ImportError, match=r"scalloy\[judge\]"):
+        vcc2026.references(adata, **KEYS)
+
+
+def test_unknown_judges_are_named(adata):
+    with pytest.raises(ValueError, match="vcc2026"):
+        sa.benchmark.transfer(adata, ["no change"], labels_key="cluster", judge="vcc2025")
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Two clusters under two conditions, predicted by the truth, by no change, and by expression alone."""
+    pytest.importorskip("cell_eval2", reason="the extra `judge` is not installed")
+    adata = sa.datasets.simulate(1500, 80, n_clusters=3, n_conditions=3, n_batches=1, seed=0)
+
+    class Oracle:
+        """Returns the real cells, by name of the condition and the cluster."""
+
+        def __init__(self, cells, *_):
+            self.known = cells
+
+        def train(self, **_):
+            """Learn nothing."""
+
+        def transfer(self, cells, to, **_):
+            """Return the real cells."""
+            of = str(cells.obs["cluster"].iloc[0])
+            real = adata[((adata.obs["cluster"] == of) & (adata.obs["condition"] == to)).to_numpy()]
+            out = real[:, list(cells.var_names)].copy()
+            out.layers["counts"] = out.X.copy()
+            return out
+
+    models = {"oracle": Rival(Oracle, seeded=False)}
+    from scalloy.benchmark.rivals import rivals
+
+    for name in ("no change", "mean shift"):
+        models[name] = rivals()[name]
+    held = ["cluster_0", "cluster_1"]
+    return sa.benchmark.transfer(
+        adata, models, labels_key="cluster", hold_out=held, n_genes=80, judge="vcc2026", seeds=[0]
+    )
+
+
+def test_the_truth_is_best_and_no_change_says_nothing(table):
+    mean = table.groupby("method")[list(vcc2026.COLUMNS.values())].mean()
+    assert mean.loc["oracle", "jaccard"] == 1
+    assert mean.loc["oracle", "fold_change_error"] == pytest.approx(0, abs=1e-9)
+    assert mean.loc["oracle", "reach"] == 1
+    assert mean.loc["oracle", "expression_error"] < 0.2
+    assert mean.loc["no change", "fold_change_error"] == pytest.approx(1)
+    assert mean.loc["no change", "fidelity"] == mean.loc["no change", "reach"] == 0
+    assert mean.loc["no change", "expression_error"] > 0.9
+    assert mean.loc["no change", "discrimination"] == 0.5
+    better = mean.loc["mean shift"]  # of expression alone: its counts are the controls', changed
+    assert better["fold_change_error"] < 0.8
+    assert better["expression_error"] < mean.loc["no change", "expression_error"]
+
+
+def test_both_references_are_in_the_table_and_it_can_be_summarised(table):
+    by = table.groupby("method")["fold_change_error"].mean()
+    assert by[vcc2026.HALF] < by[vcc2026.GENERIC]
+    assert set(table["type"]) == {"cluster_0", "cluster_1"}
+    assert "expression_error" in summary(table)
+    assert np.isfinite(summary(table)[("jaccard", "mean")]).all()

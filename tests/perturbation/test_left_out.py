@@ -1,0 +1,79 @@
+"""What predictions of left-out groups were worth: shares and skills that are known beforehand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scalloy.perturbation.group_effects import Shown
+from scalloy.perturbation.left_out import expected_skill, stacked_share
+
+GROUPS, GENES = 6, 500
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_share_is_found_and_stays_between_none_and_all(share):
+    rng = np.random.default_rng(0)
+    one, both = rng.normal(size=(2, GROUPS, GENES))
+    shift = one + share * (both - one) + 0.1 * rng.normal(size=one.shape)
+    assert stacked_share(shift, one, both) == pytest.approx(share, abs=0.02)
+    assert stacked_share(one - (both - one), one, both) == 0
+    assert stacked_share(one + 2 * (both - one), one, both) == 1
+    assert stacked_share(shift, one, one) == 1
+
+
+@pytest.mark.parametrize("right", [1.0, 0.7, 0.0, -0.5])
+def test_skill_is_that_of_the_true_changes_whatever_the_noise(right):
+    rng = np.random.default_rng(1)
+    true = rng.normal(size=(40, GENES))
+    predicted = right * true
+    for noise in (0.01, 1.0):
+        shift = true + np.sqrt(noise) * rng.normal(size=true.shape)
+        found = expected_skill(shift, predicted, np.full(true.shape, noise))
+        assert found.mean == pytest.approx(1 - (1 - right) ** 2, abs=0.1)
+        assert found.low <= found.mean <= found.high <= 1
+        assert found.contexts == 40
+
+
+def test_the_interval_holds_the_skill_of_another_group():
+    rng = np.random.default_rng(2)
+    inside = []
+    for _ in range(400):
+        skills = rng.normal(0.5, 0.2, 6)
+        true = rng.normal(size=(6, 50))
+        predicted = true * (1 - np.sqrt(np.maximum(1 - skills, 0)))[:, None]
+        found = expected_skill(true[:-1], predicted[:-1], np.zeros((5, 50)))
+        inside.append(found.low <= skills[-1] <= max(found.high, 1.0))
+    assert 0.85 < np.mean(inside) < 0.99
+
+
+def test_nothing_is_expected_without_groups_in_which_something_changed():
+    rng = np.random.default_rng(3)
+    noise = np.ones((5, GENES))
+    shift = rng.normal(size=(5, GENES))
+    assert np.isnan(expected_skill(shift, 0 * shift, noise).mean)
+    assert np.isnan(expected_skill(10 * shift[:1], shift[:1], noise[:1]).mean)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_groups_that_agree_promise_skill_and_groups_that_do_not_promise_none(shared):
+    rng = np.random.default_rng(4)
+    n, genes, cells = 6, 80, 150
+    rate = rng.dirichlet(np.full(genes, 2.0), n)
+    groups, conditions, counts = [], [], []
+    common = rng.normal(0, 1, genes)
+    for g in range(n):
+        effect = common if shared else rng.normal(0, 1, genes)
+        for condition, up in (("control", 0.0), ("a", effect)):
+            mean = rate[g] * np.exp(up) / (rate[g] @ np.exp(up * np.ones(genes))) * 2000
+            counts.append(rng.poisson(mean * rng.gamma(4, 1 / 4, (cells, 1))).astype(float))
+            groups += [str(g)] * cells
+            conditions += [condition] * cells
+    x = np.concatenate(counts)
+    log = np.log1p(2000 * x / x.sum(1, keepdims=True))
+    shown = Shown.of(groups, conditions, [(log, x)], 2000.0)
+    found = shown.worth([str(g) for g in range(n)], "control", "a")
+    assert 0 <= found.share <= 1
+    assert found.skill.contexts == n
+    assert (found.skill.mean > 0.8) if shared else (found.skill.mean < 0.2)
+    assert np.isnan(shown.worth(["0"], "control", "a").skill.mean)

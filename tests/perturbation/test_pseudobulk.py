@@ -1,0 +1,94 @@
+"""Rates of groups of cells: their noise against simulations, and the dispersion of counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scalloy.perturbation import pseudobulk
+from scalloy.perturbation.group_effects import Sums
+from scalloy.perturbation.pseudobulk import Pseudobulk, dispersions, level, log_per_level, rate_at
+
+GENES = 60
+
+
+def cells(rng: np.random.Generator, n: int, rate: np.ndarray, dispersion: np.ndarray) -> np.ndarray:
+    """Draw negative binomial counts of cells of different depths."""
+    mean = rng.uniform(200, 3000, n)[:, None] * rate
+    return rng.poisson(mean * rng.gamma(1 / dispersion, dispersion, mean.shape)).astype(float)
+
+
+def summed(x: np.ndarray, group: np.ndarray) -> Sums:
+    """Sum cells of groups in three pieces."""
+    sums, begin = Sums(group, int(group.max()) + 1), 0
+    for piece in np.array_split(x, 3):
+        sums.add(begin, np.log1p(piece), piece)
+        begin += len(piece)
+    return sums
+
+
+def test_levels_and_rates_are_inverse_and_levels_grow_like_logarithms():
+    rate = np.geomspace(1e-7, 0.1, 30)
+    np.testing.assert_allclose(rate_at(level(rate)), rate, rtol=1e-9)
+    assert rate_at(np.array([-1.0]))[0] == 0
+    small = 1e-6 * np.maximum(rate, 1e-5)
+    by_step = (np.log(rate + small) - np.log(rate)) / (level(rate + small) - level(rate))
+    known = pseudobulk.SCALE * rate > pseudobulk.PSEUDO
+    np.testing.assert_allclose(log_per_level(rate)[known], by_step[known], rtol=1e-3)
+
+
+def test_sums_are_those_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    x, group = cells(rng, 50, np.full(GENES, 1e-2), np.full(GENES, 0.5)), rng.integers(0, 3, 50)
+    sums = summed(x, group)
+    for g in range(3):
+        own, bulk = x[group == g], sums.bulk(g)
+        np.testing.assert_allclose(bulk.counts, own.sum(0))
+        assert bulk.total == own.sum()
+        np.testing.assert_allclose(bulk.square_total, np.square(own.sum(1)).sum())
+        np.testing.assert_allclose(sums.squares[g], np.square(own).sum(0))
+        np.testing.assert_allclose(sums.products[g], (own * own.sum(1, keepdims=True)).sum(0))
+        for k in (0, 1):  # cells by turns
+            np.testing.assert_allclose(bulk.halves[k], own[k::2].sum(0) / own[k::2].sum())
+
+
+@pytest.mark.parametrize("dispersion", [0.1, 1.0, 5.0])
+def test_variance_of_levels_is_that_of_repeated_sampling(dispersion):
+    rng = np.random.default_rng(1)
+    rate = np.geomspace(1e-4, 3e-2, GENES)
+    phi = np.full(GENES, dispersion)
+    found, said = [], []
+    for _ in range(300):
+        x = cells(rng, 60, rate, phi)
+        bulk = summed(x, np.zeros(60, dtype=int)).bulk(0)
+        found.append(level(bulk.rate))
+        said.append(bulk.level_variance(phi))
+    ratio = np.mean(said, axis=0) / np.var(found, axis=0)
+    assert 0.75 < np.median(ratio) < 1.25
+    assert (ratio > 0.5).all()
+
+
+def test_dispersions_are_found_and_shrunk_where_counts_are_few():
+    rng = np.random.default_rng(2)
+    rate = np.concatenate([np.full(40, 1e-2), np.full(20, 1e-5)])
+    phi = np.concatenate([np.full(20, 0.2), np.full(20, 2.0), rng.choice([0.2, 2.0], 20)])
+    group = np.repeat([0, 1], 400)
+    sums = summed(cells(rng, 800, rate * rng.uniform(0.5, 2, GENES), phi), group)
+    found = dispersions([sums.bulk(0), sums.bulk(1)], sums.squares, sums.products)
+    assert np.median(found[:20]) == pytest.approx(0.2, rel=0.3)
+    assert np.median(found[20:40]) == pytest.approx(2.0, rel=0.3)
+    assert found[40:].min() > 0.2  # nothing can be known of them, so they are near the mean
+    assert found[40:].max() < 3.0
+
+
+def test_genes_without_counts_have_the_mean_dispersion_and_a_finite_variance():
+    rng = np.random.default_rng(3)
+    x = cells(rng, 100, np.full(GENES, 1e-3), np.full(GENES, 1.0))
+    x[:, :5] = 0
+    sums = summed(x, np.zeros(100, dtype=int))
+    found = dispersions([sums.bulk(0)], sums.squares, sums.products)
+    assert len(np.unique(found[:5])) == 1
+    assert np.isfinite(sums.bulk(0).level_variance(found)).all()
+    nothing = Pseudobulk(np.zeros(3), 0.0, 0.0)
+    np.testing.assert_array_equal(nothing.rate, 0)
+    np.testing.assert_array_equal(dispersions([nothing], [np.zeros(3)], [np.zeros(3)]), 0)
