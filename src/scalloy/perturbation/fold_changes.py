@@ -14,10 +14,10 @@ rate (:mod:`scalloy.perturbation.redraw_counts`), and so is their mean logarithm
 one rate, which is found by root finding without drawing any counts, and a change of zero leaves the rate
 exactly as it is (:func:`rates_after`).
 
-If both the rate and the mean logarithm are predicted, they say how the added counts are spread: the fewer
-cells have them, the lower is the mean logarithm at the same rate. So the shape of ``D`` is found such that
-both fit (:meth:`Sample.shapes_after`), within limits, and :meth:`Sample.mean_logs` gives the mean logarithm
-that results.
+If both the rate and the mean logarithm after a change are known, they say how the added counts are spread:
+the fewer cells have them, the lower is the mean logarithm at the same rate. So the shape of ``D`` is found
+such that both fit (:meth:`Sample.shapes_after`), within limits. :meth:`Sample.mean_logs` gives the mean
+logarithm that results.
 
 The first terms of ``E log1p(a (x + D))`` are summed; in the remaining tail ``x + D`` is approximated by a
 gamma distribution with the mean and variance of the tail (as in :mod:`scalloy.blocks.expected_log1p`).

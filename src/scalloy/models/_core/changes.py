@@ -7,9 +7,9 @@
 
 ``middle`` is the mean of the decoded expression before and after the change. Both a shift and a change of the
 rates are predicted (:mod:`scalloy.perturbation.group_effects`), and the rates are found from both. The shift
-is then that of the changed counts (:mod:`scalloy.perturbation.fold_changes`), which are spread over cells as
-the predicted shift says. The context is the model's own cells, or others that are given; the change of a
-group is the same for every cell that is predicted.
+is then that of the changed counts (:mod:`scalloy.perturbation.fold_changes`). If a change was seen, rates and
+shift are both known, and the counts are spread over cells such that both hold. The context is the model's own
+cells, or others that are given; the change of a group is the same for every cell that is predicted.
 
 Rates do not depend on the total to which a user scales expression: shifts are predicted on the scale of the
 median cell of the model (500 counts at least), and then computed for the user's scale.
@@ -181,6 +181,7 @@ class Changes:
         before, wanted = sample.every, (made.observed.mean(0) + shift.mean).clip(0)
         if shift.seen and (seen := self.seen.seen_rates(group, source, to, before)):
             after, sd = seen
+            shape = sample.shapes_after(after, wanted)
         else:
             by_shift = sample.rates_after(wanted - made.observed.mean(0))
             own = level(before * pattern / decoded) - level(before)
@@ -188,8 +189,7 @@ class Changes:
             share = self.seen.worth(shift.others, source, to).share if by_levels else 0.0
             after, sd = self._combined(sample, shift, by_shift, by_levels, share)
             common = common_factor(before, after)
-            after, wanted = common * after, np.log1p(common * np.expm1(wanted))
-        shape = sample.shapes_after(after, wanted)
+            after, shape = common * after, np.full_like(after, SHAPE)
         now, then = (asked.mean_logs(rate, shape) for rate in (before, after))
         known = sample.slopes(after, shape)
         slope = np.divide(asked.slopes(after, shape), known, out=np.ones_like(now), where=known > 0)
