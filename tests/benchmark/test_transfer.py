@@ -14,7 +14,7 @@ from scalloy.cli import main
 def test_held_out_pairs(tmp_path):
     out, page = tmp_path / "transfer.csv", tmp_path / "transfer.html"
     names = ["no change", "mean shift", "kernel ridge", "add and thin", "TRVAE", "CGMDVAE"]
-    args = ["kang_subset", "--types", "B cells", "--genes", "200", "--seeds", "1", "--epochs", "20"]
+    args = ["kang_subset", "--types", "B cells", "--genes", "500", "--seeds", "1", "--epochs", "20"]
     chosen = [a for name in names for a in ("--model", name)]
     done = CliRunner().invoke(
         main.app, ["benchmark", "transfer", *args, *chosen, "--out", str(out), "--html", str(page)]
@@ -29,6 +29,8 @@ def test_held_out_pairs(tmp_path):
     assert table.loc["CGMDVAE", "skill"] > table.loc["mean shift", "skill"]
     assert table["skill"].max() == table.loc["ceiling", "skill"] < 1
     assert table.loc["no change", "energy_distance"] > table.loc["CGMDVAE", "energy_distance"] > 0
+    assert -1 < table.loc["CGMDVAE", "expected_skill"] < 1
+    assert np.isnan(table.loc["mean shift", "expected_skill"])  # it promises nothing
     assert "kernel ridge" in page.read_text()
     with pytest.raises(ValueError, match="`hold_out='B'` is not known"):
         sa.benchmark.transfer("kang_subset", hold_out=["B"])
@@ -249,3 +251,17 @@ def test_annbatch_is_compared_with_where_it_is():
             reading("kang_subset", cells=600, n_genes=100, repeats=1)
     else:
         assert (reading("kang_subset", cells=600, n_genes=100, repeats=1)["ratio"] > 0).all()
+
+
+def test_promises_are_judged_by_what_was_reached():
+    import pandas as pd
+
+    from scalloy.benchmark.transfer import summary
+
+    rows = {"method": list("aaaabbbb"), "seed": 0, "skill": [0.5, 0.3, 0.0, -0.2] * 2}
+    frame = pd.DataFrame(rows).assign(expected_skill=[0.6, 0.5, 0.4, 0.1, 0.1, 0.2, 0.3, 0.4])
+    found = summary(frame)[("promise_auroc", "mean")]
+    assert dict(found) == {"a": 1.0, "b": 0.0}
+    every = summary(frame.assign(skill=0.5))[("promise_auroc", "mean")]
+    assert every.isna().all()  # nothing to tell apart
+    assert "promise_auroc" not in summary(frame.drop(columns="expected_skill"))

@@ -14,6 +14,7 @@ import scanpy as sc
 import scipy.sparse as sp
 import scvi
 from anndata import AnnData
+from sklearn.metrics import roc_auc_score
 
 from scalloy import datasets, metrics
 from scalloy._arguments import one_of
@@ -31,6 +32,7 @@ DONORS = ("donor_101", "donor_107", "donor_1015")
 KANG = ("kang", "kang_all", "kang_subset")
 RARE = "Megakaryocytes"  # too few to be scored
 N_PCS, TOP = 50, 100
+WORTH = 0.1  # skill above which a prediction is worth something
 #: Other judges of predicted counts, by name.
 JUDGES: dict[str, Any] = {"vcc2026": vcc2026}
 
@@ -208,8 +210,10 @@ class Pair:
         return log_normalised(counts, self.target_sum)
 
     def scores(self, out: AnnData) -> dict[str, float]:
-        """Return all scores of a prediction of the source cells."""
-        return scores(self.views(out))
+        """Return all scores of a prediction of the source cells, and the skill that it promised, if any."""
+        promised = out.uns.get("transfer", {}).get("expected_skill")
+        expected = {} if promised is None else {"expected_skill": float(promised["mean"].iloc[0])}
+        return {**scores(self.views(out)), **expected}
 
     def counts(self, out: AnnData, seed: int = 0) -> AnnData:
         """Return the counts of a prediction.
@@ -352,12 +356,27 @@ def log_normalised(counts: Any, target_sum: float = 1e4) -> np.ndarray:
     return log_scaled(normalised(x), target_sum)
 
 
+def _auroc(rows: pd.DataFrame) -> float:
+    """Return how well the promised skill tells predictions that are worth something from the others."""
+    good = (rows["skill"] > WORTH).to_numpy()
+    return (
+        float("nan") if good.all() or not good.any() else float(roc_auc_score(good, rows["expected_skill"]))
+    )
+
+
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Average each method over types, with the standard deviation over seeds and the worst type's skill."""
+    """Average each method over types, with the standard deviation over seeds and the worst type's skill.
+
+    If predictions promised a skill, ``promise_auroc`` says how well this tells those with a skill above 0.1
+    from the others (1 perfectly, 0.5 not at all).
+    """
     columns = [c for c in frame if c not in {"type", "condition", "method", "seed"}]
     by_seed = frame.groupby(["method", "seed"], sort=False)
     out = spread(by_seed[columns].mean().reset_index(), ["method"], columns, digits=3)
     if "skill" not in frame:
         return out
     out[("worst_skill", "mean")] = by_seed["skill"].min().groupby("method").mean().round(3)
+    if "expected_skill" in frame:
+        known = frame.dropna(subset=["expected_skill"]).groupby("method")
+        out[("promise_auroc", "mean")] = known[["skill", "expected_skill"]].apply(_auroc).round(3)
     return out
