@@ -66,7 +66,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class Worth:
-    """What predictions of a change were worth for groups that were left out in turn.
+    """Value of predictions of a change, judged by groups that were left out in turn.
 
     ``share`` is how far the scale of levels is believed, ``skill`` the skill to expect for another group.
     """

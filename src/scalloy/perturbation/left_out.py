@@ -1,4 +1,4 @@
-r"""What predictions were worth for groups whose change was seen, each left out in turn.
+r"""Value of predictions, judged by groups whose change was seen and which are left out in turn.
 
     d_o      change of the mean expression of group o, with sampling variance v_o
     p_o      its prediction from the other groups, on the scale of the shift

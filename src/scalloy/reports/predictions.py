@@ -19,7 +19,7 @@ from scalloy.reports.subject import Subject
 
 EACH = 500  # maximum number of cells per group that are decoded
 SAMPLES = 3
-TOTAL = 1e4  # total count to which cells are scaled
+TOTAL = 1e4  # scale of expression, if the data are not counts
 SIMPLE = ("mean shift", "kernel ridge")  # beside those that users registered
 SHOWN = ("skill", "pearson_delta", "r2_mean")
 
@@ -113,7 +113,8 @@ def _predicted(
     cells = model.adata[np.concatenate(rows)].copy()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Far from what was seen")
-        how = {"n_samples": SAMPLES, "seed": subject.seed, "target_sum": TOTAL}
+        scale = shown(model, TOTAL)[2]  # that of the means beside which these are put
+        how = {"n_samples": SAMPLES, "seed": subject.seed, "target_sum": scale}
         made = model.transfer(cells, to=to, route=route, **how)
     is_far = made.obs.get("transfer_far", pd.Series(False, index=made.obs_names)).to_numpy()
     ends = np.cumsum([0, *map(len, rows)])
