@@ -194,7 +194,8 @@ class Changes:
         known = sample.slopes(after, shape)
         slope = np.divide(asked.slopes(after, shape), known, out=np.ones_like(now), where=known > 0)
         found = Rates(before, after, shape, sd * log_per_level(after), pattern)
-        return replace(shift, mean=then - now, sd=shift.sd * slope), found
+        apart = sample.mean_logs(after, shape) - wanted  # of the two predictions of the mean
+        return replace(shift, mean=then - now, sd=np.hypot(shift.sd, apart) * slope), found
 
     @staticmethod
     def _combined(
