@@ -262,6 +262,8 @@ def test_promises_are_judged_by_what_was_reached():
     frame = pd.DataFrame(rows).assign(expected_skill=[0.6, 0.5, 0.4, 0.1, 0.1, 0.2, 0.3, 0.4])
     found = summary(frame)[("promise_auroc", "mean")]
     assert dict(found) == {"a": 1.0, "b": 0.0}
+    silent = frame.assign(expected_skill=[0.6, 0.5, np.nan, np.nan, *[np.nan] * 4])
+    assert dict(summary(silent)[("promise_auroc", "mean")].dropna()) == {"a": 1.0}
     every = summary(frame.assign(skill=0.5))[("promise_auroc", "mean")]
     assert every.isna().all()  # nothing to tell apart
     assert "promise_auroc" not in summary(frame.drop(columns="expected_skill"))

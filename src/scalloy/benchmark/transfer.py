@@ -368,7 +368,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Average each method over types, with the standard deviation over seeds and the worst type's skill.
 
     If predictions promised a skill, ``promise_auroc`` says how well this tells those with a skill above 0.1
-    from the others (1 perfectly, 0.5 not at all).
+    from the others (1 perfectly, 0.5 not at all). Where such a method promised nothing, this counts as 0.
     """
     columns = [c for c in frame if c not in {"type", "condition", "method", "seed"}]
     by_seed = frame.groupby(["method", "seed"], sort=False)
@@ -377,6 +377,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         return out
     out[("worst_skill", "mean")] = by_seed["skill"].min().groupby("method").mean().round(3)
     if "expected_skill" in frame:
-        known = frame.dropna(subset=["expected_skill"]).groupby("method")
+        promising = frame.loc[frame["expected_skill"].notna(), "method"].unique()
+        known = frame[frame["method"].isin(promising)].fillna({"expected_skill": 0.0}).groupby("method")
         out[("promise_auroc", "mean")] = known[["skill", "expected_skill"]].apply(_auroc).round(3)
     return out
