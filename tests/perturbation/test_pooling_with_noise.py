@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
+from scalloy.perturbation import pooling_with_noise
 from scalloy.perturbation.boosted_pooling import LearnedPooling
-from scalloy.perturbation.pooling import partial_pooling
+from scalloy.perturbation.pooling import fitted_shares, partial_pooling
 from scalloy.perturbation.pooling_with_noise import NoisyPooling, RotatedByGene
 
 GROUPS, GENES = 5, 400
@@ -102,3 +103,14 @@ def test_trees_learn_no_pull_towards_usual_values_if_halves_of_the_controls_are_
     pull = [v @ (level - to) / np.square(level - to).sum() for v in (naive, ours)]
     assert pull[0] > 0.5
     assert abs(pull[1]) < 0.05
+
+
+def test_genes_without_a_change_are_added(monkeypatch):
+    """Where nothing tells the sizes apart, no change is what is taken; so less is predicted from noise."""
+    flat = np.zeros((3, 20))
+    np.testing.assert_allclose(fitted_shares(flat)[0], 1 / 3)
+    assert (fitted_shares(flat, null=10.0)[0][0] > 0.99).all()
+    control, shift, noise, to, _ = given(0, changed=0.0, noise=1.0)
+    ours = np.square(NoisyPooling(control, shift, noise).predict(to).mean).sum()
+    monkeypatch.setattr(pooling_with_noise, "NULL_GENES", 0.0)
+    assert ours < np.square(NoisyPooling(control, shift, noise).predict(to).mean).sum()
