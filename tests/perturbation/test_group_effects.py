@@ -88,7 +88,8 @@ def test_moments_are_of_groups_with_enough_cells():
     model.train(max_epochs=1, enable_progress_bar=False)
     from scalloy.models._core.changes import shown
 
-    seen, _, scale = shown(model, 1e4)
+    seen = shown(model, 1e4)[0]
+    scale = seen.scale
     assert scale == max(500, np.median(np.asarray(adata.X.sum(1))))  # whatever the user's scale is
     found = seen.moments
     assert ("cluster_0", "treated_1") not in found

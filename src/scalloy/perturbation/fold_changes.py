@@ -26,7 +26,8 @@ gamma distribution with the mean and variance of the tail (as in :mod:`scalloy.b
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -45,18 +46,24 @@ NEARBY = 1.05  # factor of a rate for the slope of mean logarithms
 CLOSE = 0.01  # relative error of a change of the mean logarithm at which the search for a shape stops
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Cells from which rates are found: rows and counts of nonzeros by gene, and weights of increases."""
+class Cells(NamedTuple):
+    """Nonzero counts by gene, scale and logarithms of small counts by cell, and weights of increases."""
 
     begin: np.ndarray
     row: np.ndarray
-    count: np.ndarray
+    value: np.ndarray
     scale: np.ndarray
     logs: np.ndarray
     weight: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Cells from which rates are found, with the rates ``before`` in them and in ``every`` cell."""
+
+    cells: Cells
     before: np.ndarray
-    every: np.ndarray  # rates in all cells, of which only some may be in the sample
+    every: np.ndarray
 
     @classmethod
     def of(cls, counts: sp.csr_matrix, target_sum: float, pattern: np.ndarray, seed: int = 0) -> Sample:
@@ -79,19 +86,21 @@ class Sample:
         scale = target_sum / np.maximum(ell, 1e-12)
         weight = pattern[some] * ell[:, None]
         weight *= ell.sum() / np.maximum(weight.sum(0), 1e-300)
-        logs = np.log1p(scale[:, None] * np.arange(2 * SUMMED + 1))
-        count, weight = cells.data.astype(np.float64), np.ascontiguousarray(weight.T)
-        return cls(cells.indptr, cells.indices, count, scale, logs, weight, rates(cells), rates(counts))
+        value, weight = cells.data.astype(np.float64), np.ascontiguousarray(weight.T)
+        known = Cells(cells.indptr, cells.indices, value, scale, _small_logs(scale), weight)
+        return cls(known, rates(cells), rates(counts))
 
-    @property
-    def cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Arguments of the compiled functions."""
-        return self.begin, self.row, self.count, self.scale, self.logs, self.weight
+    def rescaled(self, factor: float) -> Sample:
+        """Return the same cells, scaled to a total that is larger by a factor."""
+        if factor == 1:
+            return self
+        scale = self.cells.scale * factor
+        return replace(self, cells=self.cells._replace(scale=scale, logs=_small_logs(scale)))
 
     def rates_after(self, change: np.ndarray) -> np.ndarray:
         """Return the rate of each gene after a change of its mean log-normalised expression."""
         after = self.before.copy()
-        _solve(*self.cells, change.astype(np.float64), self.before, after)
+        _solve(self.cells, change.astype(np.float64), self.before, after)
         factor = np.divide(after, self.before, out=np.ones_like(after), where=self.before > 0)
         return np.where(self.before > 0, self.every * factor, self.every + after)
 
@@ -102,7 +111,7 @@ class Sample:
 
     def mean_logs(self, after: np.ndarray, shape: np.ndarray) -> np.ndarray:
         """Return the mean log-normalised expression at these rates and shapes, by gene."""
-        return _mean_logs(*self.cells, self.before, self._in_sample(after), shape)
+        return _mean_logs(self.cells, self.before, self._in_sample(after), shape)
 
     def slopes(self, after: np.ndarray, shape: np.ndarray) -> np.ndarray:
         """Return by how much mean log-expression changes with the logarithm of the rate, by gene."""
@@ -112,8 +121,13 @@ class Sample:
     def shapes_after(self, after: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Return the shape of the added counts of each gene, given its rate and mean log-expression after."""
         shape = np.full(len(after), SHAPE)
-        _solve_shapes(*self.cells, self.before, self._in_sample(after), wanted, shape)
+        _solve_shapes(self.cells, self.before, self._in_sample(after), wanted, shape)
         return shape
+
+
+def _small_logs(scale: np.ndarray) -> np.ndarray:
+    """Return the logarithms of small whole counts of each cell, once scaled."""
+    return np.log1p(scale[:, None] * np.arange(2 * SUMMED + 1))
 
 
 def rates_after(
@@ -139,67 +153,69 @@ def rates_after(
 
 
 @njit
+def _gene(cells: Cells, g: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and counts of the nonzeros of a gene, and write its counts in all cells into ``x``."""
+    part = slice(cells.begin[g], cells.begin[g + 1])
+    rows, counts = cells.row[part], cells.value[part]
+    x[:] = 0.0
+    for i in range(len(rows)):
+        x[rows[i]] = counts[i]
+    return rows, counts
+
+
+@njit
+def _sum_of_logs(cells: Cells, rows: np.ndarray, counts: np.ndarray) -> float:
+    total = 0.0
+    for i in range(len(rows)):
+        total += _log(cells.scale[rows[i]], counts[i], cells.logs[rows[i]])
+    return total
+
+
+@njit
 def _mean_logs(
-    begin: np.ndarray,
-    row: np.ndarray,
-    count: np.ndarray,
-    scale: np.ndarray,
-    logs: np.ndarray,
-    weight: np.ndarray,
+    cells: Cells,
     before: np.ndarray,
     after: np.ndarray,
     shape: np.ndarray,
 ) -> np.ndarray:
     """Compute the mean logarithm of each gene after a change of its rate."""
-    n = len(scale)
-    x, out = np.zeros(n), np.zeros(len(before))
+    scale, logs = cells.scale, cells.logs
+    x, out = np.zeros(len(scale)), np.zeros(len(before))
     for g in range(len(before)):
-        rows, counts = row[begin[g] : begin[g + 1]], count[begin[g] : begin[g + 1]]
+        rows, counts = _gene(cells, g, x)
         total = 0.0
         if after[g] <= before[g]:
             keep = after[g] / before[g] if before[g] > 0 else 1.0
             for i in range(len(rows)):
                 total += _log_of_thinned(counts[i], keep, scale[rows[i]], logs[rows[i]])
         else:
-            x[:] = 0.0
-            for i in range(len(rows)):
-                x[rows[i]] = counts[i]
-            total = _sum_of_added(after[g] - before[g], x, weight[g], scale, logs, shape[g])
-        out[g] = total / max(n, 1)
+            total = _sum_of_added(after[g] - before[g], x, cells.weight[g], scale, logs, shape[g])
+        out[g] = total / max(len(scale), 1)
     return out
 
 
 @njit
 def _solve_shapes(
-    begin: np.ndarray,
-    row: np.ndarray,
-    count: np.ndarray,
-    scale: np.ndarray,
-    logs: np.ndarray,
-    weight: np.ndarray,
+    cells: Cells,
     before: np.ndarray,
     after: np.ndarray,
     wanted: np.ndarray,
     shape: np.ndarray,
 ) -> None:
     """Fill in ``shape`` for genes that rise, by bisection of its logarithm."""
-    n = len(scale)
+    n = len(cells.scale)
     x = np.zeros(n)
     for g in range(len(before)):
         rate = after[g] - before[g]
         if rate <= SAME * before[g] or n == 0:
             continue
-        rows, counts = row[begin[g] : begin[g + 1]], count[begin[g] : begin[g + 1]]
-        x[:] = 0.0
-        now = 0.0
-        for i in range(len(rows)):
-            x[rows[i]] = counts[i]
-            now += _log(scale[rows[i]], counts[i], logs[rows[i]])
+        rows, counts = _gene(cells, g, x)
+        now = _sum_of_logs(cells, rows, counts)
         rise = wanted[g] * n - now
         low, high = math.log(SHAPES[0]), math.log(SHAPES[1])
         middle = math.log(shape[g])
         for _ in range(STEPS):
-            found = _sum_of_added(rate, x, weight[g], scale, logs, math.exp(middle)) - now
+            found = _sum_of_added(rate, x, cells.weight[g], cells.scale, cells.logs, math.exp(middle)) - now
             if abs(found - rise) < CLOSE * abs(rise) or high - low < CLOSE:
                 break
             if found < rise:
@@ -212,35 +228,26 @@ def _solve_shapes(
 
 @njit
 def _solve(
-    begin: np.ndarray,
-    row: np.ndarray,
-    count: np.ndarray,
-    scale: np.ndarray,
-    logs: np.ndarray,
-    weight: np.ndarray,
+    cells: Cells,
     change: np.ndarray,
     before: np.ndarray,
     after: np.ndarray,
 ) -> None:
     """Fill in ``after`` gene by gene."""
+    scale, logs = cells.scale, cells.logs
     n = len(scale)
     x = np.zeros(n)
     for g in range(len(before)):
         if abs(change[g]) <= SAME or n == 0:
             continue
-        rows, counts = row[begin[g] : begin[g + 1]], count[begin[g] : begin[g + 1]]
-        now = 0.0
-        for i in range(len(rows)):
-            now += _log(scale[rows[i]], counts[i], logs[rows[i]])
+        rows, counts = _gene(cells, g, x)
+        now = _sum_of_logs(cells, rows, counts)
         rise = change[g] * n
         if rise < 0:
             falls_to = now + rise
             after[g] = 0.0 if falls_to <= 0 else before[g] * _kept(rows, counts, scale, logs, falls_to)
-            continue
-        x[:] = 0.0
-        for i in range(len(rows)):
-            x[rows[i]] = counts[i]
-        after[g] = before[g] + _added(x, weight[g], scale, logs, now, rise)
+        else:
+            after[g] = before[g] + _added(x, cells.weight[g], scale, logs, now, rise)
 
 
 @njit

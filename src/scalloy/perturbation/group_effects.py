@@ -25,6 +25,7 @@ import scipy.sparse as sp
 
 from scalloy.perturbation.boosted_pooling import LearnedPooling, LeftOut
 from scalloy.perturbation.left_out import ExpectedSkill, expected_skill, stacked_share
+from scalloy.perturbation.pooling import Pooled
 from scalloy.perturbation.pseudobulk import SCALE, Pseudobulk, dispersions, level, rate_at
 from scalloy.perturbation.similarity import squared_distances, typical_distance
 
@@ -174,12 +175,18 @@ class Shown:
         """Return the pooling learned from the changes of these groups between two conditions."""
         key = (source, to, *groups)
         if key not in self._learned:
-            pairs = [[self.moments[g, c] for g in groups] for c in (source, to)]
+            pairs, inverse_size = self._under_both(groups, source, to)
             control, treated = (np.stack([m.mean for m in of]) for of in pairs)
             within = np.mean([m.variance for of in pairs for m in of], axis=0)
-            inverse_size = sum(1 / np.array([m.n for m in of]) for of in pairs)
             self._learned[key] = LearnedPooling(control, treated - control, within, inverse_size)
         return self._learned[key]
+
+    def _under_both(
+        self, groups: Sequence[str], source: str, to: str
+    ) -> tuple[list[list[Moments]], np.ndarray]:
+        """Return the moments of groups under either condition, and their inverse sizes."""
+        pairs = [[self.moments[g, c] for g in groups] for c in (source, to)]
+        return pairs, np.sum([[1 / m.n for m in of] for of in pairs], axis=0)
 
     def learned_levels(self, groups: Sequence[str], source: str, to: str) -> LearnedPooling | None:
         """Return the pooling learned from the changes of these groups' levels; ``None`` without counts."""
@@ -187,14 +194,13 @@ class Shown:
         if self.dispersion is None:
             return None
         if key not in self._learned:
-            pairs = [[self.moments[g, c] for g in groups] for c in (source, to)]
+            pairs, inverse_size = self._under_both(groups, source, to)
             bulks = [[m.bulk for m in of if m.bulk is not None] for of in pairs]
             control, treated = (np.stack([level(v.rate) for v in of]) for of in bulks)
             noise = sum(np.stack([v.level_variance(self.dispersion) for v in of]) for of in bulks)
             halves = zip(*(v.halves or (v.rate, v.rate) for v in bulks[0]), strict=True)
             one, other = (level(np.stack(half)) for half in halves)
             within = np.mean(noise, axis=0)
-            inverse_size = sum(1 / np.array([m.n for m in of]) for of in pairs)
             self._learned[key] = LearnedPooling(
                 control, treated - control, within, inverse_size, noise=noise, halves=(one, other)
             )
@@ -220,9 +226,7 @@ class Shown:
         if source == to or not others or (learned := self.learned_levels(others, source, to)) is None:
             return None
         found = learned.predict(before)
-        own = own * trusted(own, found.mean)
-        share = weight(own, found.mean, float(np.square(found.sd).sum()))
-        return found.mean + share * (own - found.mean), found.sd
+        return with_decoder(own, found), found.sd
 
     def worth(self, groups: Sequence[str], source: str, to: str) -> Worth:
         """Return what predictions of these groups from each other were worth."""
@@ -278,13 +282,17 @@ class Shown:
             seen = self.moments[group, to].mean - self.moments[group, source].mean
             return Shift(seen, np.sqrt(2 * cells.var(0) / len(cells)), others, far=False, seen=True)
         learned = self.learned(others, source, to)
-        found = learned.predict(control)
-        own = own * trusted(own, found.mean)
-        share = weight(own, found.mean, float(np.square(found.sd).sum()))
-        mean = found.mean + share * (own - found.mean)
-        known = learned.control
+        found, known = learned.predict(control), learned.control
         far = squared_distances(control[None], known).min() > typical_distance(known)
+        mean = with_decoder(own, found)
         return Shift(mean, found.sd_of_mean(cells), others, bool(far), uncertainty=found.sd)
+
+
+def with_decoder(own: np.ndarray, pooled: Pooled) -> np.ndarray:
+    """Return the weighted mean of the decoder's change and the one pooled from other groups."""
+    own = own * trusted(own, pooled.mean)
+    share = weight(own, pooled.mean, float(np.square(pooled.sd).sum()))
+    return pooled.mean + share * (own - pooled.mean)
 
 
 def trusted(own: np.ndarray, others: np.ndarray) -> float:
@@ -320,7 +328,7 @@ def _on_both_scales(
     rate, mean = control.bulk.rate[genes], control.mean[genes]
     before, now = level(rate), np.expm1(mean)
     part = np.divide(now, scale * rate, out=np.full_like(rate, np.nan), where=rate > 0)
-    part = scale * np.where(part > 0, part, np.nanmedian(part[part > 0]) if (part > 0).any() else 1.0)
+    part = scale * np.where(part > 0, part, np.median(part[part > 0]) if (part > 0).any() else 1.0)
     then = np.expm1(mean + by_shift.mean[k])
     after = np.maximum(rate + (then - now) / part, 0.0)
     slope = (1 + np.maximum(then, 0.0)) / part * SCALE / (1 + SCALE * after)

@@ -10,7 +10,7 @@ r"""Value of predictions, judged by groups whose change was seen and which are l
 ``share`` is how far the second scale is believed: it minimises the squared error on groups that were left out
 (stacking; Wolpert, Neural Networks 1992). ``skill`` is what a user may expect for another group: 1 is a
 prediction without error, 0 no better than no change. Both squares are corrected for the noise of the observed
-change. The correction by trees is left aside, so real predictions are rather better.
+change. The decoder is left aside, since it has seen these groups.
 """
 
 from __future__ import annotations

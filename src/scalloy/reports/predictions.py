@@ -113,7 +113,7 @@ def _predicted(
     cells = model.adata[np.concatenate(rows)].copy()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Far from what was seen")
-        scale = shown(model, TOTAL)[2]  # that of the means beside which these are put
+        scale = shown(model, TOTAL)[0].scale  # that of the means beside which these are put
         how = {"n_samples": SAMPLES, "seed": subject.seed, "target_sum": scale}
         made = model.transfer(cells, to=to, route=route, **how)
     is_far = made.obs.get("transfer_far", pd.Series(False, index=made.obs_names)).to_numpy()

@@ -31,7 +31,7 @@ import torch
 from anndata import AnnData
 from scipy.special import ndtri
 
-from scalloy.kernels.csr import dense
+from scalloy.kernels.csr import cell_totals, dense
 from scalloy.models._core.groups import UNGROUPED, groups_of
 from scalloy.models._core.protocols import Conditioned, ModelOf
 from scalloy.perturbation.composition import common_factor
@@ -43,9 +43,7 @@ from scalloy.perturbation.redraw_counts import SHAPE
 from scalloy.vae.base import Batch, Distributions, HasConditions, Latents
 from scalloy.vae.routes import moved
 
-SHALLOWEST = (
-    500.0  # smallest scale of shifts: in panels, a few cells with many counts would sway smaller ones
-)
+SHALLOWEST = 500.0  # smallest scale of shifts; on smaller ones, a few cells with many counts sway the mean
 MOST_CELLS = 2000  # largest number of cells of a group from which its change is found
 
 
@@ -121,7 +119,6 @@ class Changes:
     how: How
     seen: Shown
     groups: np.ndarray
-    scale: float
     context: AnnData | None = None
     known: dict[tuple[str, str, str], Change | None] = field(default_factory=dict)
 
@@ -148,8 +145,8 @@ class Changes:
         code = self.model.reader.conditions.index(to)
         made = decode(self.model, self.context, code, self.how, rows)
         scaled = made
-        if self.scale != self.how.target_sum:
-            how = replace(self.how, target_sum=self.scale)
+        if self.seen.scale != self.how.target_sum:
+            how = replace(self.how, target_sum=self.seen.scale)
             scaled = decode(self.model, self.context, code, how, rows)
         own = scaled.after.mean(0) - scaled.before.mean(0)
         shift = self.seen.shift(own, scaled.observed, group, source, to)
@@ -175,9 +172,8 @@ class Changes:
         ell = np.asarray(made.counts.sum(axis=1), dtype=np.float64)
         shares = (made.share_before, made.share)
         decoded, pattern = (np.maximum((ell * s).sum(0) / max(ell.sum(), 1e-12), 1e-12) for s in shares)
-        sample, asked = (
-            Sample.of(made.counts, total, made.share / pattern) for total in (self.scale, self.how.target_sum)
-        )
+        sample = Sample.of(made.counts, self.seen.scale, made.share / pattern)
+        asked = sample.rescaled(self.how.target_sum / self.seen.scale)
         before, wanted = sample.every, (made.observed.mean(0) + shift.mean).clip(0)
         if shift.seen and (seen := self.seen.seen_rates(group, source, to, before)):
             after, sd = seen
@@ -191,8 +187,10 @@ class Changes:
             common = common_factor(before, after)
             after, shape = common * after, np.full_like(after, SHAPE)
         now, then = (asked.mean_logs(rate, shape) for rate in (before, after))
-        known = sample.slopes(after, shape)
-        slope = np.divide(asked.slopes(after, shape), known, out=np.ones_like(now), where=known > 0)
+        slope = np.ones_like(now)  # of means on the scale of the user with those on ours
+        if asked is not sample:
+            known = sample.slopes(after, shape)
+            np.divide(asked.slopes(after, shape), known, out=slope, where=known > 0)
         found = Rates(before, after, shape, sd * log_per_level(after), pattern)
         apart = sample.mean_logs(after, shape) - wanted  # of the two predictions of the mean
         return replace(shift, mean=then - now, sd=np.hypot(shift.sd, apart) * slope), found
@@ -236,18 +234,19 @@ def changes_of(model: Conditioned[HasConditions], how: How, context: AnnData | N
     until its weights change.
     """
     context = None if context is None else model.reader.fitting(context)
-    seen, groups, scale = shown(model, how.target_sum)
+    seen, groups = shown(model, how.target_sum)
     if context is not None and context is not model.adata:
-        return Changes(model, how, seen, groups_of(model, context), scale, context)
+        return Changes(model, how, seen, groups_of(model, context), context)
     if (key := ("changes", how)) not in model._kept:
-        model._kept[key] = Changes(model, how, seen, groups, scale)
+        model._kept[key] = Changes(model, how, seen, groups)
     return model._kept[key]
 
 
-def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray, float]:
-    """Return what the groups of the model's cells have shown, each cell's group, and the scale of shifts.
+def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray]:
+    """Return what the groups of the model's cells have shown, and the group of each cell.
 
-    They are found once for the weights as they are, which the versions of the parameters tell.
+    Both are found once for the weights as they are, which the versions of the parameters tell. Counts are
+    scaled to the total of the median cell, other data as the user asks.
     """
     weights = tuple(p._version for p in model.module.parameters())
     key = ("shown", weights, None if model.module.likelihood.draws_counts else target_sum)
@@ -312,8 +311,8 @@ def batches(
         begin += len(batch.b)
 
 
-def _shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray, float]:
-    """Return moments of the groups of the model's cells, the group of each cell, and the scale of shifts."""
+def _shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray]:
+    """Return moments of the groups of the model's cells under each condition, and the group of each cell."""
     if model.adata is None:
         msg = (
             "`route='auto'` pools with shifts of the cells that the model was trained on, and it was loaded "
@@ -322,8 +321,8 @@ def _shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown,
         raise ValueError(msg)
     likelihood, scale = model.module.likelihood, target_sum
     if likelihood.draws_counts:
-        totals = np.concatenate([dense(batch.x).sum(-1).cpu().numpy() for batch, _ in batches(model, None)])
-        scale = max(SHALLOWEST, float(np.median(totals)))
+        totals = [cell_totals(batch.x).cpu().numpy() for batch, _ in batches(model, None)]
+        scale = max(SHALLOWEST, float(np.median(np.concatenate(totals))))
 
     def pieces() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         for batch, _ in batches(model, None):
@@ -332,4 +331,4 @@ def _shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown,
 
     conditions = model.adata.obs[model.condition_key].astype(str).to_numpy()
     groups = groups_of(model)
-    return Shown.of(groups, conditions, pieces(), scale), groups, scale
+    return Shown.of(groups, conditions, pieces(), scale), groups
