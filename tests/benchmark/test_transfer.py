@@ -11,10 +11,26 @@ from scalloy.benchmark import clustering, labels, published
 from scalloy.cli import main
 
 
-def test_held_out_pairs(tmp_path):
+@pytest.mark.parametrize(
+    "genes",
+    [
+        "500",
+        pytest.param(
+            "200",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.xfail(
+                    reason="11 counts a cell: worse than the mean shift of other types since 0230b28",
+                    strict=True,
+                ),
+            ],
+        ),
+    ],
+)
+def test_held_out_pairs(tmp_path, genes):
     out, page = tmp_path / "transfer.csv", tmp_path / "transfer.html"
     names = ["no change", "mean shift", "kernel ridge", "add and thin", "TRVAE", "CGMDVAE"]
-    args = ["kang_subset", "--types", "B cells", "--genes", "500", "--seeds", "1", "--epochs", "20"]
+    args = ["kang_subset", "--types", "B cells", "--genes", genes, "--seeds", "1", "--epochs", "20"]
     chosen = [a for name in names for a in ("--model", name)]
     done = CliRunner().invoke(
         main.app, ["benchmark", "transfer", *args, *chosen, "--out", str(out), "--html", str(page)]

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scalloy._arguments import one_of
-from scalloy.benchmark.transfer import log_normalised
+from scalloy.benchmark.fit import log_normalised
 
 
 def to_cell_eval(

@@ -12,9 +12,8 @@ from anndata import AnnData
 
 from scalloy import datasets, metrics
 from scalloy.benchmark.evidence import keeps_seed, spread
-from scalloy.benchmark.fit import QUIET
+from scalloy.benchmark.fit import QUIET, log_normalised
 from scalloy.benchmark.rivals import Rival, chosen
-from scalloy.benchmark.transfer import log_normalised
 
 N_DRAWS = 100  # draws of each cell's counts that estimate the expectation of their logarithm
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import scanpy as sc
+import scipy.sparse as sp
 import scvi
 from anndata import AnnData
 from scvi.model import SCVI
 
 from scalloy import datasets
 from scalloy._arguments import one_of
+from scalloy.baselines.predictors import log_scaled, normalised
 from scalloy.benchmark.evidence import evidence, keeps_seed, spread, three_parts
 from scalloy.models import BetaVAE
 
@@ -110,3 +113,9 @@ def normed_copy(adata: AnnData, total: float | None = 1e4) -> AnnData:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard deviation over seeds of a table of :func:`fit`."""
     return spread(frame, ["data", "model"], ["epochs", "reconstruction", "kl", "elbo", "marginal_ll"])
+
+
+def log_normalised(counts: Any, target_sum: float = 1e4) -> np.ndarray:
+    """Return ``log1p`` of counts scaled to the same total in each cell, as a dense array."""
+    x = np.asarray(counts.todense() if sp.issparse(counts) else counts, dtype=float)
+    return log_scaled(normalised(x), target_sum)

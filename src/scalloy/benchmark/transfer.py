@@ -19,10 +19,9 @@ from sklearn.metrics import roc_auc_score
 from scalloy import datasets, metrics
 from scalloy._arguments import one_of
 from scalloy.baselines import Baseline
-from scalloy.baselines.predictors import log_scaled, normalised
 from scalloy.benchmark import vcc2026
 from scalloy.benchmark.evidence import keeps_seed, spread
-from scalloy.benchmark.fit import QUIET, normed_copy
+from scalloy.benchmark.fit import QUIET, log_normalised, normed_copy
 from scalloy.benchmark.rivals import Rival, chosen
 from scalloy.metrics.registered import scores
 from scalloy.perturbation.fold_changes import rates_after
@@ -192,9 +191,8 @@ class Pair:
         total = np.asarray(self.train.X.sum(axis=1)).ravel()
         self.target_sum = float(np.median(total)) if asked.target_sum is None else asked.target_sum
         self.source = with_counts(adata[of & unseen & (under == asked.control), genes])
-        held = adata[of & unseen & (under == condition), genes]
-        self.held = held
-        self.truth, self.control = self.expression(held.X), self.expression(self.source.X)
+        self.held = adata[of & unseen & (under == condition), genes]
+        self.truth, self.control = self.expression(self.held.X), self.expression(self.source.X)
         condition_key, labels_key = asked.keys
         seen = Baseline(self.train, "mean shift", condition_key=condition_key, labels_key=labels_key)
         out = seen.transfer(self.source, condition, target_sum=self.target_sum)
@@ -215,22 +213,18 @@ class Pair:
         expected = {} if promised is None else {"expected_skill": float(promised["mean"].iloc[0])}
         return {**scores(self.views(out)), **expected}
 
-    def counts(self, out: AnnData, seed: int = 0) -> AnnData:
-        """Return the counts of a prediction.
+    def counted(self, out: AnnData, seed: int = 0) -> AnnData:
+        """Return a prediction with counts.
 
         A prediction of expression alone has none. It gets those of the source cells, changed by the factors
         that correspond to its shift of the mean.
         """
-        if "counts" in out.layers:
-            x = out.layers["counts"]
-        else:
+        if "counts" not in out.layers:
             source = sp.csr_matrix(self.source.X)
             change = np.asarray(out.X, dtype=float).mean(0) - self.control.mean(0)
             before, after = rates_after(source, change, self.target_sum, np.ones(source.shape))
-            x = thinned_or_added(source, before, after, np.random.default_rng(seed))
-        return AnnData(
-            sp.csr_matrix(x), obs=out.obs[[self.asked.condition_key]].copy(), var=out.var[[]].copy()
-        )
+            out.layers["counts"] = thinned_or_added(source, before, after, np.random.default_rng(seed))
+        return out
 
     def views(self, out: AnnData) -> dict[str, dict[str, np.ndarray]]:
         """Return what metrics take of a prediction of the source cells."""
@@ -282,8 +276,8 @@ def _by_judge(judge: Any) -> Scored:
         known = judge.references(real, **keys)
         rows = [{"type": first.name, "method": k, "seed": -1, **v} for k, v in known.items()]
         for row, seed, made in _predictions(pairs, models, seeds, max_epochs):
-            counts = [p.counts(out, max(seed, 0)) for p, out in zip(pairs, made, strict=True)]
-            found = judge.judged(ad.concat(counts, index_unique="-"), real, **keys)
+            counted = [p.counted(out, max(seed, 0)) for p, out in zip(pairs, made, strict=True)]
+            found = judge.judged(ad.concat(counted, index_unique="-"), real, **keys)
             rows.append({"type": first.name, "method": row, "seed": seed, **found})
         return rows
 
@@ -350,18 +344,12 @@ def variable_genes(adata: AnnData, n_genes: int) -> np.ndarray:
     return np.asarray(normed.var_names[normed.var["highly_variable"]])
 
 
-def log_normalised(counts: Any, target_sum: float = 1e4) -> np.ndarray:
-    """Return ``log1p`` of counts scaled to the same total in each cell, as a dense array."""
-    x = np.asarray(counts.todense() if sp.issparse(counts) else counts, dtype=float)
-    return log_scaled(normalised(x), target_sum)
-
-
 def _auroc(rows: pd.DataFrame) -> float:
     """Return how well the promised skill tells predictions that are worth something from the others."""
     good = (rows["skill"] > WORTH).to_numpy()
-    return (
-        float("nan") if good.all() or not good.any() else float(roc_auc_score(good, rows["expected_skill"]))
-    )
+    if good.all() or not good.any():
+        return float("nan")
+    return float(roc_auc_score(good, rows["expected_skill"]))
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

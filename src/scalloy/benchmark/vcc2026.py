@@ -23,10 +23,11 @@ from dataclasses import replace
 from io import StringIO
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
+
+from scalloy.benchmark.cell_eval import to_cell_eval
 
 COLUMNS = {
     "pds_cosine": "discrimination",
@@ -45,7 +46,7 @@ def judged(predicted: AnnData, real: AnnData, *, condition_key: str, control: st
     Parameters
     ----------
     predicted
-        Counts of predicted cells under one or more conditions.
+        Predicted cells under one or more conditions, with counts in ``.layers["counts"]``.
     real
         Counts of real cells under the same conditions and under the control.
     condition_key
@@ -53,16 +54,10 @@ def judged(predicted: AnnData, real: AnnData, *, condition_key: str, control: st
     control
         Name of the control condition.
     """
-    package = _package()
-    config = _config(real, condition_key, control)
-    cells = ad.concat(
-        [_counts(predicted, condition_key), _counts(_under(real, condition_key, control), condition_key)]
-    )
+    package, config = _package(), _config(real, condition_key, control)
+    cells = to_cell_eval(predicted, real, condition_key=condition_key, control=control)
     with _quiet():
-        found = package.aggregate_metrics(
-            package.compute_metrics(cells, _counts(real, condition_key), config=config)
-        )
-    return _columns(found)
+        return _columns(package.aggregate_metrics(package.compute_metrics(*cells, config=config)))
 
 
 def references(real: AnnData, *, condition_key: str, control: str) -> dict[str, dict[str, float]]:
@@ -79,18 +74,17 @@ def references(real: AnnData, *, condition_key: str, control: str) -> dict[str, 
     control
         Name of the control condition.
     """
-    package = _package()
-    config, cells = _config(real, condition_key, control), _counts(real, condition_key)
-    out = {}
+    package, config = _package(), _config(real, condition_key, control)
+    cells = AnnData(sp.csr_matrix(real.X, dtype=np.float32), obs=real.obs[[condition_key]].astype(str))
+    cells.var_names = real.var_names
+    found = {}
     with _quiet():
         if cells.obs[condition_key].nunique() > 2:
             made = package.build_generic_baseline(cells, config=config, allow_degenerate=True)
-            out[GENERIC] = _columns(package.aggregate_metrics(made.results))
-    first, second = _halves(cells, condition_key)
-    both = replace(config, control_source="pred")
-    with _quiet():
-        found = package.aggregate_metrics(package.compute_metrics(first, second, config=both))
-    return {**out, HALF: _columns(found)}
+            found[GENERIC] = made.results
+        both = replace(config, control_source="pred")
+        found[HALF] = package.compute_metrics(*_halves(cells, condition_key), config=both)
+        return {name: _columns(package.aggregate_metrics(table)) for name, table in found.items()}
 
 
 def _package() -> Any:
@@ -112,18 +106,6 @@ def _config(real: AnnData, condition_key: str, control: str) -> Any:
     return replace(
         config, pert_col=condition_key, control=control, target_gene_map=targets, num_threads=1, device="cpu"
     )
-
-
-def _counts(cells: AnnData, condition_key: str) -> AnnData:
-    """Return the cells with counts in ``.X`` and nothing else but the condition."""
-    obs = cells.obs[[condition_key]].astype(str)
-    x = sp.csr_matrix(cells.layers.get("counts", cells.X), dtype=np.float32)
-    return AnnData(x, obs=obs, var=cells.var[[]].copy())
-
-
-def _under(cells: AnnData, condition_key: str, condition: str) -> AnnData:
-    """Return the cells under a condition."""
-    return cells[(cells.obs[condition_key].astype(str) == condition).to_numpy()]
 
 
 def _halves(cells: AnnData, condition_key: str) -> list[AnnData]:
