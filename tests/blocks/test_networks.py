@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 from torch import nn
@@ -30,3 +33,38 @@ def test_samples_in_front_change_nothing(norm):
     together = stack(z, (b,))
     for one, each in zip(together, z, strict=True):
         torch.testing.assert_close(one, stack(each, (b,)))
+
+
+def test_settings_reach_the_networks():
+    """Each setting changes what it says, in encoders and decoders."""
+    made = net.NetworkSettings(n_hidden=5, n_latent=2, n_layers=3, dropout_rate=0.25, norm="batch")
+    encoder = made.encoder(7, net.GaussianHead(5, 2), n_cats=(3,), n_cont=1, hidden_rate=0.5)
+    decoder = made.decoder(2, n_layers=1)
+    shapes = [layer.linear.weight.shape for layer in encoder.stack.layers]
+    assert shapes == [(7, 5), (5, 5), (5, 5)]  # the first one is stored genes first
+    assert [layer.linear.weight.shape for layer in decoder.layers] == [(5, 2)]
+    assert all(layer.dropout.p == 0.25 for layer in encoder.stack.layers)
+    assert not any(isinstance(part, nn.Dropout) for part in decoder.modules())
+    assert all(isinstance(layer.norm, nn.BatchNorm1d) for layer in (*encoder.stack.layers, *decoder.layers))
+    assert all(layer.covariates.slopes is not None for layer in encoder.stack.layers)
+    assert encoder.hidden_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_hidden": 0}, "`n_hidden=0` must be above zero"),
+        ({"n_latent": 2.5}, "`n_latent=2.5` must be above zero: pass a whole number"),
+        ({"n_layers": True}, "`n_layers=True`"),
+        ({"dropout_rate": 1.0}, "`dropout_rate=1.0` is a share"),
+        ({"norm": "layers"}, "Did you mean 'layer'?"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        net.NetworkSettings(**wrong)
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        net.NetworkSettings().n_hidden = 5

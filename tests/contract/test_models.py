@@ -106,6 +106,22 @@ def trained(request, cells, quick, folders):
     return class_of(name).load(folder / name, cells)
 
 
+@each_class
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_hidden": 2.5}, "`n_hidden=2.5` must be above zero: pass a whole number"),
+        ({"n_latent": 0}, "`n_latent=0` must be above zero"),
+        ({"n_layers": -1}, "`n_layers=-1` must be above zero"),
+        ({"dropout_rate": 1}, "`dropout_rate=1` is a share"),
+    ],
+)
+def test_wrong_settings_of_networks_are_refused(name, wrong, message, cells):
+    setup(name, cells)
+    with pytest.raises(ValueError, match=message):
+        class_of(name)(cells, **wrong)
+
+
 def test_getters(trained, cells):
     z = trained.get_latent_representation()
     assert z.shape == (200, width(trained))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from scalloy.blocks.mixture_prior import MixturePrior
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.models._core import factories
 from scalloy.train.plan import TermsPlan
 from scalloy.vae.autoencoder import AE
@@ -21,6 +22,7 @@ from scalloy.vae.vae import VAE, library_prior
 from scalloy.vae.vsc import VSC
 
 SIZES = Sizes(n_vars=12, n_batch=2, n_cats=(3,), n_cont=1, n_vars2=4)
+SMALL = NetworkSettings(n_hidden=8, n_latent=3, dropout_rate=0.0)
 
 
 def cgmdvae(lik, n_w=0, **more):
@@ -29,54 +31,45 @@ def cgmdvae(lik, n_w=0, **more):
         factories.weights("global", SIZES, 4, 1.0),
         placed=True,
     )
-    return CGMDVAE(SIZES, lik, prior, n_hidden=8, n_latent=3, n_w=n_w, dropout_rate=0.0, **more)
+    return CGMDVAE(SIZES, lik, prior, SMALL, n_w=n_w, **more)
 
 
-def gmvae(lik, n_clusters=4, **more):
+def gmvae(lik, networks=SMALL, n_clusters=4, **more):
     prior = MixturePrior(
         factories.components("decoder", SIZES, n_clusters, 3, 0),
         factories.cluster_weights("learned", n_clusters),
         placed=n_clusters > 1,
     )
-    return GMVAE(SIZES, lik, prior, n_hidden=8, n_latent=3, dropout_rate=0.0, **more)
+    return GMVAE(SIZES, lik, prior, networks, **more)
 
 
 def poisevae(lik, joint, second="background"):
     prior = factories.joint(joint, 3, kappa=0.7, n_chains=16, n_sweeps=1, chains="kept")
     lik2 = factories.second_likelihood(second, SIZES, 8)
-    return POISEVAE(SIZES, lik, lik2, prior, n_hidden=8, n_latent=3, dropout_rate=0.0, hidden_rate=0.0)
+    return POISEVAE(SIZES, lik, lik2, prior, SMALL, hidden_rate=0.0)
 
 
 MODULES = {
     "gmvae": gmvae,
-    "gmvae_all": lambda lik: gmvae(lik, n_decoded=4, encode_covariates=True),
+    "gmvae_all": lambda lik: gmvae(lik, replace(SMALL, encode_covariates=True), n_decoded=4),
     "gmvae_one": lambda lik: gmvae(lik, n_clusters=1),
     "cgmdvae": cgmdvae,
     "cgmdvae_w": lambda lik: cgmdvae(lik, n_w=2, amortised=True),
-    "trvae": lambda lik: TRVAE(SIZES, lik, n_hidden=8, n_latent=3, dropout_rate=0.0),
-    "trvae_first": lambda lik: TRVAE(
-        SIZES, lik, n_hidden=8, n_latent=3, n_layers=1, inject_all=False, dropout_rate=0.0
-    ),
-    "vsc": lambda lik: VSC(SIZES, lik, n_hidden=8, n_latent=3, dropout_rate=0.0),
-    "vsc_pseudo": lambda lik: VSC(
-        SIZES, lik, n_hidden=8, n_latent=3, dropout_rate=0.0, pseudo_inputs=torch.rand(4, 12)
-    ),
-    "ae": lambda lik: AE(SIZES, lik, n_hidden=8, n_latent=3, dropout_rate=0.0),
-    "ae_deep_encode": lambda lik: AE(
-        SIZES, lik, n_hidden=8, n_latent=3, n_layers=2, dropout_rate=0.0, encode_covariates=True
-    ),
+    "trvae": lambda lik: TRVAE(SIZES, lik, replace(SMALL, n_layers=2)),
+    "trvae_first": lambda lik: TRVAE(SIZES, lik, SMALL, inject_all=False),
+    "vsc": lambda lik: VSC(SIZES, lik, SMALL),
+    "vsc_pseudo": lambda lik: VSC(SIZES, lik, SMALL, pseudo_inputs=torch.rand(4, 12)),
+    "ae": lambda lik: AE(SIZES, lik, SMALL),
+    "ae_deep_encode": lambda lik: AE(SIZES, lik, replace(SMALL, n_layers=2, encode_covariates=True)),
     "poisevae": lambda lik: poisevae(lik, "poise"),
     "poisevae_independent": lambda lik: poisevae(lik, "independent", "normal"),
     "poisevae_product": lambda lik: poisevae(lik, "product", "nb"),
-    "vae": lambda lik: VAE(SIZES, lik, n_hidden=8, n_latent=3, dropout_rate=0.0),
-    "vae_batch_norm": lambda lik: VAE(SIZES, lik, n_hidden=8, n_latent=3, norm="batch", dropout_rate=0.0),
+    "vae": lambda lik: VAE(SIZES, lik, SMALL),
+    "vae_batch_norm": lambda lik: VAE(SIZES, lik, replace(SMALL, norm="batch")),
     "vae_learned_library": lambda lik: VAE(
         SIZES,
         lik,
-        n_hidden=8,
-        n_latent=3,
-        dropout_rate=0.0,
-        encode_covariates=True,
+        replace(SMALL, encode_covariates=True),
         library_prior=library_prior(torch.randn(10) + 3, torch.arange(10) % 2, 2),
     ),
 }
@@ -230,5 +223,5 @@ def test_scvi_contract(module, likelihood):
 def test_what_the_networks_ignore_changes_nothing():
     made = build("vae", "nb").eval()
     batch = Batch.of(tensors())
-    other = dataclasses.replace(batch, y=torch.ones(20, dtype=torch.long))
+    other = replace(batch, y=torch.ones(20, dtype=torch.long))
     torch.testing.assert_close(terms_with(made, batch).recon, terms_with(made, other).recon)

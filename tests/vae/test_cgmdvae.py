@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scalloy.blocks.mixture_prior import MixturePrior
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.models._core import factories
 from scalloy.vae import component_init, routes
 from scalloy.vae.base import Batch, Sizes
@@ -28,10 +29,8 @@ def build(n_clusters=K, n_labels=0, *, placed=True, conditioning="decoder", weig
         sizes,
         factories.likelihood("nb", sizes, 8),
         prior,
-        n_hidden=8,
-        n_latent=3,
+        NetworkSettings(n_hidden=8, n_latent=3, dropout_rate=0.0),
         n_w=n_w,
-        dropout_rate=0.0,
         **more,
     ).eval()
     if placed:
@@ -86,8 +85,8 @@ def test_one_component_is_a_conditional_vae():
     """K = 1 at N(0, I) with the weights of a VAE: the same bound in expectation."""
     module, batch = build(n_clusters=1, placed=False), cells()
     module.prior.placed.fill_(1.0)
-    vae = VAE(Sizes(n_vars=G, n_cats=(2,)), module.likelihood, n_hidden=8, n_latent=3, dropout_rate=0.0,
-              encode_covariates=True).eval()  # fmt: skip
+    networks = NetworkSettings(n_hidden=8, n_latent=3, dropout_rate=0.0, encode_covariates=True)
+    vae = VAE(Sizes(n_vars=G, n_cats=(2,)), module.likelihood, networks).eval()
     vae.enc_z, vae.dec_x = module.enc_z, module.dec_x
     other = Batch(batch.x, batch.log_ell, batch.b, cats=batch.c.unsqueeze(-1))
     ours = torch.stack([total(terms(module, batch, s)) for s in range(400)])

@@ -11,12 +11,14 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.mixtures import GaussianMixture
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.models._core import factories
 from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.gmvae import GMVAE
 from scalloy.vae.vae import VAE
 
 SIZES = Sizes(n_vars=9)
+SMALL = NetworkSettings(n_hidden=8, n_latent=3, dropout_rate=0.0)
 
 
 def build(n_clusters=4, *, likelihood="nb", weights="learned", placed=True, seed=0, **more):
@@ -27,7 +29,7 @@ def build(n_clusters=4, *, likelihood="nb", weights="learned", placed=True, seed
         placed=placed and n_clusters > 1,
     )
     lik = factories.likelihood(likelihood, SIZES, 8)
-    made = GMVAE(SIZES, lik, prior, n_hidden=8, n_latent=3, dropout_rate=0.0, **more)
+    made = GMVAE(SIZES, lik, prior, SMALL, **more)
     if n_clusters > 1:
         for layer in (made.enc_z.head.changes, made.enc_z.head.choice):  # away from where they begin
             nn.init.normal_(layer.weight, std=0.3)
@@ -44,7 +46,7 @@ def batch(n=30, seed=0):
 def test_one_component_is_the_vae():
     """The same weights and noise give the same terms, and the same gradients."""
     one, cells = build(1), batch()
-    vae = VAE(SIZES, factories.likelihood("nb", SIZES, 8), n_hidden=8, n_latent=3, dropout_rate=0.0).eval()
+    vae = VAE(SIZES, factories.likelihood("nb", SIZES, 8), SMALL).eval()
     names = {k: k.replace("enc_z.head.", "enc_z.head.shared.") for k in vae.state_dict()}
     vae.load_state_dict({k: one.state_dict()[name] for k, name in names.items()})
     found = []

@@ -10,11 +10,13 @@ from torch.distributions import Normal
 
 from scalloy.blocks.joint_posteriors import Coupled
 from scalloy.blocks.likelihoods import NB, Gaussian
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.models._core import factories
 from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.poisevae import POISEVAE
 
 SIZES = Sizes(n_vars=12, n_vars2=4)
+SMALL = NetworkSettings(n_hidden=8, n_latent=3, dropout_rate=0.0)
 
 
 def joint(name, n_latent=3, **more):
@@ -25,10 +27,8 @@ def joint(name, n_latent=3, **more):
 
 def made(name="poise", **more):
     torch.manual_seed(0)
-    given = {"n_hidden": 8, "n_latent": 3, "dropout_rate": 0.0, "hidden_rate": 0.0, **more}
-    return POISEVAE(
-        SIZES, NB(8, 12), factories.second_likelihood("background", SIZES, 8), joint(name), **given
-    )
+    likelihoods = NB(8, 12), factories.second_likelihood("background", SIZES, 8)
+    return POISEVAE(SIZES, *likelihoods, joint(name), SMALL, hidden_rate=0.0, **more)
 
 
 def cells(n=30, seed=0):
@@ -103,9 +103,8 @@ def linear(name="poise"):
     sizes = Sizes(n_vars=2, n_vars2=2)
     torch.manual_seed(1)
     likelihoods = [Gaussian(1, 2, on="given", variance="fixed") for _ in range(2)]
-    module = POISEVAE(
-        sizes, *likelihoods, joint(name, 1), n_latent=1, n_hidden=1, dropout_rate=0.0, hidden_rate=0.0
-    )
+    networks = NetworkSettings(n_latent=1, n_hidden=1, dropout_rate=0.0)
+    module = POISEVAE(sizes, *likelihoods, joint(name, 1), networks, hidden_rate=0.0)
     for head in (module.enc_z.head, module.enc_z2.head):  # wide posteriors, from which weights vary little
         for part in (head.own, head.other):
             part.bias.data = torch.tensor([0.3, -3.0])
@@ -197,9 +196,7 @@ def test_gaussian_noise_is_learned_from_cells_whose_encoders_see_the_modality(si
         SIZES,
         *likelihoods,
         joint("poise"),
-        n_hidden=8,
-        n_latent=3,
-        dropout_rate=0.0,
+        SMALL,
         hidden_rate=0.0,
         hide=(0.4, 0.5),
     )

@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from scalloy.blocks import divergences as div
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.models._core import factories
 from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.trvae import TRVAE
 
 SIZES = Sizes(n_vars=12, n_conditions=3, n_labels=2)
+SMALL = NetworkSettings(n_hidden=8, n_latent=3, n_layers=2, dropout_rate=0.0)
 PAPERS = [10.0**k for k in (-6, -5, -4, -3, -2, -1, 0)] + [5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6]
 
 
 def module(**more):
     torch.manual_seed(0)
-    return TRVAE(
-        SIZES, factories.likelihood("nb", SIZES, 8), n_hidden=8, n_latent=3, dropout_rate=0.0, **more
-    )
+    return TRVAE(SIZES, factories.likelihood("nb", SIZES, 8), SMALL, **more)
 
 
 def batch(n=60):

@@ -10,6 +10,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from scalloy.blocks.distributions import gaussian, standard_normal
 from scalloy.blocks.likelihoods import Gaussian
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.models._core import factories
 from scalloy.vae.autoencoder import AE
 from scalloy.vae.base import Batch, Sizes, Terms, VAEModule
@@ -79,7 +80,9 @@ def test_marginal_likelihood_rises_to_the_exact_one():
 def test_elbo_of_a_vae_by_hand():
     """Terms recomputed from the networks' outputs with torch's own distributions."""
     torch.manual_seed(0)
-    module = VAE(SIZES, factories.likelihood("poisson", SIZES, 8), n_hidden=8, n_latent=2).eval()
+    module = VAE(
+        SIZES, factories.likelihood("poisson", SIZES, 8), NetworkSettings(n_hidden=8, n_latent=2)
+    ).eval()
     cells = batch()
     q = module.encode(cells)
     z = q["z"].mean
@@ -94,8 +97,8 @@ def test_elbo_of_a_vae_by_hand():
 
 def test_ae_is_the_vae_without_sampling_and_kl():
     torch.manual_seed(0)
-    vae = VAE(SIZES, factories.likelihood("nb", SIZES, 8), n_hidden=8, n_latent=2).eval()
-    ae = AE(SIZES, factories.likelihood("nb", SIZES, 8), n_hidden=8, n_latent=2).eval()
+    vae = VAE(SIZES, factories.likelihood("nb", SIZES, 8), NetworkSettings(n_hidden=8, n_latent=2)).eval()
+    ae = AE(SIZES, factories.likelihood("nb", SIZES, 8), NetworkSettings(n_hidden=8, n_latent=2)).eval()
     state = {k: v for k, v in vae.state_dict().items() if "log_variance" not in k}
     ae.load_state_dict(state)
     with torch.no_grad():
@@ -115,7 +118,9 @@ def test_learned_library_has_a_prior_per_batch():
     assert prior.scale[1].item() == pytest.approx(0.5, abs=0.15)
     assert prior.loc[2].item() == pytest.approx(log_ell.mean().item())  # one cell: borrows
     sizes = Sizes(9, n_batch=3)
-    module = VAE(sizes, factories.likelihood("nb", sizes, 8), n_hidden=8, library_prior=prior)
+    module = VAE(
+        sizes, factories.likelihood("nb", sizes, 8), NetworkSettings(n_hidden=8), library_prior=prior
+    )
     terms = module.objective(batch())
     assert set(terms.kl) == {"z", "ell"}
 

@@ -12,7 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from scalloy.blocks.distributions import gaussian
 from scalloy.blocks.likelihoods import Gaussian
-from scalloy.blocks.networks import Beside
+from scalloy.blocks.networks import Beside, NetworkSettings
 from scalloy.blocks.spike_slab import SpikeSlab, SpikeSlabMixture
 from scalloy.models._core import factories
 from scalloy.vae.base import Batch, Sizes
@@ -28,9 +28,7 @@ def sparse_coder(n_latent=2, alpha=0.3, seed=0, **more):
     made = VSC(
         SIZES,
         lik,
-        n_hidden=16,
-        n_latent=n_latent,
-        dropout_rate=0.0,
+        NetworkSettings(n_hidden=16, n_latent=n_latent, dropout_rate=0.0),
         alpha=alpha,
         dec_x=Beside(n_latent, n_cats=(1,)),
         **more,
@@ -151,7 +149,7 @@ def test_linear_decoder_of_counts_is_log_linear():
     torch.manual_seed(0)
     beside = Beside(2, n_cats=(3,))
     lik = factories.likelihood("nb", SIZES, beside.n_out)
-    made = VSC(Sizes(6, n_batch=3), lik, n_latent=2, n_hidden=4, dec_x=beside)
+    made = VSC(Sizes(6, n_batch=3), lik, NetworkSettings(n_latent=2, n_hidden=4), dec_x=beside)
     b = torch.tensor([0, 1, 2])
     cells = Batch(x=torch.ones(3, 6), log_ell=torch.zeros(3, 1), b=b)
     z = torch.randn(3, 2)

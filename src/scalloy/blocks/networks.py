@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
 from torch.nn.functional import dropout, one_hot
 
+from scalloy._arguments import one_of, shares, whole
 from scalloy.blocks.distributions import Delta, bounded, gaussian
 from scalloy.kernels.csr import SparseLinear, map_values
 
 LOW = (torch.float16, torch.bfloat16)
-Norm = Literal["batch", "layer", "none"]
+NORMS = ("layer", "batch", "none")
 
 
 class Covariates(nn.Module):
@@ -61,7 +63,7 @@ class Layer(nn.Module):
         *,
         n_cats: Sequence[int] = (),
         n_cont: int = 0,
-        norm: Norm = "layer",
+        norm: str = "layer",
         dropout_rate: float = 0.0,
         sparse: bool = False,
     ) -> None:
@@ -186,3 +188,48 @@ class Encoder(nn.Module):
         if self.training and self.hidden_rate:
             x = map_values(x, lambda v: dropout(v, self.hidden_rate))
         return self.head(self.stack(x, cats, cont))
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Settings of a model's encoders and decoders, checked once and passed on as one.
+
+    Parameters
+    ----------
+    n_hidden
+        Number of units of each hidden layer.
+    n_latent
+        Number of dimensions of the code.
+    n_layers
+        Number of hidden layers of an encoder, and of a decoder.
+    dropout_rate
+        Dropout rate of the encoders.
+    norm
+        Normalisation of the hidden layers: ``"layer"``, ``"batch"`` or ``"none"``.
+    encode_covariates
+        Whether the encoders see the batch and the covariates too; the decoders always do.
+    """
+
+    n_hidden: int = 128
+    n_latent: int = 10
+    n_layers: int = 1
+    dropout_rate: float = 0.1
+    norm: str = "layer"
+    encode_covariates: bool = False
+
+    def __post_init__(self) -> None:
+        whole(n_hidden=self.n_hidden, n_latent=self.n_latent, n_layers=self.n_layers)
+        shares(dropout_rate=self.dropout_rate)
+        one_of("norm", self.norm, NORMS)
+
+    def encoder(self, n_vars: int, head: nn.Module, **options: Any) -> Encoder:
+        """Make an encoder of ``n_vars`` values; ``options`` are those of :class:`Encoder`."""
+        return Encoder(n_vars, head, **{**self._layers, "dropout_rate": self.dropout_rate, **options})
+
+    def decoder(self, n_in: int, **options: Any) -> Stack:
+        """Make the hidden layers of a decoder; ``options`` are those of :class:`Stack`."""
+        return Stack(n_in, **{**self._layers, **options})
+
+    @property
+    def _layers(self) -> dict[str, Any]:
+        return {"n_hidden": self.n_hidden, "n_layers": self.n_layers, "norm": self.norm}

@@ -6,9 +6,9 @@ from typing import Any
 
 from anndata import AnnData
 
-from scalloy._arguments import one_of, whole
+from scalloy._arguments import one_of
 from scalloy._seeds import repeatable
-from scalloy.models._core import factories
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood
 from scalloy.vae.autoencoder import AE as AEMath
@@ -57,19 +57,13 @@ class AE(ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
-        one_of("norm", norm, factories.NORMS)
+        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm, encode_covariates)
         one_of("library", library, ("observed", "none"))
         super().__init__(adata, registry)
         self.module = AEMath(
             self.sizes,
             self.make_likelihood(gene_likelihood, n_hidden, dispersion=dispersion, library=library),
-            n_hidden=n_hidden,
-            n_latent=n_latent,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            norm=norm,
-            encode_covariates=encode_covariates,
+            networks,
         )
         self._model_summary_string = (
             f"AE: {gene_likelihood}, n_latent {n_latent}, n_hidden {n_hidden} x {n_layers}"

@@ -10,7 +10,7 @@ from anndata import AnnData
 from scalloy._arguments import one_of, positive
 from scalloy._seeds import repeatable
 from scalloy.blocks.mixture_prior import MixturePrior
-from scalloy.blocks.networks import UNBOUNDED, Domain
+from scalloy.blocks.networks import UNBOUNDED, Domain, NetworkSettings
 from scalloy.models._core import clusters, conditions, factories, generate, groups, labels
 from scalloy.models._core.annotations import LATENT
 from scalloy.models._core.base import ScalloyModel
@@ -132,8 +132,8 @@ class CGMDVAE(ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        positive(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, alpha=alpha)
-        one_of("norm", norm, factories.NORMS)
+        positive(alpha=alpha)
+        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm)
         one_of("assignment", assignment, ("exact", "amortised"))
         one_of("w_prior", w_prior, ("standard", "condition", *W_OF_OLD_FILES))
         if w_prior == "condition" and not n_w:
@@ -155,11 +155,7 @@ class CGMDVAE(ScalloyModel):
             sizes,
             self.make_likelihood(gene_likelihood, n_hidden, dispersion=dispersion),
             prior,
-            n_hidden=n_hidden,
-            n_latent=n_latent,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            norm=norm,
+            networks,
             n_w=n_w,
             w_prior="free" if as_published and w_prior == "condition" else w_prior,
             amortised=assignment == "amortised",

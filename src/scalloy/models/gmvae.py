@@ -7,9 +7,10 @@ from typing import Literal
 
 from anndata import AnnData
 
-from scalloy._arguments import one_of, whole
+from scalloy._arguments import whole
 from scalloy._seeds import repeatable
 from scalloy.blocks.mixture_prior import MixturePrior
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.models._core import clusters, factories
 from scalloy.models._core.annotations import LATENT
 from scalloy.models._core.base import ScalloyModel
@@ -81,8 +82,8 @@ encode_covariates, norm
         *,
         seed: int | None = None,
     ) -> None:
-        whole(n_clusters=n_clusters, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
-        one_of("norm", norm, factories.NORMS)
+        whole(n_clusters=n_clusters)
+        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm, encode_covariates)
         if n_decoded < 2:
             msg = f"`n_decoded={n_decoded}` must be at least 2: one code has nothing to be compared with."
             raise ValueError(msg)
@@ -98,12 +99,7 @@ encode_covariates, norm
                 factories.components("decoder", sizes, n_clusters, n_latent, 0),
                 factories.cluster_weights(weights, n_clusters),
             ),
-            n_hidden=n_hidden,
-            n_latent=n_latent,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            norm=norm,
-            encode_covariates=encode_covariates,
+            networks,
             library_prior=self.make_library_prior(library),
             n_decoded=n_decoded,
         )

@@ -17,6 +17,7 @@ from scalloy._arguments import shares, whole
 from scalloy._keys import SECOND_KEY
 from scalloy._seeds import repeatable
 from scalloy.blocks.joint_posteriors import BOTH, Posterior
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.data import checks
 from scalloy.data.disk import DiskRows
 from scalloy.data.modalities import joined
@@ -121,8 +122,10 @@ class POISEVAE(ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, n_chains=n_chains)
-        whole(n_sweeps=n_sweeps)
+        networks = NetworkSettings(
+            n_hidden, n_latent, n_layers, dropout_rate, encode_covariates=encode_covariates
+        )
+        whole(n_chains=n_chains, n_sweeps=n_sweeps)
         shares(hidden_rate=hidden_rate, hide=hide[0])
         shares(hide=hide[1])
         shares(hide=sum(hide))
@@ -136,13 +139,9 @@ class POISEVAE(ScalloyModel):
             factories.joint(
                 joint, n_latent, kappa=kappa, n_chains=n_chains, n_sweeps=n_sweeps, chains=chains
             ),
-            n_latent=n_latent,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
+            networks,
             hide=(hide[0], hide[1]),
             hidden_rate=hidden_rate,
-            encode_covariates=encode_covariates,
         )
         if self.adata is not None:
             self._start_at_data(protein_likelihood)

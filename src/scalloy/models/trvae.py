@@ -8,7 +8,8 @@ from anndata import AnnData
 
 from scalloy._arguments import one_of, whole
 from scalloy._seeds import repeatable
-from scalloy.models._core import conditions, factories, groups
+from scalloy.blocks.networks import NetworkSettings
+from scalloy.models._core import conditions, groups
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood
 from scalloy.models._core.setup import OneModality
@@ -89,8 +90,7 @@ class TRVAE(ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        whole(n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
-        one_of("norm", norm, factories.NORMS)
+        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm)
         one_of("inject", inject, ("all", "first"))
         one_of("kernel", kernel, ("median", "trvae"))
         one_of("pairs", pairs, ("mean", "sum"))
@@ -105,11 +105,7 @@ class TRVAE(ScalloyModel):
         self.module = TRVAEMath(
             self.sizes,
             self.make_likelihood(gene_likelihood, n_hidden, dispersion=dispersion),
-            n_hidden=n_hidden,
-            n_latent=n_latent,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            norm=norm,
+            networks,
             inject_all=inject == "all",
             published_kernel=kernel == "trvae",
             by_label=mmd_within_labels,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from anndata import AnnData
 
-from scalloy._arguments import one_of, positive, whole
+from scalloy._arguments import positive
 from scalloy._seeds import repeatable
-from scalloy.models._core import factories
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood, Library
 from scalloy.models._core.from_scvi import from_scvi
@@ -86,8 +85,9 @@ class VAE(ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
+        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm, encode_covariates)
         super().__init__(adata, registry)
-        _build(self, **{k: v for k, v in locals().items() if k in SETTINGS})
+        _build(self, networks, gene_likelihood, dispersion=dispersion, k_max=k_max, library=library)
         self.init_params_ = self._get_init_params(locals())
 
     from_scvi = classmethod(from_scvi)
@@ -136,33 +136,25 @@ encode_covariates, norm, seed
         seed: int | None = None,
     ) -> None:
         positive(beta=beta)
+        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm, encode_covariates)
         super().__init__(adata, registry)
-        _build(self, **{k: v for k, v in locals().items() if k in SETTINGS})
+        _build(self, networks, gene_likelihood, dispersion=dispersion, k_max=k_max, library=library)
         self._plan_defaults = {"weights": {"z": beta}}
         self._model_summary_string += f", beta {beta}"
         self.init_params_ = self._get_init_params(locals())
 
 
-#: Settings of the network that both classes take.
-SETTINGS = inspect.signature(VAE.__init__).parameters.keys() - {"self", "adata", "registry", "seed"}
-
-
 def _build(
-    model: ScalloyModel, *, n_hidden: int, n_layers: int, gene_likelihood: str, library: str, **given: Any
+    model: ScalloyModel, networks: NetworkSettings, gene_likelihood: str, *, library: str, **of_counts: Any
 ) -> None:
     """Build the module of a model from its settings."""
-    whole(n_hidden=n_hidden, n_latent=given["n_latent"], n_layers=n_layers)
-    one_of("norm", given["norm"], factories.NORMS)
-    of_counts = {"dispersion": given.pop("dispersion"), "k_max": given.pop("k_max"), "library": library}
     model.module = VAEMath(
         model.sizes,
-        model.make_likelihood(gene_likelihood, n_hidden, **of_counts),
-        n_hidden=n_hidden,
-        n_layers=n_layers,
+        model.make_likelihood(gene_likelihood, networks.n_hidden, library=library, **of_counts),
+        networks,
         library_prior=model.make_library_prior(library),
-        **given,
     )
-    name = type(model).__name__
     model._model_summary_string = (
-        f"{name}: {gene_likelihood}, n_latent {given['n_latent']}, n_hidden {n_hidden} x {n_layers}"
+        f"{type(model).__name__}: {gene_likelihood}, n_latent {networks.n_latent}, "
+        f"n_hidden {networks.n_hidden} x {networks.n_layers}"
     )

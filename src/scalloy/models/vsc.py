@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,8 @@ from scalloy import _keys
 from scalloy._arguments import check_latent, one_of, positive, whole
 from scalloy._seeds import repeatable
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.networks import Beside
+from scalloy.blocks.networks import Beside, NetworkSettings
 from scalloy.blocks.spike_slab import SpikeSlab
-from scalloy.models._core import factories
 from scalloy.models._core.annotations import LATENT, Annotator, Found, Written
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood
@@ -102,28 +101,22 @@ class BetaVSC(ScalloyModel):
         *,
         seed: int | None = None,
     ) -> None:
-        positive(beta=beta, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers, n_pseudo=n_pseudo)
-        positive(temperature=temperature)
-        one_of("norm", norm, factories.NORMS)
+        positive(beta=beta, temperature=temperature)
+        whole(n_pseudo=n_pseudo)
+        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm, encode_covariates)
         one_of("library", library, ("observed", "none"))
         one_of("prior", prior, PRIORS)
         one_of("decoder", decoder, DECODERS)
         _check(alpha, slab_warmup, prior, norm)
         super().__init__(adata, registry)
         sizes = self.sizes
-        known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
-        beside = Beside(n_latent, **known) if decoder == "linear" else None
+        beside = Beside(n_latent, **sizes.covariates) if decoder == "linear" else None
         width = n_hidden if beside is None else beside.n_out
         likelihood = self.make_likelihood(gene_likelihood, width, dispersion=dispersion, library=library)
         self.module = VSC(
             sizes,
             likelihood,
-            n_hidden=n_hidden,
-            n_latent=n_latent,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            norm=norm,
-            encode_covariates=encode_covariates,
+            networks,
             dec_x=beside,
             alpha=alpha,
             pseudo_inputs=self._pseudo_inputs(n_pseudo, likelihood) if prior == "pseudo" else None,

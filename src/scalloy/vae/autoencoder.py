@@ -11,10 +11,8 @@ VAE of :mod:`scalloy.vae.vae` without sampling and without the KL, built from th
 
 from __future__ import annotations
 
-from typing import Any
-
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.networks import Encoder, PointHead, Stack
+from scalloy.blocks.networks import NetworkSettings, PointHead
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
 
@@ -28,25 +26,16 @@ class AE(VAEModule):
         self,
         sizes: Sizes,
         likelihood: Likelihood,
-        *,
-        n_hidden: int = 128,
-        n_latent: int = 10,
-        n_layers: int = 1,
-        dropout_rate: float = 0.1,
-        norm: str = "layer",
-        encode_covariates: bool = False,
+        networks: NetworkSettings,
     ) -> None:
         super().__init__()
-        self.likelihood, self.n_latent = likelihood, n_latent
-        self.encode_covariates = encode_covariates
-        width: dict[str, Any] = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm}
-        known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
-        encoder = {**width, "dropout_rate": dropout_rate, **(known if encode_covariates else {})}
-        self.enc_z = Encoder(sizes.n_vars, PointHead(n_hidden, n_latent), **encoder)
-        self.dec_x = Stack(n_latent, **width, **known)
+        self.likelihood, self.networks, self.n_latent = likelihood, networks, networks.n_latent
+        seen = sizes.covariates if networks.encode_covariates else {}
+        self.enc_z = networks.encoder(sizes.n_vars, PointHead(networks.n_hidden, self.n_latent), **seen)
+        self.dec_x = networks.decoder(self.n_latent, **sizes.covariates)
 
     def encode(self, batch: Batch) -> Distributions:
-        known = (batch.removed, batch.cont) if self.encode_covariates else ()
+        known = (batch.removed, batch.cont) if self.networks.encode_covariates else ()
         return {"z": self.enc_z(self.likelihood.features(batch.x), *known)}
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:

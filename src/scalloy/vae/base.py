@@ -51,6 +51,11 @@ class Sizes:
         """Number of categories of the batch and of each further categorical covariate."""
         return (self.n_batch, *self.n_cats)
 
+    @property
+    def covariates(self) -> dict[str, Any]:
+        """Sizes of what is removed, as the networks take them."""
+        return {"n_cats": self.removed, "n_cont": self.n_cont}
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -42,7 +42,7 @@ from scalloy.blocks.label_classifiers import Readers
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixture_prior import NEVER, MixturePrior
 from scalloy.blocks.mixtures import GaussianMixture
-from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Head, Stack
+from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Head, NetworkSettings
 from scalloy.blocks.style_prior import StylePrior
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 from scalloy.vae.component_init import merge_components, nothing_removed, place_once
@@ -57,6 +57,8 @@ class CGMDVAE(VAEModule):
         Sizes of the data; likelihood of the counts, given a hidden vector of size ``n_hidden``.
     prior
         Prior of ``z``: components, weights, and the labels to which components are bound.
+    networks
+        Settings of the networks.
     n_w
         Size of the style latent; 0 means none.
     w_prior
@@ -77,12 +79,8 @@ class CGMDVAE(VAEModule):
         sizes: Sizes,
         likelihood: Likelihood,
         prior: MixturePrior,
+        networks: NetworkSettings,
         *,
-        n_hidden: int = 128,
-        n_latent: int = 10,
-        n_layers: int = 1,
-        dropout_rate: float = 0.1,
-        norm: str = "layer",
         n_w: int = 0,
         w_prior: str = "standard",
         amortised: bool = False,
@@ -92,28 +90,26 @@ class CGMDVAE(VAEModule):
     ) -> None:
         super().__init__()
         self.likelihood, self.prior = likelihood, prior
-        self.n_latent, self.ridge, self.place_at = n_latent, ridge, place_at
-        self.plain = nothing_removed(sizes)
+        self.n_latent, self.ridge, self.place_at = networks.n_latent, ridge, place_at
+        self.plain, n_hidden = nothing_removed(sizes), networks.n_hidden
         known: dict[str, Any] = {"n_cats": (*sizes.removed, sizes.n_conditions), "n_cont": sizes.n_cont}
-        width: dict[str, Any] = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm, **known}
 
-        def encoder(n_out: int, **seen: Any) -> Encoder:
-            head = GaussianHead(n_hidden, n_out, domain)
-            return Encoder(sizes.n_vars, head, dropout_rate=dropout_rate, **{**width, **seen})
+        def encoder(n_out: int, seen: dict[str, Any]) -> Encoder:
+            return networks.encoder(sizes.n_vars, GaussianHead(n_hidden, n_out, domain), **seen)
 
         self.w_prior, self.enc_y = w_prior if n_w else "standard", None
-        seen = {"n_cats": sizes.removed} if self.w_prior == "condition" else {}
-        self.enc_z, self.enc_w = encoder(n_latent), encoder(n_w, **seen) if n_w else None
+        seen = sizes.covariates if self.w_prior == "condition" else known
+        self.enc_z, self.enc_w = encoder(self.n_latent, known), encoder(n_w, seen) if n_w else None
         if amortised:
-            self.enc_y = Stack(n_latent, n_hidden, 1, norm=norm, n_cats=(sizes.n_conditions,))
+            self.enc_y = networks.decoder(self.n_latent, n_layers=1, n_cats=(sizes.n_conditions,))
             self.head_y = Head(n_hidden, len(prior.used))
         together = torch.zeros(sizes.n_conditions, 2 * n_w)  # m(c) = 0 and log s(c) = 0
         if self.w_prior == "standard":
             self.register_buffer("prior_w", together, persistent=False)
         else:
             self.prior_w = nn.Parameter(together)
-        self.dec_x = Stack(n_latent, **width)
-        self.readers = Readers(n_latent, sizes.n_vars, prior.n_labels) if prior.n_labels else None
+        self.dec_x = networks.decoder(self.n_latent, **known)
+        self.readers = Readers(self.n_latent, sizes.n_vars, prior.n_labels) if prior.n_labels else None
 
     def encode(self, batch: Batch) -> Distributions:
         x, known = self.likelihood.features(batch.x), (*batch.removed, batch.condition)

@@ -29,7 +29,6 @@ With one component, ``p(z)`` stays ``N(0, I)`` and q is ``q_0``: this is the VAE
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +38,7 @@ from scalloy.blocks.distributions import bounded
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.mixtures import GaussianMixture
-from scalloy.blocks.networks import Encoder, GaussianHead, Head, Stack
+from scalloy.blocks.networks import GaussianHead, Head, NetworkSettings
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 from scalloy.vae.component_init import nothing_removed, place_once
 from scalloy.vae.vae import LibraryPrior
@@ -74,8 +73,8 @@ class GMVAE(VAEModule):
         Likelihood of the counts, given a hidden vector of size ``n_hidden``.
     prior
         Prior of ``z``.
-    encode_covariates
-        Whether the encoder sees the batch and the covariates too.
+    networks
+        Settings of the networks.
     library_prior
         Prior of the library size, which is then a latent. ``None`` uses the observed library size.
     n_decoded
@@ -90,37 +89,31 @@ class GMVAE(VAEModule):
         sizes: Sizes,
         likelihood: Likelihood,
         prior: MixturePrior,
+        networks: NetworkSettings,
         *,
-        n_hidden: int = 128,
-        n_latent: int = 10,
-        n_layers: int = 1,
-        dropout_rate: float = 0.1,
-        norm: str = "layer",
-        encode_covariates: bool = False,
         library_prior: LibraryPrior | None = None,
         n_decoded: int = 2,
         place_at: float = 0.2,
     ) -> None:
         super().__init__()
         self.likelihood, self.prior, self.library_prior = likelihood, prior, library_prior
-        self.n_latent, self.encode_covariates, self.place_at = n_latent, encode_covariates, place_at
+        self.networks, self.n_latent, self.place_at = networks, networks.n_latent, place_at
         self.plain, self.n_clusters = nothing_removed(sizes), len(prior.used)
         self.n_decoded = min(n_decoded, self.n_clusters)
-        width: dict[str, Any] = {"n_hidden": n_hidden, "norm": norm}
-        known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
-        encoder = {**width, "dropout_rate": dropout_rate, **(known if encode_covariates else {})}
-        head = ComponentsHead(n_hidden, n_latent, self.n_clusters)
-        self.enc_z = Encoder(sizes.n_vars, head, n_layers=n_layers, **encoder)
+        head = ComponentsHead(networks.n_hidden, self.n_latent, self.n_clusters)
+        seen = sizes.covariates if networks.encode_covariates else {}
+        self.enc_z = networks.encoder(sizes.n_vars, head, **seen)
         if library_prior is not None:
-            self.enc_ell = Encoder(sizes.n_vars, GaussianHead(n_hidden, 1), n_layers=1, **encoder)
-        self.dec_x = Stack(n_latent, n_layers=n_layers, **width, **known)
+            head_ell = GaussianHead(networks.n_hidden, 1)
+            self.enc_ell = networks.encoder(sizes.n_vars, head_ell, n_layers=1, **seen)
+        self.dec_x = networks.decoder(self.n_latent, **sizes.covariates)
         if self.n_clusters == 1:  # p(z) is N(0, I) and q is q_0, whatever these are
             for unused in (prior, head.changes, head.choice):
                 unused.requires_grad_(False)
 
     def encode(self, batch: Batch) -> Distributions:
         x = self.likelihood.features(batch.x)
-        known = (batch.removed, batch.cont) if self.encode_covariates else ()
+        known = (batch.removed, batch.cont) if self.networks.encode_covariates else ()
         q_0, loc, log_scale, choice = self.enc_z(x, *known)
         on, p_z = self.prior.placed, self.prior(batch.condition)
         log_q = torch.log_softmax(p_z.log_pi - p_z.kl_from(q_0) + on * choice, -1)

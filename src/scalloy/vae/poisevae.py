@@ -28,15 +28,13 @@ there is an ELBO; and the KL is taken from the coupled prior.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from scalloy.blocks.joint_posteriors import ExpertHead, Joint, Posterior
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.networks import Encoder, Stack
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
 
@@ -51,15 +49,13 @@ class POISEVAE(VAEModule):
         Likelihood of each modality, given a hidden vector of size ``n_hidden``.
     joint
         Prior and posterior of the two latents.
-    n_latent
-        Number of dimensions of each latent.
+    networks
+        Settings of the networks; each latent has ``n_latent`` dimensions.
     hide
         Shares of the cells with both modalities of which the first, or the second, is hidden from the
         encoders in training.
     hidden_rate
         Share of the values of the first modality that is hidden from its encoder in training.
-    encode_covariates
-        Whether the encoder sees the batch and the covariates too.
     """
 
     middle: Tensor
@@ -71,27 +67,20 @@ class POISEVAE(VAEModule):
         likelihood: Likelihood,
         likelihood2: Likelihood,
         joint: Joint,
+        networks: NetworkSettings,
         *,
-        n_latent: int = 10,
-        n_hidden: int = 256,
-        n_layers: int = 1,
-        dropout_rate: float = 0.1,
-        norm: str = "layer",
         hide: tuple[float, float] = (0.25, 0.5),
         hidden_rate: float = 0.5,
-        encode_covariates: bool = False,
     ) -> None:
         super().__init__()
         self.likelihood, self.likelihood2, self.joint, self.hide = likelihood, likelihood2, joint, hide
-        width: dict[str, Any] = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm}
-        known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
-        self.encode_covariates = encode_covariates
-        encoder = {**width, "dropout_rate": dropout_rate, **(known if encode_covariates else {})}
-        head, head2 = (ExpertHead(n_hidden, n_latent, n_latent * joint.sends) for _ in range(2))
-        self.enc_z = Encoder(sizes.n_vars, head, hidden_rate=hidden_rate, **encoder)
-        self.enc_z2 = Encoder(sizes.n_vars2, head2, **encoder)
-        self.dec_x = Stack(n_latent, **width, **known)
-        self.dec_x2 = Stack(n_latent, **width, **{**known, "n_cont": sizes.n_cont + 1})
+        self.networks, n_latent, known = networks, networks.n_latent, sizes.covariates
+        seen = known if networks.encode_covariates else {}
+        head, head2 = (ExpertHead(networks.n_hidden, n_latent, n_latent * joint.sends) for _ in range(2))
+        self.enc_z = networks.encoder(sizes.n_vars, head, hidden_rate=hidden_rate, **seen)
+        self.enc_z2 = networks.encoder(sizes.n_vars2, head2, **seen)
+        self.dec_x = networks.decoder(n_latent, **known)
+        self.dec_x2 = networks.decoder(n_latent, **{**known, "n_cont": sizes.n_cont + 1})
         self.register_buffer("middle", torch.zeros(sizes.n_vars2))
         self.register_buffer("usual_log_ell", torch.zeros(()))
 
@@ -107,7 +96,7 @@ class POISEVAE(VAEModule):
     def encode(self, batch: Batch) -> Posterior:
         assert batch.x2 is not None
         x2 = self.likelihood2.features(batch.x2) - self.middle
-        known = (batch.removed, batch.cont) if self.encode_covariates else ()
+        known = (batch.removed, batch.cont) if self.networks.encode_covariates else ()
         told = self.enc_z(self.likelihood.features(batch.x), *known), self.enc_z2(x2.nan_to_num(0.0), *known)
         return self.joint.posterior(told, self.seen(batch))
 

@@ -27,7 +27,7 @@ from torch.distributions import kl_divergence
 from scalloy.blocks import divergences as div
 from scalloy.blocks.distributions import Delta, standard_normal
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.networks import Encoder, GaussianHead, Layer, Stack
+from scalloy.blocks.networks import GaussianHead, Layer, NetworkSettings
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
 
@@ -40,8 +40,8 @@ class TRVAE(VAEModule):
         Sizes of the data.
     likelihood
         Likelihood of the counts, given a hidden vector of size ``n_hidden``.
-    n_layers
-        Number of hidden layers of the encoder, and of the decoder including its first layer.
+    networks
+        Settings of the networks; the decoder's first layer is one of its ``n_layers``.
     inject_all
         Whether the decoder layers after the first one see the condition too.
     published_kernel
@@ -56,31 +56,24 @@ class TRVAE(VAEModule):
         self,
         sizes: Sizes,
         likelihood: Likelihood,
+        networks: NetworkSettings,
         *,
-        n_hidden: int = 128,
-        n_latent: int = 10,
-        n_layers: int = 2,
-        dropout_rate: float = 0.1,
-        norm: str = "layer",
         inject_all: bool = True,
         published_kernel: bool = False,
         by_label: bool = False,
         sum_pairs: bool = False,
     ) -> None:
         super().__init__()
-        self.likelihood, self.n_latent = likelihood, n_latent
+        self.likelihood, self.n_latent, n_hidden = likelihood, networks.n_latent, networks.n_hidden
         self.published_kernel, self.by_label, self.sum_pairs = published_kernel, by_label, sum_pairs
         self.n_conditions, self.n_sets = sizes.n_conditions, sizes.n_labels + 1  # one for unlabelled cells
         removed, all_known = sizes.removed, (*sizes.removed, sizes.n_conditions)
         self.after = len(all_known) if inject_all else len(removed)
-        width: dict[str, Any] = {"norm": norm, "n_cont": sizes.n_cont}
-        hidden = {"n_hidden": n_hidden, **width}
-        encoder = {"n_layers": n_layers, "n_cats": all_known, "dropout_rate": dropout_rate, **hidden}
-        self.enc_z = Encoder(sizes.n_vars, GaussianHead(n_hidden, n_latent), **encoder)
-        self.dec_h = Layer(n_latent, n_hidden, n_cats=all_known, **width)
-        self.dec_x = Stack(
-            n_hidden, n_layers=n_layers - 1, n_cats=all_known if inject_all else removed, **hidden
-        )
+        known: dict[str, Any] = {"n_cats": all_known, "n_cont": sizes.n_cont}
+        self.enc_z = networks.encoder(sizes.n_vars, GaussianHead(n_hidden, self.n_latent), **known)
+        self.dec_h = Layer(self.n_latent, n_hidden, norm=networks.norm, **known)
+        later = known if inject_all else sizes.covariates
+        self.dec_x = networks.decoder(n_hidden, n_layers=networks.n_layers - 1, **later)
 
     def encode(self, batch: Batch) -> Distributions:
         known = (*batch.removed, batch.condition)

@@ -24,7 +24,7 @@ from torch.distributions import kl_divergence
 
 from scalloy.blocks.distributions import gaussian, standard_normal
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.networks import Encoder, GaussianHead, Stack
+from scalloy.blocks.networks import GaussianHead, NetworkSettings
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
 
@@ -52,41 +52,32 @@ class VAE(VAEModule):
         Sizes of the data.
     likelihood
         Likelihood of the counts, given a hidden vector of size ``n_hidden``.
+    networks
+        Settings of the networks.
     library_prior
         Prior of the library size, which is then a latent. ``None`` uses the observed library size.
-    encode_covariates
-        Whether the encoder sees the batch and the covariates too.
     """
 
     def __init__(
         self,
         sizes: Sizes,
         likelihood: Likelihood,
+        networks: NetworkSettings,
         *,
-        n_hidden: int = 128,
-        n_latent: int = 10,
-        n_layers: int = 1,
-        dropout_rate: float = 0.1,
-        norm: str = "layer",
-        encode_covariates: bool = False,
         library_prior: LibraryPrior | None = None,
     ) -> None:
         super().__init__()
         self.likelihood, self.library_prior = likelihood, library_prior
-        self.n_latent, self.encode_covariates = n_latent, encode_covariates
-        width: dict[str, Any] = {"n_hidden": n_hidden, "norm": norm}
-        known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
-        encoder = {**width, "dropout_rate": dropout_rate, **(known if encode_covariates else {})}
-        head = GaussianHead(n_hidden, n_latent)
-        self.enc_z = Encoder(sizes.n_vars, head, n_layers=n_layers, **encoder)
+        self.networks, self.n_latent, n_hidden = networks, networks.n_latent, networks.n_hidden
+        seen = sizes.covariates if networks.encode_covariates else {}
+        self.enc_z = networks.encoder(sizes.n_vars, GaussianHead(n_hidden, self.n_latent), **seen)
         if library_prior is not None:
-            head = GaussianHead(n_hidden, 1)
-            self.enc_ell = Encoder(sizes.n_vars, head, n_layers=1, **encoder)
-        self.dec_x = Stack(n_latent, n_layers=n_layers, **width, **known)
+            self.enc_ell = networks.encoder(sizes.n_vars, GaussianHead(n_hidden, 1), n_layers=1, **seen)
+        self.dec_x = networks.decoder(self.n_latent, **sizes.covariates)
 
     def encode(self, batch: Batch) -> Distributions:
         x = self.likelihood.features(batch.x)
-        known = (batch.removed, batch.cont) if self.encode_covariates else ()
+        known = (batch.removed, batch.cont) if self.networks.encode_covariates else ()
         q: Distributions = {"z": self.enc_z(x, *known)}
         if self.library_prior is not None:
             q["ell"] = self.enc_ell(x, *known)

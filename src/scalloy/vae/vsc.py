@@ -25,13 +25,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.networks import Encoder, Stack
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.blocks.spike_slab import SpikeSlab, SpikeSlabHead, SpikeSlabMixture, kl_gates, kl_slab, kl_spike
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 
@@ -65,13 +64,8 @@ class VSC(VAEModule):
         self,
         sizes: Sizes,
         likelihood: Likelihood,
+        networks: NetworkSettings,
         *,
-        n_hidden: int = 128,
-        n_latent: int = 30,
-        n_layers: int = 1,
-        dropout_rate: float = 0.1,
-        norm: str = "layer",
-        encode_covariates: bool = False,
         dec_x: nn.Module | None = None,
         alpha: float = 0.1,
         pseudo_inputs: Tensor | None = None,
@@ -79,20 +73,18 @@ class VSC(VAEModule):
         slab_warmup: float = 0.0,
     ) -> None:
         super().__init__()
-        self.likelihood, self.n_latent = likelihood, n_latent
-        self.encode_covariates, self.slab_warmup = encode_covariates, slab_warmup
-        width: dict[str, Any] = {"n_hidden": n_hidden, "n_layers": n_layers, "norm": norm}
-        known: dict[str, Any] = {"n_cats": sizes.removed, "n_cont": sizes.n_cont}
-        encoder = {**width, "dropout_rate": dropout_rate, **(known if encode_covariates else {})}
-        head = SpikeSlabHead(n_hidden, n_latent, temperature=temperature)
-        self.enc_z = Encoder(sizes.n_vars, head, **encoder)
-        self.dec_x = Stack(n_latent, **width, **known) if dec_x is None else dec_x
+        self.likelihood, self.networks, self.n_latent = likelihood, networks, networks.n_latent
+        self.slab_warmup = slab_warmup
+        head = SpikeSlabHead(networks.n_hidden, self.n_latent, temperature=temperature)
+        seen = sizes.covariates if networks.encode_covariates else {}
+        self.enc_z = networks.encoder(sizes.n_vars, head, **seen)
+        self.dec_x = networks.decoder(self.n_latent, **sizes.covariates) if dec_x is None else dec_x
         self.pseudo_inputs = None if pseudo_inputs is None else nn.Parameter(pseudo_inputs)
         self.register_buffer("alpha", torch.tensor(alpha))
         self.register_buffer("slab", torch.tensor(float(slab_warmup == 0)))
 
     def encode(self, batch: Batch) -> Distributions:
-        known = (batch.removed, batch.cont) if self.encode_covariates else ()
+        known = (batch.removed, batch.cont) if self.networks.encode_covariates else ()
         return {"z": self.enc_z(self.likelihood.features(batch.x), *known)}
 
     def draw(self, q: Distributions, sample_shape: tuple[int, ...] = ()) -> Latents:

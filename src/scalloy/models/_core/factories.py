@@ -38,7 +38,6 @@ SecondLikelihood = Literal["background", "nb", "normal", "bernoulli"]
 JointKind = Literal["poise", "gaussian", "independent", "product", "mixture"]
 Library = Literal["observed", "learned", "none"]
 CONDITIONING = ("decoder", "shared", "interaction", "full")
-NORMS = ("layer", "batch", "none")
 DISPERSIONS = ("gene", "gene-batch", "gene-cell")
 LIBRARIES = ("observed", "learned", "none")
 FREE, MANY, PER_CLUSTER = 5, 25, 1.5  # clusters beside the labels; components, at least
