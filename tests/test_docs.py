@@ -133,6 +133,7 @@ def pages_to_run():
     return [p for p in PAGES if blocks(p) and (p in {*PREPARED, *CHECKED} or f'"{p}"' not in tests)]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # few cells, trained for a moment
 @pytest.mark.parametrize("page", pages_to_run())
 def test_page_runs(page, short, tmp_path, monkeypatch):
     """Code of a page as it stands; the objects that it takes for granted are small."""
@@ -185,6 +186,7 @@ def test_files_page_runs(cells, quick, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "checkpoint.json").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:No cell has the label")  # all are labelled in the page
 def test_large_page_runs(quick, tmp_path, monkeypatch):
     """As it stands, on two small files."""
     import anndata

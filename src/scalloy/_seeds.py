@@ -97,7 +97,17 @@ def _swapped(seed: int) -> Iterator[None]:
 
 
 def repeatable(init: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a constructor so that the initial weights of the model depend on its ``seed`` alone."""
+    """Decorate a constructor so that the initial weights of the model depend on its ``seed`` alone.
+
+    Examples
+    --------
+    >>> class Model:
+    ...     @sa.models.repeatable
+    ...     def __init__(self, *, seed=None):
+    ...         self.weights = np.random.normal(size=3)
+    >>> Model(seed=1).weights.tolist() == Model(seed=1).weights.tolist()
+    True
+    """
 
     @wraps(init)
     def made(self: Any, *args: Any, seed: int | None = None, **kwargs: Any) -> None:

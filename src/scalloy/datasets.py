@@ -31,15 +31,19 @@ DOWNLOADS = {
 def kang(*, full: bool = False) -> AnnData:
     """Load PBMC of eight lupus patients, control and stimulated with interferon beta (Kang et al. 2018).
 
-    The embedded subset, made by ``scripts/make_kang_subset.py``, holds raw counts of 2,500 variable genes in
-    about 6,000 cells of all eight cell types, both conditions and all donors. Columns of ``.obs``:
-    ``cell_type``, ``condition`` (control / stimulated), ``batch`` (donor), ``label_source`` and, in the
-    subset, ``n_counts`` over all genes.
+    The embedded subset (``scripts/make_kang_subset.py``) holds raw counts of 2,500 variable genes in about
+    6,000 cells of all eight types, both conditions and all donors. Columns of ``.obs``: ``cell_type``,
+    ``condition``, ``batch`` (donor), ``label_source`` and, in the subset, ``n_counts`` over all genes.
 
     Parameters
     ----------
     full
         Whether to load all 16,412 cells and 13,966 genes, found or downloaded by :func:`fetch`.
+
+    Examples
+    --------
+    >>> sa.datasets.kang().obs["condition"].cat.categories.tolist()
+    ['control', 'stimulated']
     """
     if full:
         adata = ad.read_h5ad(fetch("kang_pbmc.h5ad"))
@@ -62,6 +66,11 @@ def citeseq(*, full: bool = False) -> AnnData:
     ----------
     full
         Whether to load all 6,661 cells, found or downloaded by :func:`fetch`.
+
+    Examples
+    --------
+    >>> sa.datasets.citeseq().obsm["protein_counts"].shape
+    (2500, 14)
     """
     if full:
         return ad.read_h5ad(fetch("pbmc10k_citeseq.h5ad"))
@@ -70,7 +79,12 @@ def citeseq(*, full: bool = False) -> AnnData:
 
 
 def pbmc3k() -> AnnData:
-    """Load raw counts of the 2,638 PBMC (nine cell types) of Seurat's tutorial; see :func:`fetch`."""
+    """Load raw counts of the 2,638 PBMC (nine cell types) of Seurat's tutorial; see :func:`fetch`.
+
+    Examples
+    --------
+    >>> adata = sa.datasets.pbmc3k()  # doctest: +SKIP
+    """
     return ad.read_h5ad(fetch("pbmc3k.h5ad"))
 
 
@@ -83,6 +97,10 @@ def labelled(name: str) -> AnnData:
         Name of the data set: ``"pbmc4k_dcc"`` (4,271 PBMC, 8 types), ``"mouse_bladder_2746"`` (16 types),
         ``"zeisel_cortex"`` (3,005 cells, 7 classes), ``"paul15"`` (2,730 cells, 19 clusters of a continuum),
         ``"pbmc_4study"`` (12,588 PBMC of four studies) or ``"pbmc3k"``.
+
+    Examples
+    --------
+    >>> adata = sa.datasets.labelled("paul15")  # doctest: +SKIP
     """
     return ad.read_h5ad(fetch(f"{name}.h5ad"))
 
@@ -99,6 +117,10 @@ def digits(n: int | None = None, *, seed: int = 0) -> AnnData:
         Number of images to draw at random; ``None`` returns all 60,000.
     seed
         Random seed of the draw.
+
+    Examples
+    --------
+    >>> adata = sa.datasets.digits(1000)  # doctest: +SKIP
     """
     pixels, labels = (
         np.frombuffer(gzip.decompress(fetch(f"mnist/train-{kind}-ubyte.gz").read_bytes()), np.uint8)[skip:]
@@ -124,6 +146,10 @@ def fetch(name: str) -> Path:
     ----------
     name
         File name, a key of :data:`DOWNLOADS`.
+
+    Examples
+    --------
+    >>> path = sa.datasets.fetch("pbmc3k.h5ad")  # doctest: +SKIP
     """
     if name not in DOWNLOADS:
         msg = f"`name={name!r}` is not known. Pass one of: {', '.join(DOWNLOADS)}."
@@ -175,14 +201,11 @@ def simulate(
         Number of features of a second modality in ``obsm["protein_counts"]``; there is none if 0.
     proportions
         Proportions of the clusters; ``None`` makes them equal.
-    theta
-        Inverse dispersion of the counts.
-    library
-        Median library size.
-    effect
-        Standard deviation, across the genes that respond, of a condition's effect on the log scale.
-    batch_effect
-        Standard deviation of a batch's effect on the log scale.
+    theta, library
+        Inverse dispersion of the counts, and median library size.
+    effect, batch_effect
+        Standard deviation of a condition's effect (across the genes that respond) and of a batch's effect on
+        the log scale.
     seed
         Random seed.
 
@@ -191,6 +214,11 @@ def simulate(
     AnnData with the columns ``cluster``, ``condition`` and ``batch`` in ``obs``, the true mean of each cell
     in ``layers["mean"]``, its mean under each condition in ``layers["mean_<condition>"]``, and the true
     inverse dispersion in ``uns["theta"]``.
+
+    Examples
+    --------
+    >>> sorted(sa.datasets.simulate(100, 20).layers)
+    ['mean', 'mean_control', 'mean_treated_1']
     """
     rng = np.random.default_rng(seed)
     shares = np.full(n_clusters, 1 / n_clusters) if proportions is None else np.asarray(proportions)
@@ -261,19 +289,15 @@ def programs(
 
     Parameters
     ----------
-    n_obs, n_vars
-        Number of cells and genes.
-    n_programs
-        Number of programs.
+    n_obs, n_vars, n_programs
+        Number of cells, genes and programs.
     active
         Probability that a program is on in a cell.
     signed
         Whether activities of programs that are on are standard normal and effects have either sign; otherwise
         activities are gamma distributed with mean 1 and variance 1/4, and effects are positive.
-    theta
-        Inverse dispersion of the counts.
-    library
-        Median library size.
+    theta, library
+        Inverse dispersion of the counts, and median library size.
     seed
         Random seed.
 
@@ -281,6 +305,11 @@ def programs(
     -------
     AnnData with the activities (cells x programs) in ``obsm["programs"]`` and the effects (genes x programs)
     in ``varm["programs"]``.
+
+    Examples
+    --------
+    >>> sa.datasets.programs(100, 50).obsm["programs"].shape
+    (100, 8)
     """
     rng = np.random.default_rng(seed)
     on = rng.random((n_obs, n_programs)) < active
@@ -301,9 +330,7 @@ def programs(
 
 
 def poisson_genes(n_obs: int = 2000, *, n_vars: int = 10, seed: int = 0) -> AnnData:
-    """Simulate independent Poisson genes with rates 1, 2, ..., ``n_vars``.
-
-    The rates are in ``var["rate"]``. This is the check of the scVAE review.
+    """Simulate independent Poisson genes with ``var["rate"]`` 1, 2, ..., the check of the scVAE review.
 
     Parameters
     ----------
@@ -311,6 +338,11 @@ def poisson_genes(n_obs: int = 2000, *, n_vars: int = 10, seed: int = 0) -> AnnD
         Number of cells and genes.
     seed
         Random seed.
+
+    Examples
+    --------
+    >>> sa.datasets.poisson_genes(100, n_vars=3).var["rate"].tolist()
+    [1.0, 2.0, 3.0]
     """
     rate = np.arange(1, n_vars + 1, dtype=float)
     counts = np.random.default_rng(seed).poisson(rate, (n_obs, n_vars)).astype(np.float32)
@@ -344,6 +376,11 @@ def blobs(
         Mean shift of a treated cluster in each dimension.
     seed
         Random seed.
+
+    Examples
+    --------
+    >>> sa.datasets.blobs(10, n_vars=2).shape  # 5 clusters under 2 conditions
+    (100, 2)
     """
     rng = np.random.default_rng(seed)
     centre = rng.uniform(0, 10, (n_clusters, n_vars))

@@ -133,6 +133,7 @@ def test_matching_of_clusters():
     assert scores(truth, np.zeros(81, dtype=int))["large_types_lost"] == 1  # "b"; "c" is too small to count
 
 
+@pytest.mark.filterwarnings("ignore:No cell has the label")  # in the study with labels
 def test_labels_between_studies(monkeypatch):
     cells = sa.datasets.simulate(600, 80, n_clusters=4, n_conditions=1, n_batches=2, seed=0)
     cells.obs["cell_type"] = cells.obs["cluster"].astype(str)

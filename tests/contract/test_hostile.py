@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 import scalloy as sa
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # odd cells are warned of
+
 SIZES = {"GMVAE": {"n_clusters": 3}, "POISEVAE": {"n_chains": 8}}
 CLASSES = ("AE", "VAE", "BetaVAE", "GMVAE", "CGMDVAE", "TRVAE", "BetaVSC", "POISEVAE")
 

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 import scalloy as sa
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # odd cells are warned of
+
 mpl.use("Agg")
 #: Names of columns, most of which are right.
 keys = st.sampled_from(["condition", "cluster", "donor", "batch", "lane", "score", *ODD_KEYS.values()])

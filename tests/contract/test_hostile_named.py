@@ -12,6 +12,8 @@ from hostile.strategies import COLUMNS, SHORT, SMALL
 
 import scalloy as sa
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # odd cells are warned of
+
 SAID = {
     "x:inf": "holds NaN or infinite values in 1 cell",
     "x:minus infinity": "holds NaN or infinite values in 1 cell",

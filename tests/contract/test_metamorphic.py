@@ -315,13 +315,13 @@ def check(known, name, method, relation, *, still=False):
     same(METHODS[method](model, cells, known.folder), expected, part=still)
 
 
-@pytest.mark.parametrize(("name", "method", "relation"), asked(SAME_ORDER))
+@pytest.mark.parametrize(("name", "method", "relation"), list(asked(SAME_ORDER)))
 def test_the_same_cells_in_another_form(known, name, method, relation):
     """To the last draw: what is drawn depends on the seed and on the order of the cells, no more."""
     check(known, name, method, relation)
 
 
-@pytest.mark.parametrize(("name", "method", "relation"), asked(OTHER_CELLS))
+@pytest.mark.parametrize(("name", "method", "relation"), list(asked(OTHER_CELLS)))
 def test_other_cells(known, name, method, relation):
     """Without noise, what is said of a cell depends on this cell, wherever it stands and beside whom."""
     with without_noise():

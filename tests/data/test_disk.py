@@ -371,7 +371,9 @@ def test_models_of_stores_are_saved_and_mapped(trained, store, tmp_path, quick):
     ],
 )
 def test_a_store_is_checked_to_its_last_cell(cells, small, tmp_path, value, message):
-    cells.X[-1] = value
+    x = cells.X.tolil()
+    x[-1] = value
+    cells.X = sp.csr_matrix(x)
     store = sa.data.write_store(cells, tmp_path / "cells.zarr", shuffle=False)
     with pytest.raises(ValueError, match=rf"{message}.*cell_199"):
         sa.VAE.setup_anndata(store)

@@ -195,8 +195,7 @@ def test_killed_while_it_saves(tmp_path):
         which = [bool(np.allclose(z, code, atol=1e-5)) for code in codes]
         assert any(which)
         seen.add(which.index(True))
-    saver.stdin.close()
-    saver.wait()
+    saver.communicate()
     assert seen == {0, 1}
     for file in target.iterdir():
         os.utime(file, (0, 0))

@@ -44,6 +44,12 @@ class LatentShift:
         Whether to average treated and control cells over the same types, each type with the same weight.
     **settings
         Settings of the :class:`~scalloy.BetaVAE`; those of scGen are the defaults.
+
+    Examples
+    --------
+    >>> scgen = sa.baselines.LatentShift(adata, condition_key="condition", labels_key="cluster", n_hidden=16)
+    >>> scgen.train(max_epochs=1, enable_progress_bar=False)
+    >>> treated = scgen.transfer(adata[adata.obs["condition"] == "control"].copy(), to="treated_1")
     """
 
     def __init__(
@@ -63,6 +69,12 @@ class LatentShift:
             Maximum number of epochs; ``None`` chooses by the number of cells.
         **kwargs
             Further arguments of :meth:`scalloy.VAE.train`.
+
+        Examples
+        --------
+        >>> keys = {"condition_key": "condition", "labels_key": "cluster"}
+        >>> scgen = sa.baselines.LatentShift(adata, **keys, n_hidden=16)
+        >>> scgen.train(max_epochs=1, enable_progress_bar=False)
         """
         self.model.train(max_epochs=max_epochs, **kwargs)
 
@@ -75,6 +87,14 @@ class LatentShift:
             Conditions from which and to which to predict.
         without
             Type to predict. Its treated cells are left out; if ``matched``, its control cells are too.
+
+        Examples
+        --------
+        >>> keys = {"condition_key": "condition", "labels_key": "cluster"}
+        >>> scgen = sa.baselines.LatentShift(adata, **keys, n_hidden=16, n_latent=5)
+        >>> scgen.train(max_epochs=1, enable_progress_bar=False)
+        >>> scgen.delta("control", "treated_1", without="cluster_0").shape
+        (5,)
         """
         return self._delta(self.model.get_latent_representation(), source, to, without)
 
@@ -110,6 +130,13 @@ class LatentShift:
         Returns
         -------
         AnnData with expected log-normalised expression in ``.X``.
+
+        Examples
+        --------
+        >>> keys = {"condition_key": "condition", "labels_key": "cluster"}
+        >>> scgen = sa.baselines.LatentShift(adata, **keys, n_hidden=16)
+        >>> scgen.train(max_epochs=1, enable_progress_bar=False)
+        >>> treated = scgen.transfer(adata[adata.obs["condition"] == "control"].copy(), to="treated_1")
         """
         cells = self.model.reader.fitting(cells)
         check_keys(cells, {"condition_key": self.condition_key, "labels_key": self.labels_key})

@@ -59,6 +59,12 @@ class CrossModal:
         Key of ``.obsm`` with the proteins.
     seed
         Random seed of the neural network.
+
+    Examples
+    --------
+    >>> simple = sa.baselines.CrossModal(adata, "ridge")
+    >>> simple.train()
+    >>> proteins = simple.predict("prot", from_="rna")
     """
 
     def __init__(
@@ -77,7 +83,13 @@ class CrossModal:
         self._fitted: dict[str, Any] = {}
 
     def train(self) -> None:
-        """Fit the predictions in both directions."""
+        """Fit the predictions in both directions.
+
+        Examples
+        --------
+        >>> simple = sa.baselines.CrossModal(adata, "knn")
+        >>> simple.train()
+        """
         genes, proteins = self._genes(self.adata), self._proteins(self.adata)
         for name, x, y in (("prot", genes, proteins), ("rna", proteins, genes[:, :-1])):
             self._fitted[name] = make_pipeline(StandardScaler(), self._regression(x, y)).fit(x, y)
@@ -108,6 +120,13 @@ class CrossModal:
             Modality to predict it from, the other one of the two.
         adata
             Cells to predict; ``None`` uses the training cells.
+
+        Examples
+        --------
+        >>> simple = sa.baselines.CrossModal(adata)
+        >>> simple.train()
+        >>> list(simple.predict("prot", from_="rna"))
+        ['protein_0', 'protein_1', 'protein_2']
         """
         one_of("modality", modality, ("rna", "prot"))
         if from_ == modality:
@@ -154,13 +173,26 @@ class ProbabilisticCCA(RegressorMixin, BaseEstimator):
     ----------
     n_components
         Number of latents, at most the number of columns of either view.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(50, 2))
+    >>> cca = sa.baselines.ProbabilisticCCA(1).fit(x, -x[:, :1])
+    >>> cca.correlations_.round(2).tolist()
+    [1.0]
     """
 
     def __init__(self, n_components: int = 10) -> None:
         self.n_components = n_components
 
     def fit(self, x: Table, y: Table) -> ProbabilisticCCA:
-        """Fit the model to two views of the same cells; frames are matched by the names of the cells."""
+        """Fit the model to two views of the same cells; frames are matched by the names of the cells.
+
+        Examples
+        --------
+        >>> x = np.random.default_rng(0).normal(size=(50, 2))
+        >>> cca = sa.baselines.ProbabilisticCCA(1).fit(x, -x[:, :1])
+        """
         self._columns = names_of("columns", {"x": x}, {"x": ("cells", "columns")})
         given = in_one_order({"x": x, "y": y}, {"x": ("cells", "_"), "y": ("cells", "_")})
         x, y = numbers(2, fit="rows", least=2, **given)
@@ -185,7 +217,14 @@ class ProbabilisticCCA(RegressorMixin, BaseEstimator):
         return self
 
     def transform(self, x: Table) -> np.ndarray:
-        """Return the mean of the latent given the first view; columns of frames are matched by name."""
+        """Return the mean of the latent given the first view; columns of frames are matched by name.
+
+        Examples
+        --------
+        >>> x = np.random.default_rng(0).normal(size=(50, 2))
+        >>> sa.baselines.ProbabilisticCCA(1).fit(x, -x[:, :1]).transform(x).shape
+        (50, 1)
+        """
         if self._columns is not None:
             axes = {"first view": ("columns",), "x": ("cells", "columns")}
             x = in_one_order({"first view": self._columns, "x": x}, axes)["x"]
@@ -196,5 +235,13 @@ class ProbabilisticCCA(RegressorMixin, BaseEstimator):
         return (x - self.means_[0]) @ self.codes_[0]
 
     def predict(self, x: Table) -> np.ndarray:
-        """Return the mean of the second view given the first."""
+        """Return the mean of the second view given the first.
+
+        Examples
+        --------
+        >>> x = np.random.default_rng(0).normal(size=(50, 2))
+        >>> cca = sa.baselines.ProbabilisticCCA(1).fit(x, -x[:, :1])
+        >>> cca.predict(np.array([[1.0, 0.0]])).round(2).tolist()
+        [[-1.0]]
+        """
         return self.means_[1] + self.transform(x) @ self.loadings_[1].T

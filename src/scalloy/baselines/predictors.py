@@ -118,7 +118,13 @@ class Baseline:
         self._moments: dict[float, Moments] = {}
 
     def train(self, **_: Any) -> None:
-        """Compute the moments of each type under each condition; arguments for models are ignored."""
+        """Compute the moments of each type under each condition; arguments for models are ignored.
+
+        Examples
+        --------
+        >>> simple = sa.baselines.Baseline(adata, condition_key="condition", labels_key="cluster")
+        >>> simple.train()
+        """
         self._moments_at(SCALE)
 
     def _moments_at(self, target_sum: float) -> Moments:
@@ -155,6 +161,13 @@ class Baseline:
         AnnData with expected log-normalised expression in ``.X``. ``"add and thin"`` also puts its counts
         into ``.layers["counts"]``, and the two pooling methods put the standard deviation of their predicted
         means into ``.uns["transfer"]["sd"]``.
+
+        Examples
+        --------
+        >>> keys = {"condition_key": "condition", "labels_key": "cluster"}
+        >>> simple = sa.baselines.Baseline(adata, "mean shift", **keys)
+        >>> simple.train()
+        >>> treated = simple.transfer(adata[adata.obs["condition"] == "control"].copy(), to="treated_1")
         """
         totals(target_sum=target_sum)
         moments = self._moments_at(float(target_sum))
@@ -225,6 +238,13 @@ def register(name: str, function: Shift, **settings: Sequence[Any]) -> None:
         It returns the change of that group, by gene.
     **settings
         Further arguments of the function, each with the values from which :func:`tuned` chooses.
+
+    Examples
+    --------
+    >>> def half(control, shift, to):
+    ...     return 0.5 * shift.mean(0)
+    >>> sa.baselines.register("half the mean shift", half)
+    >>> del sa.baselines.SHIFTS["half the mean shift"]
     """
     check_function("function", function, ("control", "shift", "to"), by_name=settings)
     SHIFTS.add(name, (function, {k: tuple(v) for k, v in settings.items()}), taken=METHODS)

@@ -32,6 +32,12 @@ def mean_shift(control: Table, shift: Table, to: Values) -> np.ndarray:
         Mean expression of the controls of the other groups and its change, groups x genes.
     to
         Mean expression of the controls of the group to predict, by gene.
+
+    Examples
+    --------
+    >>> control, shift = np.array([[0, 1], [1, 0]]), np.array([[2, 0], [4, 0]])
+    >>> sa.baselines.mean_shift(control, shift, to=np.array([0, 1])).tolist()
+    [3.0, 0.0]
     """
     return shift.mean(0) + 0 * to
 
@@ -156,6 +162,13 @@ def kernel_ridge(
         Ridge penalty, which is added to the diagonal of the kernel.
     width
         Width of the kernel in units of ``m``.
+
+    Examples
+    --------
+    >>> control, shift = np.array([[0, 1], [1, 0]]), np.array([[2, 0], [4, 0]])
+    >>> predicted = sa.baselines.kernel_ridge(control, shift, to=np.array([0, 1]))  # a group like the first
+    >>> predicted.round(2).tolist()
+    [2.14, 0.0]
     """
     mean, scale = shift.mean(0), width * typical_distance(control)
     if scale == 0:
@@ -195,6 +208,12 @@ def tuned(name: str, control: Table, shift: Table) -> dict[str, Any]:
         Name of the predictor, a key of :data:`SHIFTS`.
     control, shift
         Mean expression of the controls of the groups and its change, groups x genes.
+
+    Examples
+    --------
+    >>> control = np.random.default_rng(0).normal(size=(8, 30))  # groups x genes
+    >>> list(sa.baselines.tuned("kernel ridge", control, shift=0.5 * control))
+    ['ridge', 'width']
     """
     predict, grid = SHIFTS[name]
     if not grid or len(control) < 3:

@@ -50,6 +50,14 @@ def to_cell_eval(
     Returns
     -------
     Predicted and real cells, with the same conditions and with the genes in the same order.
+
+    Examples
+    --------
+    >>> predicted = model.transfer(adata[adata.obs["condition"] == "control"].copy(), to="treated_1")
+    >>> keys = {"condition_key": "condition", "control": "control"}
+    >>> predicted, real = sa.benchmark.to_cell_eval(predicted, adata, **keys)
+    >>> predicted.obs["condition"].value_counts().to_dict()
+    {'treated_1': 102, 'control': 102}
     """
     names = real.obs[condition_key].astype(str)
     one_of("control", control, list(names.unique()))

@@ -55,6 +55,11 @@ def clustering(
         Whether to include the thesis' formulation, ``CGMDVAE.original`` (its networks are large).
     **model
         Arguments of CGMDVAE.
+
+    Examples
+    --------
+    >>> table = sa.benchmark.clustering(["pbmc3k"], seeds=[0])  # doctest: +SKIP
+    >>> table.groupby("method")["ari"].median()  # doctest: +SKIP
     """
     rows: list[dict[str, Any]] = []
     for name in data:

@@ -51,6 +51,12 @@ def cost(
         Number of epochs of each measurement.
     repeats
         Number of measurements.
+
+    Examples
+    --------
+    >>> table = sa.benchmark.cost("kang_subset", n_clusters=[1], n_genes=100, max_epochs=2, repeats=1)
+    >>> list(table)
+    ['n_clusters', 'decoded', 'ratio', 'lowest', 'highest']
     """
     adata = load(data, n_genes)
     kinds: list[tuple[int, int | str]] = [(k, 2) for k in n_clusters]

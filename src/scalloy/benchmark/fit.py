@@ -57,6 +57,13 @@ def fit(
         Maximum number of epochs of our models and of SCVI; ``None`` uses the default of each.
     n_mc_samples
         Number of samples for the marginal log-likelihood.
+
+    Examples
+    --------
+    >>> short = {"n_genes": 100, "max_epochs": 1, "scvi_epochs": 1, "n_mc_samples": 2}
+    >>> table = sa.benchmark.fit(["kang_subset"], seeds=[0], **short)
+    >>> table["model"].tolist()
+    ['VAE', 'SCVI']
     """
     one_of("gene_likelihood", gene_likelihood, ("nb", "zinb"))
     rows: list[dict[str, Any]] = []

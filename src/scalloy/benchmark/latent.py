@@ -77,6 +77,11 @@ def latent(
     after a line through each gene), ``elbo`` (held-out, nats per cell), ``hoyer`` (sparsity of the code in
     [0, 1]), ``off`` (share of latents that are off), ``seconds`` per epoch, and ``time`` as a ratio to the AE
     with the same likelihood, size and seed.
+
+    Examples
+    --------
+    >>> table = sa.benchmark.latent(["pbmc3k"], n_latent=[10], seeds=[0])  # doctest: +SKIP
+    >>> table[["model", "likelihood", "knn", "hoyer"]]  # doctest: +SKIP
     """
     for name in gene_likelihood:
         one_of("gene_likelihood", name, LIKELIHOODS)

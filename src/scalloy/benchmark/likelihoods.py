@@ -69,6 +69,13 @@ def likelihoods(
         Maximum number of epochs; ``None`` uses the default.
     n_mc_samples
         Number of samples of the importance-weighted estimate.
+
+    Examples
+    --------
+    >>> short = {"models": ["VAE"], "seeds": [0], "n_genes": 100, "max_epochs": 1}
+    >>> table = sa.benchmark.likelihoods(["kang_subset"], ["poisson", "nb"], **short)
+    >>> table["likelihood"].tolist()
+    ['nb', 'poisson']
     """
     chosen = list(likelihood or LIKELIHOODS)
     for name in chosen:

@@ -60,6 +60,12 @@ def multimodal(
         Random seed of the folds and the training.
     max_epochs, totalvi_epochs
         Maximum number of epochs of our models and of totalVI; ``None`` uses the defaults.
+
+    Examples
+    --------
+    >>> table = sa.benchmark.multimodal("citeseq_subset", ["mean", "ridge"], n_folds=1)
+    >>> table["model"].tolist()
+    ['mean', 'ridge']
     """
     adata = load(data)
     rows: list[Row] = []

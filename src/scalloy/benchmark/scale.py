@@ -62,6 +62,11 @@ def scale(
         Numbers of genes, mixture components and latent dimensions, measured in memory.
     max_epochs
         Number of epochs of each measurement; if there are several, the first is not counted.
+
+    Examples
+    --------
+    >>> small = {"genes": [500], "components": [5], "latents": [10]}
+    >>> table = sa.benchmark.scale("kang_subset", cells=[1000], **small)  # doctest: +SKIP
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:

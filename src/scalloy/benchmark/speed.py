@@ -67,6 +67,11 @@ def speed(
         Number of epochs of SCVI in that measurement; ``None`` uses SCVI's default.
     device
         ``"cpu"`` or ``"cuda"``.
+
+    Examples
+    --------
+    >>> short = {"n_genes": [500], "max_epochs": 1, "repeats": 1, "defaults": False}
+    >>> table = sa.benchmark.speed("kang_subset", **short)  # doctest: +SKIP
     """
     rows = []
     for genes, lik in product(n_genes, gene_likelihood) if equal else ():

@@ -103,6 +103,13 @@ def transfer(
     -------
     One row for each type, condition, model and seed (-1 for models without randomness), and rows
     ``"ceiling"``, see :func:`scalloy.metrics.ceilings`.
+
+    Examples
+    --------
+    >>> held = {"labels_key": "cluster", "hold_out": "cluster_0", "min_cells": 5}
+    >>> table = sa.benchmark.transfer(adata, ["no change", "mean shift"], **held)
+    >>> table["method"].tolist()
+    ['ceiling', 'no change', 'mean shift']
     """
     adata = _cells(data, condition_key, labels_key)
     models = chosen(models, **model)

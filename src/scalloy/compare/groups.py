@@ -86,6 +86,14 @@ def groups(
     (the smallest p-value that so many donors or permutations allow); and ``n_permutations`` (without the real
     labeling). ``frame.attrs["null"]`` holds the statistics of the permutations for :func:`scalloy.pl.null`.
     Comparisons that are impossible have a ``note`` and no p-value.
+
+    Examples
+    --------
+    >>> cells = sa.datasets.blobs(20, n_clusters=2)
+    >>> cells.obsm["X_blobs"] = cells.X
+    >>> found = sa.compare.groups(cells, "X_blobs", groupby="condition", by="cluster", n_permutations=99)
+    >>> found["pvalue"].tolist()
+    [0.01, 0.01]
     """
     one_of("test", test, TESTS)
     check(unit, donor_key, n_permutations=n_permutations, at_least=at_least)

@@ -57,6 +57,12 @@ def witness(
     -------
     One row per cell of the two groups, by name: ``group``, ``donor`` (if there are donors), ``witness``,
     ``zscore`` (against the permutations), ``pvalue`` and ``padj`` (Benjamini-Hochberg over cells).
+
+    Examples
+    --------
+    >>> found = sa.compare.witness(model, groupby="condition", groups=("control", "treated_1"))
+    >>> list(found)
+    ['group', 'witness', 'zscore', 'pvalue', 'padj']
     """
     check(unit, donor_key, n_permutations=n_permutations, at_least=at_least)
     rng = np.random.default_rng(rng)
@@ -143,6 +149,12 @@ def genes(adata: AnnData, found: pd.DataFrame, *, layer: str | None = None) -> p
     One row per gene, the strongest first: ``correlation`` (mean over donors), ``spread`` (its standard
     deviation over donors) and ``n`` (number of donors in which the gene varies, or of groups if there are no
     donors).
+
+    Examples
+    --------
+    >>> found = sa.compare.witness(model, groupby="condition", groups=("control", "treated_1"))
+    >>> list(sa.compare.genes(adata, found))
+    ['correlation', 'spread', 'n']
     """
     if not check_type(adata).obs_names.is_unique:
         msg = "Names of cells occur more than once. Call `adata.obs_names_make_unique()` before `witness`."

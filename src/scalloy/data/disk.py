@@ -139,6 +139,12 @@ def open_store(path: str | Path) -> AnnData:
     ----------
     path
         Folder of a store that :func:`write_store` wrote, or of another AnnData in zarr whose ``.X`` is CSR.
+
+    Examples
+    --------
+    >>> store = sa.data.write_store(adata, folder / "cells.zarr")
+    >>> sa.data.open_store(folder / "cells.zarr").shape
+    (200, 40)
     """
     import zarr
 

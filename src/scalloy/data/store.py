@@ -144,6 +144,12 @@ def write_store(
     Returns
     -------
     AnnData whose counts stay on disk, as returned by :func:`open_store`.
+
+    Examples
+    --------
+    >>> store = sa.data.write_store(adata, folder / "cells.zarr")
+    >>> store[:5].to_memory().shape
+    (5, 40)
     """
     path = Path(path)
     several = isinstance(data, Iterable) and not isinstance(data, str | Path | AnnData)

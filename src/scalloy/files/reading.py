@@ -58,6 +58,12 @@ def read(path: str | Path) -> Any:
     ----------
     path
         Path of an ``.h5ad`` or ``.h5mu`` file, or of the folder of a zarr store.
+
+    Examples
+    --------
+    >>> adata.write_h5ad(folder / "cells.h5ad")
+    >>> sa.data.read(folder / "cells.h5ad").shape
+    (200, 40)
     """
     path = recovered(Path(path))
     if path.is_dir():

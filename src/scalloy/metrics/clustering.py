@@ -26,6 +26,11 @@ def matched(truth: Values, clusters: Values) -> np.ndarray:
     """Return the type of each cell by the best one-to-one assignment of clusters to types.
 
     Cells of clusters that are left over get ``None``.
+
+    Examples
+    --------
+    >>> sa.metrics.matched(["a", "a", "a", "b"], [0, 0, 1, 2]).tolist()
+    ['a', 'a', None, 'b']
     """
     truth, clusters = names(truth=truth, clusters=clusters)
     table = pd.crosstab(truth, clusters)
@@ -36,13 +41,25 @@ def matched(truth: Values, clusters: Values) -> np.ndarray:
 
 @by_name(truth="cells", clusters="cells")
 def hungarian_accuracy(truth: Values, clusters: Values) -> float:
-    """Share of cells whose type is the one that :func:`matched` assigns to their cluster."""
+    """Share of cells whose type is the one that :func:`matched` assigns to their cluster.
+
+    Examples
+    --------
+    >>> sa.metrics.hungarian_accuracy(["a", "a", "b", "b"], [0, 0, 0, 1])
+    0.75
+    """
     return float((matched(truth, clusters) == np.asarray(truth)).mean())
 
 
 @by_name(truth="cells", clusters="cells")
 def purity(truth: Values, clusters: Values) -> float:
-    """Share of cells that have the majority type of their cluster; rises with the number of clusters."""
+    """Share of cells that have the majority type of their cluster; rises with the number of clusters.
+
+    Examples
+    --------
+    >>> sa.metrics.purity(["a", "a", "b"], [0, 0, 1])
+    1.0
+    """
     truth, clusters = names(truth=truth, clusters=clusters)
     table = pd.crosstab(truth, clusters).to_numpy()
     return float(table.max(0).sum() / table.sum())
@@ -60,6 +77,12 @@ def knn_accuracy(z: Table, labels: Values, k: int = 15) -> float:
         Label of each cell.
     k
         Number of neighbours.
+
+    Examples
+    --------
+    >>> z = np.array([[0.0]] * 5 + [[9.0]] * 5)
+    >>> sa.metrics.knn_accuracy(z, ["a"] * 5 + ["b"] * 5, k=3)
+    1.0
     """
     (z,), (labels,) = numbers(2, z=z), names(labels=labels)
     if len(z) != len(labels) or pd.Series(labels.astype(str)).value_counts().max() < FOLDS:
@@ -83,6 +106,13 @@ def hoyer(z: Table) -> float:
     A cell has 0 if all its latents are equally large, and 1 if only one of them is not zero. Latents are
     divided by their standard deviation first (Mathieu et al., ICML 2019); those that do not vary count as
     zero. The result is NaN if there is only one latent, or if none varies.
+
+    Examples
+    --------
+    >>> sa.metrics.hoyer(np.eye(3))  # one latent for each cell
+    1.0
+    >>> sa.metrics.hoyer(np.array([[1, 1], [2, 2], [-1, -1]]))
+    0.0
     """
     (z,) = numbers(2, z=z)
     z = z.astype(float)
@@ -102,6 +132,11 @@ def bio_conservation(z: Table, labels: Values) -> float:
     The scores are NMI and ARI of k-means, NMI and ARI of Leiden clusters at the best resolution, the
     silhouette of types, and cLISI (Luecken et al., Nature Methods 2022), each in [0, 1]. The score of
     isolated labels is left out because it needs batches. Requires the extra ``bench``.
+
+    Examples
+    --------
+    >>> z = model.get_latent_representation()
+    >>> score = sa.metrics.bio_conservation(z, adata.obs["cluster"])  # doctest: +SKIP
     """
     try:
         import scib_metrics
@@ -125,6 +160,13 @@ def matched_correlation(truth: Table, code: Table) -> np.ndarray:
     ----------
     truth, code
         True factors, cells x factors, and latent code, cells x latents; at least as many latents as factors.
+
+    Examples
+    --------
+    >>> truth = np.array([[0, 1], [1, 0], [2, 1], [3, 0]])
+    >>> code = -2 * truth[:, ::-1]  # neither order, sign nor scale matters
+    >>> sa.metrics.matched_correlation(truth, code).round(2).tolist()
+    [1.0, 1.0]
     """
     r = _correlations(truth, code)
     return r[np.arange(len(r)), best_match(truth, code)]
@@ -132,7 +174,14 @@ def matched_correlation(truth: Table, code: Table) -> np.ndarray:
 
 @by_name(truth="cells _", code="cells _")
 def best_match(truth: Table, code: Table) -> np.ndarray:
-    """Number of the latent that is assigned to each true factor in :func:`matched_correlation`."""
+    """Number of the latent that is assigned to each true factor in :func:`matched_correlation`.
+
+    Examples
+    --------
+    >>> truth = np.array([[0, 1], [1, 0], [2, 1], [3, 0]])
+    >>> sa.metrics.best_match(truth, truth[:, ::-1]).tolist()
+    [1, 0]
+    """
     return linear_sum_assignment(-_correlations(truth, code))[1]
 
 
@@ -164,6 +213,12 @@ def expected_calibration_error(correct: Values, confidence: Values, n_bins: int 
         Predicted probability of each prediction.
     n_bins
         Number of bins between 0 and 1.
+
+    Examples
+    --------
+    >>> correct = np.array([True, True, False, False])
+    >>> round(sa.metrics.expected_calibration_error(correct, np.full(4, 0.9)), 2)
+    0.4
     """
     correct, confidence = numbers(1, correct=correct, confidence=confidence)
     of = np.clip((confidence * n_bins).astype(int), 0, n_bins - 1)

@@ -13,7 +13,13 @@ from scalloy.metrics._given import numbers
 
 @by_name(log_counts="cells variables")
 def clr(log_counts: Table) -> np.ndarray:
-    """Centred log-ratio: ``log1p`` of counts minus the mean over the variables of the same cell."""
+    """Centred log-ratio: ``log1p`` of counts minus the mean over the variables of the same cell.
+
+    Examples
+    --------
+    >>> sa.metrics.clr(np.array([[1.0, 2.0, 3.0]])).tolist()
+    [[-1.0, 0.0, 1.0]]
+    """
     (log_counts,) = numbers(2, log_counts=log_counts)
     return log_counts - log_counts.mean(1, keepdims=True)
 
@@ -23,6 +29,13 @@ def variable_correlation(predicted: Table, truth: Table) -> np.ndarray:
     """Pearson correlation of each variable over cells, in the order of ``predicted``.
 
     It is NaN where the truth is constant, and 0 where only the prediction is.
+
+    Examples
+    --------
+    >>> predicted = np.array([[1, 0], [2, 0], [3, 0]])  # cells x variables
+    >>> truth = np.array([[2, 1], [4, 5], [6, 2]])
+    >>> sa.metrics.variable_correlation(predicted, truth).round(2).tolist()
+    [1.0, 0.0]
     """
     p, t = (v.astype(float) for v in numbers(2, predicted=predicted, truth=truth))
     varies = (np.ptp(p, 0) > 0) & (np.ptp(t, 0) > 0)
@@ -35,7 +48,14 @@ def variable_correlation(predicted: Table, truth: Table) -> np.ndarray:
 
 @by_name(predicted="cells variables", truth="cells variables", sd="variables")
 def rmse_z(predicted: Table, truth: Table, sd: Values) -> float:
-    """Mean over variables of the root mean squared error in units of the variable's standard deviation."""
+    """Mean over variables of the root mean squared error in units of the variable's standard deviation.
+
+    Examples
+    --------
+    >>> predicted, truth = np.array([[1, 10]]), np.array([[2, 30]])
+    >>> sa.metrics.rmse_z(predicted, truth, sd=np.array([1, 10]))
+    1.5
+    """
     predicted, truth = numbers(2, predicted=predicted, truth=truth)
     (sd,) = numbers(1, sd=sd)
     if len(sd) != truth.shape[1]:
@@ -45,7 +65,13 @@ def rmse_z(predicted: Table, truth: Table, sd: Values) -> float:
 
 
 def within(low: Values | Table, high: Values | Table, truth: Values | Table) -> float:
-    """Share of the true values that lie between the bounds, both included."""
+    """Share of the true values that lie between the bounds, both included.
+
+    Examples
+    --------
+    >>> sa.metrics.within(low=np.array([0, 0]), high=np.array([2, 2]), truth=np.array([1, 5]))
+    0.5
+    """
     n_axes = getattr(truth, "ndim", 1) or 1
     axes = ("names",) if n_axes == 1 else ("cells", "variables")
     given = {"low": low, "high": high, "truth": truth}

@@ -77,6 +77,13 @@ def register(name: str, function: Metric, of: View = "means") -> None:
         Function that returns a number. Its arguments are some of those of the view, under the same names.
     of
         View of the prediction that the function takes; the table is in :mod:`scalloy.metrics.registered`.
+
+    Examples
+    --------
+    >>> def bias(predicted, truth):
+    ...     return float((predicted - truth).mean())
+    >>> sa.metrics.register("bias", bias)
+    >>> del sa.metrics.METRICS["bias"]
     """
     check_function("function", function, may=VIEWS[one_of("of", of, VIEWS)])
     METRICS.add(name, (function, of), taken=RESERVED)

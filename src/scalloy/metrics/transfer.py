@@ -22,21 +22,43 @@ NOTHING = 1e-6  # difference in log-normalised expression below which values cou
 
 @by_name(predicted="genes", truth="genes", control="genes")
 def skill(predicted: Values, truth: Values, control: Values) -> float:
-    """Skill, ``1 - squared error / squared error of no change``: 0 for no change, 1 for perfection."""
+    """Skill, ``1 - squared error / squared error of no change``: 0 for no change, 1 for perfection.
+
+    Examples
+    --------
+    >>> sa.metrics.skill(predicted=np.array([1, 2]), truth=np.array([1, 3]), control=np.array([1, 1]))
+    0.75
+    """
     predicted, truth, control = numbers(1, predicted=predicted, truth=truth, control=control)
     return float(1 - np.square(predicted - truth).sum() / np.square(truth - control).sum())
 
 
 @by_name(predicted="genes", truth="genes", control="genes")
 def pearson_delta(predicted: Values, truth: Values, control: Values) -> float:
-    """Correlation over genes of the predicted with the true change; 0 if no change is predicted."""
+    """Correlation over genes of the predicted with the true change; 0 if no change is predicted.
+
+    Examples
+    --------
+    >>> control, truth = np.array([1, 1, 1]), np.array([1, 3, 5])
+    >>> round(sa.metrics.pearson_delta(np.array([1, 2, 3]), truth, control), 2)  # half of each change
+    1.0
+    >>> sa.metrics.pearson_delta(control, truth, control)
+    0.0
+    """
     predicted, truth, control = numbers(1, predicted=predicted, truth=truth, control=control)
     return _correlation(predicted - control, truth - control)
 
 
 @by_name(predicted="genes", truth="genes", control="genes", mean_shift="genes")
 def resid_pearson_delta(predicted: Values, truth: Values, control: Values, mean_shift: Values) -> float:
-    """Correlation of predicted and true change once the mean shift of the other groups is subtracted."""
+    """Correlation of predicted and true change once the mean shift of the other groups is subtracted.
+
+    Examples
+    --------
+    >>> control, mean_shift, truth = np.zeros(3), np.ones(3), np.array([1, 2, 3])
+    >>> sa.metrics.resid_pearson_delta(control + mean_shift, truth, control, mean_shift)
+    0.0
+    """
     given = {"predicted": predicted, "truth": truth, "control": control, "mean_shift": mean_shift}
     predicted, truth, control, mean_shift = numbers(1, **given)
     return _correlation(predicted - control - mean_shift, truth - control - mean_shift)
@@ -44,14 +66,32 @@ def resid_pearson_delta(predicted: Values, truth: Values, control: Values, mean_
 
 @by_name(predicted="genes", truth="genes")
 def r2_mean(predicted: Values, truth: Values) -> float:
-    """Squared correlation of means over genes, as in scGen; even no change scores high on it."""
+    """Squared correlation of means over genes, as in scGen; even no change scores high on it.
+
+    Examples
+    --------
+    >>> control, truth = np.array([1.0, 2.0, 4.0]), np.array([1.1, 2.0, 3.8])
+    >>> round(sa.metrics.r2_mean(control, truth), 2)  # of no change
+    1.0
+    >>> sa.metrics.skill(control, truth, control)
+    0.0
+    """
     predicted, truth = numbers(1, predicted=predicted, truth=truth)
     return _correlation(predicted, truth) ** 2
 
 
 @by_name(predicted="genes", truth="genes")
 def r2_determination(predicted: Values, truth: Values) -> float:
-    """Coefficient of determination of means over genes, as in CPA; it may be negative."""
+    """Coefficient of determination of means over genes, as in CPA; it may be negative.
+
+    Examples
+    --------
+    >>> truth = np.array([1, 2, 3])
+    >>> sa.metrics.r2_determination(np.array([2, 2, 2]), truth)
+    0.0
+    >>> sa.metrics.r2_determination(np.array([3, 2, 1]), truth)
+    -3.0
+    """
     predicted, truth = numbers(1, predicted=predicted, truth=truth)
     return float(r2_score(truth, predicted))
 
@@ -66,6 +106,12 @@ def coverage(predicted: Values, truth: Values, sd: Values, level: float = 0.9) -
         Predicted mean, true mean, and standard deviation of the prediction, by gene.
     level
         Probability of the interval; a well-calibrated ``sd`` gives a share near it.
+
+    Examples
+    --------
+    >>> predicted, truth = np.array([1.0, 2.0]), np.array([1.5, 9.0])
+    >>> sa.metrics.coverage(predicted, truth, sd=np.ones(2))
+    0.5
     """
     predicted, truth, sd = numbers(1, predicted=predicted, truth=truth, sd=sd)
     return float((np.abs(predicted - truth) <= norm.ppf(0.5 + level / 2) * sd).mean())
@@ -76,7 +122,14 @@ def coverage(predicted: Values, truth: Values, sd: Values, level: float = 0.9) -
 
 @by_name(predicted="_ genes", truth="_ genes")
 def r2_variance(predicted: Table, truth: Table) -> float:
-    """Squared correlation over genes of the variances across cells."""
+    """Squared correlation over genes of the variances across cells.
+
+    Examples
+    --------
+    >>> predicted = np.array([[0, 0, 0], [1, 2, 3]])  # cells x genes
+    >>> round(sa.metrics.r2_variance(predicted, predicted + 5), 2)
+    1.0
+    """
     predicted, truth = numbers(2, fit="columns", predicted=predicted, truth=truth)
     return _correlation(predicted.var(0), truth.var(0)) ** 2
 
@@ -95,6 +148,14 @@ def energy_distance(predicted: Table, truth: Table, *, squared: bool = True, unb
         Whether d is the squared Euclidean distance; otherwise it is the distance itself.
     unbiased
         Whether to leave out the pairs of a cell with itself (pertpy keeps them).
+
+    Examples
+    --------
+    >>> predicted, truth = np.zeros((2, 1)), np.full((2, 1), 3.0)
+    >>> sa.metrics.energy_distance(predicted, truth)
+    18.0
+    >>> sa.metrics.energy_distance(predicted, truth, squared=False)
+    6.0
     """
     predicted, truth = numbers(2, fit="columns", least=2, predicted=predicted, truth=truth)
     kind = "sqeuclidean" if squared else "euclidean"
@@ -105,7 +166,14 @@ def energy_distance(predicted: Table, truth: Table, *, squared: bool = True, unb
 
 @by_name(predicted="_ genes", truth="_ genes")
 def mmd(predicted: Table, truth: Table) -> float:
-    """Unbiased squared maximum mean discrepancy, with five kernels around the truth's median distance."""
+    """Unbiased squared maximum mean discrepancy, with five kernels around the truth's median distance.
+
+    Examples
+    --------
+    >>> truth = np.random.default_rng(0).normal(size=(50, 2))
+    >>> sa.metrics.mmd(truth + 1, truth) < sa.metrics.mmd(truth + 3, truth)
+    True
+    """
     import torch
 
     from scalloy.blocks.divergences import median_scales, mmd2
@@ -120,6 +188,12 @@ def wilcoxon(cells: Table, others: Table) -> np.ndarray:
     """Standardised Wilcoxon rank sum of each gene, corrected for ties, in the order of ``cells``.
 
     It is above 0 where ``cells`` express more than ``others``.
+
+    Examples
+    --------
+    >>> cells, others = np.array([[5, 1], [6, 1]]), np.array([[1, 1], [2, 1]])
+    >>> sa.metrics.wilcoxon(cells, others).round(2).tolist()
+    [1.55, 0.0]
     """
     cells, others = numbers(2, fit="columns", cells=cells, others=others)
     n, m = len(cells), len(others)
@@ -134,6 +208,15 @@ def de_overlap(predicted: Table, truth: Table, control: Table, k: int = 100) -> 
     """Share of the ``k`` most changed genes that predicted and true cells have in common.
 
     Genes are ranked by the size of :func:`wilcoxon` against the control cells, in either direction.
+
+    Examples
+    --------
+    >>> control = np.array([[0, 1], [0, 2], [0, 3]])  # cells x genes
+    >>> truth = control + [5, 0]  # the first gene changes
+    >>> sa.metrics.de_overlap(control + [1, 0], truth, control, k=1)
+    1.0
+    >>> sa.metrics.de_overlap(control + [0, 5], truth, control, k=1)
+    0.0
     """
     top = [set(np.argsort(-np.abs(wilcoxon(x, control)))[:k]) for x in (predicted, truth)]
     return len(top[0] & top[1]) / k
@@ -151,6 +234,13 @@ def de_auprc(predicted: Table, truth: Table, control: Table, fdr: float = 0.05) 
         Predicted, true and control cells, cells x genes.
     fdr
         False discovery rate below which a gene counts as truly changed.
+
+    Examples
+    --------
+    >>> control = np.array([[0, 2], [1, 1]] * 4)  # cells x genes
+    >>> truth = control + [5, 0]  # the first gene changes
+    >>> sa.metrics.de_auprc(control + [1, 0], truth, control)
+    1.0
     """
     p = 2 * norm.sf(np.abs(wilcoxon(truth, control)))
     changed = false_discovery_control(p) < fdr
@@ -176,6 +266,12 @@ def ceilings(truth: Table, control: Table, *, seed: int = 0) -> dict[str, float]
         True and control cells, cells x genes.
     seed
         Random seed of the split into halves.
+
+    Examples
+    --------
+    >>> control, truth = np.zeros((4, 2)), np.array([[1, 2], [1, 4], [1, 2], [1, 4]])
+    >>> round(sa.metrics.ceilings(truth, control)["skill"], 2)  # below 1, as the second gene is noisy
+    0.97
     """
     truth, control = numbers(2, fit="columns", least=4, truth=truth, control=control)
     rng = np.random.default_rng(seed)
@@ -195,7 +291,13 @@ def ceilings(truth: Table, control: Table, *, seed: int = 0) -> dict[str, float]
 
 
 def spearman_brown(half: float) -> float:
-    """Reliability of a whole, from the correlation of its halves."""
+    """Reliability of a whole, from the correlation of its halves.
+
+    Examples
+    --------
+    >>> round(sa.metrics.spearman_brown(0.5), 2)
+    0.67
+    """
     return 2 * half / (1 + half)
 
 

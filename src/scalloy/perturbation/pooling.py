@@ -33,7 +33,14 @@ NO_VARIANCE = 1e-8
 
 @dataclass(frozen=True)
 class Pooled:
-    """Predicted change and its standard deviation by gene, with the chosen ``shared`` and ``width``."""
+    """Predicted change and its standard deviation by gene, with the chosen ``shared`` and ``width``.
+
+    Examples
+    --------
+    >>> found = sa.baselines.Pooled(mean=np.array([0.5]), sd=np.array([0.3]), shared=0.75, width=2.0)
+    >>> found.mean.tolist()
+    [0.5]
+    """
 
     mean: np.ndarray
     sd: np.ndarray
@@ -51,6 +58,12 @@ class Pooled:
         ----------
         cells
             Log-expression of the control cells, cells x genes.
+
+        Examples
+        --------
+        >>> found = sa.baselines.Pooled(mean=np.array([0.5]), sd=np.array([0.3]), shared=0.75, width=2.0)
+        >>> found.sd_of_mean(np.array([[1.0], [3.0]])).round(2).tolist()
+        [1.04]
         """
         return np.sqrt(np.square(self.sd) + 2 * cells.var(0) / len(cells))
 
@@ -82,6 +95,14 @@ def partial_pooling(
     shared, widths
         Candidates for ``rho``, the share of a change that all groups have in common, and for the kernel
         width; the pair with the highest evidence is used.
+
+    Examples
+    --------
+    >>> control = np.array([[1.0, 2.0], [2.0, 1.0], [1.5, 1.5]])  # groups x genes
+    >>> shift = np.array([[1.0, 0.2], [1.2, -0.2], [0.8, 0.1]])  # no agreement on gene 2
+    >>> noise = {"within": np.ones(2), "inverse_size": np.full(3, 0.1)}
+    >>> sa.baselines.partial_pooling(control, shift, np.array([1.0, 1.0]), **noise).mean.round(1).tolist()
+    [0.9, 0.0]
     """
     sizes = np.geomspace(SMALLEST, 1.0, N_SIZES) * max(float(np.square(shift).max()), NO_VARIANCE)
     within = np.maximum(within, NO_VARIANCE)

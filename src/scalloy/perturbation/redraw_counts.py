@@ -92,7 +92,7 @@ def thinned_or_added(
 
 def kept_share(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Return the probability of keeping a count: ``after / before`` if the rate falls, otherwise 1."""
-    return np.where(after < before, after / np.maximum(before, 1e-300), 1.0)
+    return np.divide(after, before, out=np.ones_like(after), where=after < before)
 
 
 def rates(counts: sp.csr_matrix) -> np.ndarray:

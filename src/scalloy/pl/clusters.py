@@ -51,6 +51,11 @@ def clusters(
         beyond 45 labels, the smaller ones are drawn together.
     ax
         Axes to draw into; ``None`` makes new ones.
+
+    Examples
+    --------
+    >>> model.annotate(adata)
+    >>> ax = sa.pl.clusters(adata, "cgmdvae_cluster", by="cluster")
     """
     one_of("kind", kind, KINDS)
     check_type(adata)

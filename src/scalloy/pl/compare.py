@@ -24,6 +24,11 @@ def null(frame: pd.DataFrame, row: int = 0, *, ax: Axes | None = None) -> Axes:
         Number of the row with the comparison, from 0.
     ax
         Axes to draw into; ``None`` makes new ones.
+
+    Examples
+    --------
+    >>> found = sa.compare.groups(model, groupby="condition", n_permutations=99)
+    >>> ax = sa.pl.null(found)
     """
     draws = frame.attrs.get("null")
     if draws is None:

@@ -21,6 +21,10 @@ def coupling(model: POISEVAE, *, ax: Axes | None = None) -> Axes:
         A trained model with ``joint="poise"`` or ``"gaussian"``.
     ax
         Axes to draw into; ``None`` makes new ones.
+
+    Examples
+    --------
+    >>> ax = sa.pl.coupling(poisevae)
     """
     frame = model.get_coupling()
     ax = plt.subplots(figsize=(5.4, 4.6), layout="constrained")[1] if ax is None else ax

@@ -28,6 +28,11 @@ def history(model: ScalloyModel, term: str = "elbo", *, ax: Axes | None = None) 
         ``"elbo"``, ``"reconstruction_loss"``, ``"kl_local"``, or the name of one term such as ``"kl_z"``.
     ax
         Axes to draw into; ``None`` makes new ones.
+
+    Examples
+    --------
+    >>> ax = sa.pl.history(model)
+    >>> ax = sa.pl.history(model, "reconstruction_loss")
     """
     known = sorted(k.removesuffix("_train") for k in _kept(model) if k.endswith("_train"))
     if term not in known:
@@ -65,6 +70,10 @@ def terms(model: ScalloyModel) -> np.ndarray:
     ----------
     model
         A trained model.
+
+    Examples
+    --------
+    >>> axes = sa.pl.terms(model)
     """
     names = term_names(_kept(model))
     n_columns = min(3, len(names))

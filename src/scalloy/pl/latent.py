@@ -75,6 +75,10 @@ def latent(
     Returns
     -------
     The axes, or an array of axes if ``color`` is a list.
+
+    Examples
+    --------
+    >>> axes = sa.pl.latent(model, ["cluster", "gene_0"], method="pca")
     """
     one_of("legend", legend, LEGENDS)
     colors = [color] if isinstance(color, str) else color
@@ -122,6 +126,12 @@ def embedding(
         Perplexity of t-SNE.
     seed
         Random seed of the embedding.
+
+    Examples
+    --------
+    >>> z = model.get_latent_representation()
+    >>> sa.pl.embedding(z, method="pca").shape
+    (200, 2)
     """
     one_of("method", method, METHODS)
     z = np.asarray(z, dtype=np.float32)

@@ -41,6 +41,12 @@ def likelihoods(
         ``"marginal_ll"``.
     ax
         Axes to draw into; ``None`` makes new ones.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"likelihood": ["nb", "poisson"], "gain": [0, -8], "gain_se": [0, 1]})
+    >>> ax = sa.pl.likelihoods(table, by=["likelihood"])
     """
     one_of("value", value, [c for c in ("gain", "marginal_ll") if c in table])
     error = {"gain": "gain_se", "marginal_ll": "se"}[value]
@@ -94,6 +100,11 @@ def counts(
         Axes to draw into; ``None`` makes new ones.
     title
         Title of the plot; ``None`` uses the name of the model's likelihood.
+
+    Examples
+    --------
+    >>> ax = sa.pl.counts(model)
+    >>> ax = sa.pl.counts(model.get_gene_statistics(), of="variance")
     """
     one_of("of", of, SAID)
     given = hasattr(model, "get_gene_statistics")

@@ -50,6 +50,11 @@ def transfer(
         Maximum number of genes to label.
     ax
         Axes to draw into; ``None`` makes new ones.
+
+    Examples
+    --------
+    >>> control, truth = np.array([1.0, 2.0, 0.5]), np.array([1.5, 2.0, 2.0])
+    >>> ax = sa.pl.transfer(0.9 * truth, truth, control, genes=["CD3E", "ACTB", "ISG15"])
     """
     given = {"genes": genes, "predicted": predicted, "truth": truth, "control": control}
     names, predicted, truth, control = _by_gene(given)
@@ -109,6 +114,11 @@ def held_out(frame: pd.DataFrame, metric: str = "skill", *, ax: Axes | None = No
         Column of the table to draw.
     ax
         Axes to draw into; ``None`` makes new ones.
+
+    Examples
+    --------
+    >>> table = sa.benchmark.transfer(adata, ["no change", "mean shift"], labels_key="cluster", min_cells=5)
+    >>> ax = sa.pl.held_out(table)
     """
     if metric not in frame:
         known = [c for c in frame if c not in {"type", "condition", "method", "seed"}]
@@ -163,6 +173,12 @@ def joint(
         Random seed of the UMAP.
     ax
         Axes to draw into; ``None`` makes new ones.
+
+    Examples
+    --------
+    >>> control, treated = (adata[adata.obs["condition"] == c].copy() for c in ("control", "treated_1"))
+    >>> predicted = model.transfer(control, to="treated_1")
+    >>> ax = sa.pl.joint(control, treated, predicted)  # doctest: +SKIP
     """
     import anndata as ad
     import scanpy as sc

@@ -42,6 +42,10 @@ def traversal(
         Values that the latent takes; ``None`` goes from low to high among the cells.
     ax
         Axes to draw into; ``None`` makes new ones.
+
+    Examples
+    --------
+    >>> ax = sa.pl.traversal(model, 0)
     """
     frame = model.get_traversal(latent, values)
     if genes is None:

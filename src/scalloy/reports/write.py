@@ -66,6 +66,11 @@ def report(
     Returns
     -------
     Findings to look at, one text each.
+
+    Examples
+    --------
+    >>> findings = sa.report(model, "report.html")  # doctest: +SKIP
+    >>> findings = model.report("by_cluster.html", keys=["cluster", "batch"])  # doctest: +SKIP
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:

@@ -40,6 +40,15 @@ class Annotator:
         what to write.
     decodes
         Whether ``look`` decodes all genes, which takes memory.
+
+    Examples
+    --------
+    >>> far = sa.models.Annotator(
+    ...     look=lambda model, batch, q: {"far": q["z"].mean.norm(dim=-1)},
+    ...     write=lambda model, key, found, names: {"obs": {f"{key}_far": found["far"]}},
+    ... )
+    >>> class MyVAE(sa.VAE):
+    ...     annotators = (sa.models.LATENT, far)  # `annotate` writes obs["myvae_far"] as well
     """
 
     look: Callable[[Any, Batch, Distributions], dict[str, torch.Tensor]]

@@ -246,12 +246,12 @@ def _of_type(model: Conditioned[HasConditions], name: Any, control: str, treated
         raise ValueError(msg)
     name = category("celltype_to_predict", name, model.reader.labels)
     of, under = adata.obs[key].astype(str) == name, adata.obs[model.condition_key].astype(str)
+    if not (of & (under == control)).any():
+        msg = f"No cell of {name!r} is under {control!r}. Pass `adata_to_predict`, or another `ctrl_key`."
+        raise ValueError(msg)
     if n := int((of & (under == treated)).sum()):
         warn(
             f"The model was trained on {n} cells of {name!r} under {treated!r}, and has seen the answer. "
             "Leave them out of training to see how well it predicts.",
         )
-    if not (of & (under == control)).any():
-        msg = f"No cell of {name!r} is under {control!r}. Pass `adata_to_predict`, or another `ctrl_key`."
-        raise ValueError(msg)
     return adata[(of & (under == control)).to_numpy()].copy()
