@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from scalloy.baselines import LearnedPooling, partial_pooling
-from scalloy.perturbation.group_effects import AT_LEAST, Moments, Shown, combined, trusted, weight
+from scalloy.perturbation.donors import AT_LEAST, Seen
+from scalloy.perturbation.group_effects import Shown, combined, trusted, weight
+from scalloy.perturbation.group_moments import Moments
 from scalloy.perturbation.pseudobulk import level
 
 GENES, CELLS = 300, 200
@@ -91,7 +93,7 @@ def test_moments_are_of_groups_with_enough_cells():
     seen = shown(model, 1e4)[0]
     scale = seen.scale
     assert scale == max(500, np.median(np.asarray(adata.X.sum(1))))  # whatever the user's scale is
-    found = seen.moments
+    found = seen.of_groups()
     assert ("cluster_0", "treated_1") not in found
     x = adata[(adata.obs["cluster"] == "cluster_1") & (adata.obs["condition"] == "control")].X.toarray()
     log = np.log1p(scale * x / x.sum(1, keepdims=True))
@@ -116,7 +118,8 @@ def test_levels_are_pooled_with_the_noise_of_their_counts():
             groups += [f"group {g}"] * cells
             conditions += [condition] * cells
     x = np.concatenate(counts)
-    shown = Shown.of(groups, conditions, ((np.log1p(v), v) for v in np.array_split(x, 7)))
+    pieces = ((np.log1p(v), v) for v in np.array_split(x, 7))
+    shown = Seen.of(groups, None, conditions, pieces).by_group("control", "a")
     before, after = rate[-1], rate[-1] * np.exp(effect)
     before, expected = level(before), level(after / after.sum()) - level(before)
     mean, sd = shown.level_change(np.zeros(genes), before, "new", "control", "a")

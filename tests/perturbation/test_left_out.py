@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scalloy.perturbation.group_effects import Shown
+from scalloy.perturbation.donors import Seen
 from scalloy.perturbation.left_out import expected_skill, stacked_share
 
 GROUPS, GENES = 6, 500
@@ -71,7 +71,7 @@ def test_groups_that_agree_promise_skill_and_groups_that_do_not_promise_none(sha
             conditions += [condition] * cells
     x = np.concatenate(counts)
     log = np.log1p(2000 * x / x.sum(1, keepdims=True))
-    shown = Shown.of(groups, conditions, [(log, x)], 2000.0)
+    shown = Seen.of(groups, None, conditions, [(log, x)], 2000.0).by_group("control", "a")
     found = shown.worth([str(g) for g in range(n)], "control", "a")
     assert 0 <= found.share <= 1
     assert found.skill.contexts == n

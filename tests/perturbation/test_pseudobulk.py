@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scalloy.perturbation import pseudobulk
-from scalloy.perturbation.group_effects import Sums
+from scalloy.perturbation.group_moments import Sums
 from scalloy.perturbation.pseudobulk import Pseudobulk, dispersions, level, log_per_level, rate_at
 
 GENES = 60

@@ -40,15 +40,20 @@ class Rival:
 def rivals(**model: Any) -> dict[str, Rival]:
     """Return all models by name: the baselines, scGen, a conditional VAE, variants of TRVAE, and CGMDVAE.
 
+    Two of them are not told the types: with one, types are like patients who are not named, of cells of whom
+    nothing is known, and with the other, like patients who are named.
+
     Parameters
     ----------
     **model
         Arguments of CGMDVAE.
     """
 
-    def ours(cls: Any, made: Any = None, **settings: Any) -> Callable[[AnnData, str, str], Any]:
+    def ours(
+        cls: Any, made: Any = None, types: str | None = "labels_key", **settings: Any
+    ) -> Callable[[AnnData, str, str], Any]:
         def make(cells: AnnData, condition: str, labels: str) -> Any:
-            cls.setup_anndata(cells, condition_key=condition, labels_key=labels)
+            cls.setup_anndata(cells, condition_key=condition, **({} if types is None else {types: labels}))
             return (made or cls)(cells, **settings)
 
         return make
@@ -68,6 +73,8 @@ def rivals(**model: Any) -> dict[str, Rival]:
             ours(TRVAE, TRVAE.original), {"TRVAE, as published": decoded}, trained={"batch_size": 512}
         ),
         "CGMDVAE": Rival(ours(CGMDVAE, **model), {"CGMDVAE": {}, "CGMDVAE, decoder": decoded}),
+        "CGMDVAE, without types": Rival(ours(CGMDVAE, types=None, **model)),
+        "CGMDVAE, types as donors": Rival(ours(CGMDVAE, types="donor_key", **model)),
     }
 
 

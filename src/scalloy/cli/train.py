@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SET_UP = (
     "layer",
     "batch_key",
+    "donor_key",
     "condition_key",
     "labels_key",
     "unlabeled_category",
@@ -66,6 +67,9 @@ def train(
         Text, typer.Option(help="Layer with the counts, instead of .X.", rich_help_panel=_data)
     ] = None,
     batch_key: Annotated[Text, column("batches, which are removed from the latent space")] = None,
+    donor_key: Annotated[
+        Text, column("donors, which are removed too, and within which conditions are compared")
+    ] = None,
     condition_key: Annotated[Text, column("conditions, which `transfer` can change")] = None,
     labels_key: Annotated[Text, column("cell types")] = None,
     unlabeled_category: Annotated[

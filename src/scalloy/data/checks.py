@@ -60,7 +60,7 @@ def check_object(adata: Any) -> AnnData:
     return adata
 
 
-CATEGORICAL = ("batch_key", "condition_key", "labels_key", "categorical_covariate_keys")
+CATEGORICAL = ("batch_key", "donor_key", "condition_key", "labels_key", "categorical_covariate_keys")
 CONTINUOUS = ("size_factor_key", "continuous_covariate_keys")
 
 

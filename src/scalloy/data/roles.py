@@ -22,6 +22,7 @@ def check_roles(adata: AnnData, given: dict[str, Any]) -> None:
     """Check that every column has one role and that ``unlabeled_category`` is spelled as in its column."""
     _one_role_each(given)
     _warn_of_the_same(adata.obs, given)
+    _warn_of_nested(adata.obs, given)
     if given.get("unlabeled_category") is not None:
         _check_unlabeled(adata.obs, given)
 
@@ -50,6 +51,24 @@ def _warn_of_the_same(obs: pd.DataFrame, given: dict[str, Any]) -> None:
                     f"`{other}={other_key!r}` and `{argument}={key!r}` divide the cells in the same way, so "
                     "that no model can tell their effects apart. Leave one of them out.",
                 )
+
+
+def _warn_of_nested(obs: pd.DataFrame, given: dict[str, Any]) -> None:
+    """Warn if no donor (or batch) has cells under two conditions, so that nothing tells them apart."""
+    condition = given.get("condition_key")
+    if condition is None or obs[condition].nunique() < 2:
+        return
+    for argument in ("batch_key", "donor_key"):
+        key = given.get(argument)
+        if key is None or obs[key].nunique() <= obs[condition].nunique():
+            continue  # as many: they are the same partition, of which there is a warning already, or cross
+        if (obs.groupby(key, observed=True)[condition].nunique() == 1).all():
+            warn(
+                f"Each value of `{argument}={key!r}` is found under one value of `condition_key="
+                f"{condition!r}` only. A model that removes the former may remove the effect of the latter, "
+                "and predictions cannot tell them apart. If these are donors, leave them out, and compare "
+                "groups of donors by `sa.compare`.",
+            )
 
 
 def _check_unlabeled(obs: pd.DataFrame, given: dict[str, Any]) -> None:

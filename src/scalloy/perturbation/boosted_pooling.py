@@ -98,6 +98,14 @@ class LearnedPooling:
         noise of the observed changes); ``None`` if there are too few groups.
     n_trees
         Number of trees of the correction.
+
+    Examples
+    --------
+    >>> control = np.random.default_rng(0).normal(2, 1, (8, 30))  # groups x genes
+    >>> noise = {"within": np.ones(30), "inverse_size": np.full(8, 0.1)}
+    >>> before, after = sa.baselines.LearnedPooling(control, 0.5 * control, **noise).left_out
+    >>> after < before
+    True
     """
 
     control: Table
@@ -132,7 +140,15 @@ class LearnedPooling:
         return [partial_pooling(control, shift, to, **sizes, **self._settings) for to in profiles]
 
     def left_out_predictions(self) -> LeftOut:
-        """Return the change of each group predicted from the other groups."""
+        """Return the change of each group predicted from the other groups.
+
+        Examples
+        --------
+        >>> noise = {"within": np.ones(2), "inverse_size": np.full(3, 0.1)}
+        >>> learned = sa.baselines.LearnedPooling(np.ones((3, 2)), np.ones((3, 2)), **noise)
+        >>> learned.left_out_predictions().mean.shape
+        (3, 2)
+        """
         if self._left_out is None:
             every = np.arange(len(self.control))
             found = [self._pool(np.setdiff1d(every, [o]), self.control[o])[0] for o in every]
@@ -190,7 +206,7 @@ class LearnedPooling:
             axis=1,
         )
 
-    def predict(self, to: Values) -> Pooled:
+    def predict(self, to: Values, *, corrected: bool = True) -> Pooled:
         """Predict the change of a group from the mean of its control cells.
 
         The standard deviation is that of partial pooling, scaled by the factor by which the correction
@@ -200,13 +216,22 @@ class LearnedPooling:
         ----------
         to
             Mean expression of the control cells of the group, by gene.
+        corrected
+            Whether to add the correction, which was learned for groups whose change was not seen.
+
+        Examples
+        --------
+        >>> noise = {"within": np.ones(2), "inverse_size": np.full(3, 0.1)}
+        >>> learned = sa.baselines.LearnedPooling(np.ones((3, 2)), np.ones((3, 2)), **noise)
+        >>> learned.predict(np.ones(2)).mean.shape
+        (2,)
         """
         every = np.arange(len(self.control))
         if self._genes is not None:
             axes: dict[str, tuple[str, ...]] = {"control": ("genes",), "to": ("genes",)}
             to = in_one_order({"control": self._genes, "to": to}, axes)["to"]
         (pooled,) = self._pool(every, to)
-        if not self.n_trees:
+        if not self.n_trees or not corrected:
             return pooled
         assert self.left_out is not None
         mean = pooled.mean + self._trees.predict(self._features(every, to, pooled))
@@ -231,6 +256,12 @@ def learned_pooling(
         Variance between the cells of a group, by gene.
     inverse_size
         ``1 / n_control + 1 / n_treated`` of each seen group.
+
+    Examples
+    --------
+    >>> noise = {"within": np.ones(2), "inverse_size": np.full(3, 0.1)}
+    >>> sa.baselines.learned_pooling(np.ones((3, 2)), np.ones((3, 2)), np.ones(2), **noise).mean.shape
+    (2,)
     """
     return LearnedPooling(control, shift, within, inverse_size).predict(to)
 

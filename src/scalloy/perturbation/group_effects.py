@@ -15,36 +15,17 @@ better at the size of a change (:func:`trusted`), and its uncertainty sets the w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import pandas as pd
-import scipy.sparse as sp
 
 from scalloy.perturbation.boosted_pooling import LearnedPooling, LeftOut
+from scalloy.perturbation.group_moments import Moments
 from scalloy.perturbation.left_out import ExpectedSkill, expected_skill, stacked_share
 from scalloy.perturbation.pooling import Pooled
-from scalloy.perturbation.pseudobulk import SCALE, Pseudobulk, dispersions, level, rate_at
+from scalloy.perturbation.pseudobulk import SCALE, level, rate_at
 from scalloy.perturbation.similarity import squared_distances, typical_distance
-
-Piece = tuple[np.ndarray, np.ndarray | None]
-Names = Sequence[str] | np.ndarray
-AT_LEAST = 10  # minimum number of cells of a group under a condition
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and variance over the cells of a group under a condition, by gene.
-
-    ``bulk`` has the summed counts of these cells; it is `None` if the data are not counts.
-    """
-
-    mean: np.ndarray
-    variance: np.ndarray
-    n: int
-    bulk: Pseudobulk | None = None
 
 
 @dataclass
@@ -77,99 +58,29 @@ class Worth:
 
 
 @dataclass
-class Sums:
-    """Sums over the cells of each pair of group and condition, for :meth:`Shown.of`.
-
-    Cells of a pair go into two halves by turns.
-    """
-
-    codes: np.ndarray
-    n: int
-    half: np.ndarray = field(init=False)
-    values: Any = 0  # log-normalised expression and its square
-    counts: Any = 0  # counts of either half
-    squares: Any = 0  # squared counts
-    products: Any = 0  # counts times the total of the cell
-    totals: Any = 0  # total counts of either half
-    square_totals: Any = 0
-    are_counts: bool = True
-
-    def __post_init__(self) -> None:
-        self.half = pd.Series(self.codes).groupby(self.codes).cumcount().to_numpy() % 2
-
-    def add(self, begin: int, x: np.ndarray, raw: np.ndarray | None) -> None:
-        """Add the cells from ``begin`` on: their expression and their counts, if there are any."""
-        rows = slice(begin, begin + len(x))
-        codes, half = self.codes[rows], self.half[rows]
-
-        def summed(values: np.ndarray, keys: np.ndarray, n: int) -> np.ndarray:
-            return sp.csr_matrix((np.ones(len(keys)), (keys, range(len(keys)))), (n, len(keys))) @ values
-
-        self.values = self.values + np.stack([summed(v, codes, self.n) for v in (x, np.square(x))])
-        self.are_counts = raw is not None
-        if raw is None:
-            return
-        raw = raw.astype(np.float64)
-        ell = raw.sum(1, keepdims=True)
-        halves = summed(np.hstack([raw, ell]), 2 * codes + half, 2 * self.n).reshape(self.n, 2, -1)
-        self.counts, self.totals = self.counts + halves[..., :-1], self.totals + halves[..., -1]
-        self.squares = self.squares + summed(np.square(raw), codes, self.n)
-        self.products = self.products + summed(raw * ell, codes, self.n)
-        self.square_totals = self.square_totals + summed(np.square(ell), codes, self.n)[:, 0]
-
-    def bulk(self, i: int) -> Pseudobulk | None:
-        """Return the summed counts of a pair."""
-        if not self.are_counts:
-            return None
-        one, other = self.counts[i] / np.maximum(self.totals[i], 1e-12)[:, None]
-        total = float(self.totals[i].sum())
-        return Pseudobulk(self.counts[i].sum(0), total, float(self.square_totals[i]), (one, other))
-
-
-@dataclass
 class Shown:
     """Moments by group and condition, with a cache of the poolings learned from them.
 
     ``dispersion`` is the negative binomial dispersion of each gene, or `None` if the data are not counts, and
-    ``scale`` the total count to which cells were scaled before the logarithm.
+    ``scale`` the total count to which cells were scaled before the logarithm. The change of a group with
+    fewer than ``well_seen`` cells on either side is not taken as it is, but pooled with those of others.
     """
 
     moments: dict[tuple[str, str], Moments]
     dispersion: np.ndarray | None = None
     scale: float = 1e4
+    well_seen: float = 0
     _learned: dict[tuple[str, ...], LearnedPooling] = field(default_factory=dict)
     _worth: dict[tuple[str, ...], Worth] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, groups: Names, conditions: Names, pieces: Iterable[Piece], scale: float = 1e4) -> Shown:
-        """Compute the moments of each group and condition with enough cells, piece by piece.
-
-        Parameters
-        ----------
-        groups, conditions
-            Group and condition of each cell.
-        pieces
-            Expression and raw counts of successive cells; counts are ``None`` if the data are not counts.
-        scale
-            Total count to which cells were scaled before the logarithm.
-        """
-        codes, pairs = pd.MultiIndex.from_arrays([groups, conditions]).factorize()
-        n, begin, sums = np.bincount(codes), 0, Sums(codes, len(pairs))
-        for x, raw in pieces:
-            sums.add(begin, x, raw)
-            begin += len(x)
-        mean, square = sums.values / n[:, None]
-        variance = (square - np.square(mean)).clip(0)
-        bulks = [sums.bulk(i) for i in range(len(pairs))]
-        known = [v for v in bulks if v is not None]
-        dispersion = dispersions(known, sums.squares, sums.products) if known else None
-        kept = np.flatnonzero(n >= AT_LEAST)
-        moments = {tuple(pairs[i]): Moments(mean[i], variance[i], int(n[i]), bulks[i]) for i in kept}
-        return cls(moments, dispersion, scale)
 
     def others(self, source: str, to: str) -> list[str]:
         """List the groups that were seen under both conditions."""
         return [g for g, c in self.moments if c == source and (g, to) in self.moments]
+
+    def is_well_seen(self, group: str, source: str, to: str) -> bool:
+        """Return whether the change of a group was seen in enough cells to be taken as it is."""
+        sizes = [m.n for c in (source, to) if (m := self.moments.get((group, c))) is not None]
+        return len(sizes) == 2 and min(sizes) >= self.well_seen
 
     def learned(self, groups: Sequence[str], source: str, to: str) -> LearnedPooling:
         """Return the pooling learned from the changes of these groups between two conditions."""
@@ -222,10 +133,10 @@ class Shown:
         group, source, to
             Group, and conditions before and after.
         """
-        others = [g for g in self.others(source, to) if g != group]
+        others = self.others(source, to)
         if source == to or not others or (learned := self.learned_levels(others, source, to)) is None:
             return None
-        found = learned.predict(before)
+        found = learned.predict(before, corrected=group not in others)
         return with_decoder(own, found), found.sd
 
     def worth(self, groups: Sequence[str], source: str, to: str) -> Worth:
@@ -278,11 +189,11 @@ class Shown:
         others, control = self.others(source, to), cells.mean(0)
         if source == to or not others:
             return Shift(own, np.full_like(own, np.nan), others, far=source != to)
-        if group in others:  # its change was seen
+        if self.is_well_seen(group, source, to):
             seen = self.moments[group, to].mean - self.moments[group, source].mean
             return Shift(seen, np.sqrt(2 * cells.var(0) / len(cells)), others, far=False, seen=True)
         learned = self.learned(others, source, to)
-        found, known = learned.predict(control), learned.control
+        found, known = learned.predict(control, corrected=group not in others), learned.control
         far = squared_distances(control[None], known).min() > typical_distance(known)
         mean = with_decoder(own, found)
         return Shift(mean, found.sd_of_mean(cells), others, bool(far), uncertainty=found.sd)

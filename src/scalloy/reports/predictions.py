@@ -85,7 +85,7 @@ def unseen_pairs(subject: Subject) -> pd.DataFrame:
 
 def _means(model: Any) -> dict[tuple[str, str], np.ndarray]:
     """Return the mean log-normalised expression of each group under each condition."""
-    return {pair: moments.mean for pair, moments in shown(model, TOTAL)[0].moments.items()}
+    return {pair: moments.mean for pair, moments in shown(model, TOTAL)[0].of_groups().items()}
 
 
 def _by_condition(model: Any, control: str, means: dict) -> Iterator[tuple[str, list[str]]]:

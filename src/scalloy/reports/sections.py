@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from scalloy import metrics, pl
 from scalloy._arguments import few
-from scalloy.perturbation.group_effects import AT_LEAST
+from scalloy.perturbation.donors import AT_LEAST
 from scalloy.pl.history import term_names
 from scalloy.reports import checks, predictions
 from scalloy.reports.checks import Check

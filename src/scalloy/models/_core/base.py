@@ -55,6 +55,11 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         What :meth:`annotate` writes.
     reader
         Reader of cells for the model.
+
+    Examples
+    --------
+    >>> isinstance(model, sa.models.ScalloyModel)
+    True
     """
 
     layout: ClassVar[Layout] = OneModality()
@@ -104,6 +109,7 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
         allow_non_counts: bool = False,
+        donor_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register cells for the model: say where the counts are and what the columns mean.
@@ -133,6 +139,11 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
             Further columns of ``.obs`` whose effects are removed from the latent space.
         allow_non_counts
             Whether to accept negative and fractional values; the model then needs a likelihood for such data.
+        donor_key
+            Column of ``.obs`` with the person, animal or sample that each cell is from. Its effect is removed
+            from the latent space. Predictions under another condition are learned by comparing the cells of
+            each donor with one another; without it, the cells of each batch. Donors that you pass as
+            ``batch_key`` need not be passed here as well.
         **kwargs
             Further arguments of :meth:`scvi.data.AnnDataManager.register_fields`.
 

@@ -31,10 +31,12 @@ import torch
 from anndata import AnnData
 from scipy.special import ndtri
 
+from scalloy._arguments import warn
 from scalloy.kernels.csr import cell_totals, dense
-from scalloy.models._core.groups import UNGROUPED, groups_of
+from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
 from scalloy.models._core.protocols import Conditioned, ModelOf
 from scalloy.perturbation.composition import common_factor
+from scalloy.perturbation.donors import AT_LEAST, Seen
 from scalloy.perturbation.fold_changes import Sample
 from scalloy.perturbation.group_effects import Shift, Shown, combined
 from scalloy.perturbation.left_out import ExpectedSkill
@@ -44,6 +46,7 @@ from scalloy.vae.base import Batch, Distributions, HasConditions, Latents
 from scalloy.vae.routes import moved
 
 SHALLOWEST = 500.0  # smallest scale of shifts; on smaller ones, a few cells with many counts sway the mean
+MOST_SUMS = 30_000_000  # largest number of sums of genes over groups, donors and conditions
 MOST_CELLS = 2000  # largest number of cells of a group from which its change is found
 
 
@@ -117,31 +120,38 @@ class Changes:
 
     model: Conditioned[HasConditions]
     how: How
-    seen: Shown
+    seen: Seen
     groups: np.ndarray
     context: AnnData | None = None
-    known: dict[tuple[str, str, str], Change | None] = field(default_factory=dict)
+    known: dict[tuple[str, ...], Change | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         cells = self.model.reader.cells(self.context)
         self.under = cells.obs[self.model.condition_key].astype(str).to_numpy()
+        self.donors = donors_of(self.model, self.context)
 
-    def of(self, group: str, source: str, to: str) -> Change | None:
-        """Return the change of a group between two conditions, or ``None``.
+    def of(self, group: str, donor: str, source: str, to: str) -> Change | None:
+        """Return the change of a group in a donor between two conditions, or ``None``.
 
-        It is ``None`` if the context has no such cells, or if the model knows no groups.
+        It is ``None`` if the context has no such cells, or if the model knows no groups. A group with few
+        cells of the donor starts at the cells of all donors, as it does if ``donor`` is empty.
         """
-        key = (group, source, to)
+        key = (group, donor, source, to)
         if key not in self.known:
-            rows = np.flatnonzero((self.groups == group) & (self.under == source))
+            every = (self.groups == group) & (self.under == source)
+            rows = np.flatnonzero(every & (self.donors == donor) if donor else every)
+            rows = rows if len(rows) >= AT_LEAST else np.flatnonzero(every)
             rows = np.random.default_rng(self.how.seed).permutation(rows)[:MOST_CELLS]
             ungrouped = group == UNGROUPED and group not in self.model.reader.labels
-            lacks = ungrouped or not len(rows)
-            self.known[key] = None if lacks else self._find(*key, np.sort(rows))
+            if ungrouped or not len(rows):
+                self.known[key] = None
+            else:
+                shown, name = self.seen.chosen(group, donor, source, to)
+                self.known[key] = self._find(shown, name, source, to, np.sort(rows))
         return self.known[key]
 
-    def _find(self, group: str, source: str, to: str, rows: np.ndarray) -> Change:
-        """Compute the change of a group from these rows of the context."""
+    def _find(self, shown: Shown, group: str, source: str, to: str, rows: np.ndarray) -> Change:
+        """Compute a change from these rows of the context, and from the changes that others have shown."""
         code = self.model.reader.conditions.index(to)
         made = decode(self.model, self.context, code, self.how, rows)
         scaled = made
@@ -149,21 +159,21 @@ class Changes:
             how = replace(self.how, target_sum=self.seen.scale)
             scaled = decode(self.model, self.context, code, how, rows)
         own = scaled.after.mean(0) - scaled.before.mean(0)
-        shift = self.seen.shift(own, scaled.observed, group, source, to)
+        shift = shown.shift(own, scaled.observed, group, source, to)
         observed, found = made.observed.mean(0), None
         if made.counts is not None:
-            shift, found = self._with_rates(scaled, shift, group, source, to)
+            shift, found = self._with_rates(shown, scaled, shift, group, source, to)
         middle, wanted = made.middle.mean(0), observed + shift.mean
         factor, offset = np.ones_like(middle), wanted - middle
         if (made.observed >= 0).all():
             factor = np.where(middle > 0, wanted.clip(0) / np.maximum(middle, 1e-12), 1.0)
             offset = np.zeros_like(middle)
         pooled = shift.uncertainty is not None
-        skill = self.seen.worth(shift.others, source, to).skill if pooled else None
+        skill = shown.worth(shift.others, source, to).skill if pooled else None
         return Change(shift, factor, offset, found, skill)
 
     def _with_rates(
-        self, made: Decoded, shift: Shift, group: str, source: str, to: str
+        self, shown: Shown, made: Decoded, shift: Shift, group: str, source: str, to: str
     ) -> tuple[Shift, Rates]:
         """Return the change of the rates, and the shift that corresponds to it on the scale of the user."""
         assert made.counts is not None
@@ -175,14 +185,14 @@ class Changes:
         sample = Sample.of(made.counts, self.seen.scale, made.share / pattern)
         asked = sample.rescaled(self.how.target_sum / self.seen.scale)
         before, wanted = sample.every, (made.observed.mean(0) + shift.mean).clip(0)
-        if shift.seen and (seen := self.seen.seen_rates(group, source, to, before)):
+        if shift.seen and (seen := shown.seen_rates(group, source, to, before)):
             after, sd = seen
             shape = sample.shapes_after(after, wanted)
         else:
             by_shift = sample.rates_after(wanted - made.observed.mean(0))
             own = level(before * pattern / decoded) - level(before)
-            by_levels = self.seen.level_change(own, level(before), group, source, to)
-            share = self.seen.worth(shift.others, source, to).share if by_levels else 0.0
+            by_levels = shown.level_change(own, level(before), group, source, to)
+            share = shown.worth(shift.others, source, to).share if by_levels else 0.0
             after, sd = self._combined(sample, shift, by_shift, by_levels, share)
             common = common_factor(before, after)
             after, shape = common * after, np.full_like(after, SHAPE)
@@ -242,7 +252,7 @@ def changes_of(model: Conditioned[HasConditions], how: How, context: AnnData | N
     return model._kept[key]
 
 
-def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray]:
+def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Seen, np.ndarray]:
     """Return what the groups of the model's cells have shown, and the group of each cell.
 
     Both are found once for the weights as they are, which the versions of the parameters tell. Counts are
@@ -311,7 +321,7 @@ def batches(
         begin += len(batch.b)
 
 
-def _shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown, np.ndarray]:
+def _shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Seen, np.ndarray]:
     """Return moments of the groups of the model's cells under each condition, and the group of each cell."""
     if model.adata is None:
         msg = (
@@ -330,5 +340,22 @@ def _shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Shown,
             yield x, dense(batch.x).cpu().numpy() if likelihood.draws_counts else None
 
     conditions = model.adata.obs[model.condition_key].astype(str).to_numpy()
-    groups = groups_of(model)
-    return Shown.of(groups, conditions, pieces(), scale), groups
+    groups, clusters = groups_of(model), not model.reader.labels
+    donors = _few_donors(model, groups, conditions)
+    return Seen.of(groups, donors, conditions, pieces(), scale, clusters=clusters), groups
+
+
+def _few_donors(
+    model: Conditioned[HasConditions], groups: np.ndarray, conditions: np.ndarray
+) -> np.ndarray | None:
+    """Return the donor of each cell of the model, or ``None`` if there are too many to be told apart."""
+    donors = donors_of(model)
+    n = len(pd.MultiIndex.from_arrays([groups, donors, conditions]).unique())
+    if n * model.reader.sizes.n_vars <= MOST_SUMS:
+        return donors
+    warn(
+        f"There are {n} combinations of group, donor (or batch) and condition, too many for {MOST_SUMS:.0e} "
+        "sums over the cells of each gene. So changes are not compared within donors: controls and treated "
+        "cells of different donors differ by more than the condition.",
+    )
+    return None

@@ -133,7 +133,7 @@ def _as_anndata(
 ) -> AnnData:
     """Return the new cells with the columns of their templates."""
     given = model.registry["setup_args"]
-    keys = [given.get("batch_key"), *(given.get("categorical_covariate_keys") or ())]
+    keys = [given.get("batch_key"), given.get("donor_key"), *(given.get("categorical_covariate_keys") or ())]
     keys = [k for k in (*keys, model.condition_key) if k]
     obs = model.reader.cells().obs[keys].iloc[rows].copy()
     obs.index = [f"generated_{i}" for i in range(len(rows))]

@@ -43,6 +43,21 @@ def groups_of(model: Conditioned[HasConditions], adata: AnnData | None = None) -
     return given if known.all() else np.where(known, given, model._group_unlabelled(adata))
 
 
+def donors_of(model: Conditioned[HasConditions], adata: AnnData | None = None) -> np.ndarray:
+    """Return the donor (or else the batch) of each cell; an empty name if it is not known.
+
+    Parameters
+    ----------
+    model
+        A model with conditions.
+    adata
+        New cells with the genes of the model; ``None`` is the model's own.
+    """
+    obs, given = model.reader.cells(adata).obs, model.reader.set_up_with
+    key = given.get("donor_key") or given.get("batch_key")
+    return obs[key].astype(str).to_numpy() if key in obs else np.full(len(obs), "")
+
+
 def all_alike(model: ModelOf[HasConditions], adata: AnnData | None) -> np.ndarray:
     """Return the same group for all cells, for a model that knows no groups.
 

@@ -73,7 +73,8 @@ class OneModality:
     unlabeled: bool = False
 
     def lacks(self) -> frozenset[str]:
-        takes = {"condition_key": self.condition, "unlabeled_category": self.unlabeled}
+        takes = {"condition_key": self.condition, "donor_key": self.condition}
+        takes["unlabeled_category"] = self.unlabeled
         return frozenset(name for name, taken in takes.items() if not taken)
 
     def fields(self, given: Given) -> list:
@@ -90,7 +91,7 @@ class OneModality:
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, given["batch_key"]),
             of_labels,
             NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, given["size_factor_key"], required=False),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, given["categorical_covariate_keys"]),
+            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, removed_beside_batches(given)),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, given["continuous_covariate_keys"]),
         ]
         if self.condition:
@@ -105,6 +106,12 @@ class OneModality:
 
     def joined(self, data: Any, registry: dict[str, Any]) -> AnnData:
         return data
+
+
+def removed_beside_batches(given: Given) -> list[str] | None:
+    """Return the categorical columns, besides that of batches, whose effects are removed: donors first."""
+    donors, others = given.get("donor_key"), given["categorical_covariate_keys"]
+    return others if donors is None else [donors, *(others or ())]
 
 
 # registering ------------------------------------------------------------------------------------

@@ -49,8 +49,9 @@ from scalloy.models._core.changes import (
     drawn,
     moved,
 )
-from scalloy.models._core.groups import UNGROUPED, groups_of
+from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
 from scalloy.models._core.protocols import Conditioned, ModelOf
+from scalloy.perturbation.donors import Seen
 from scalloy.perturbation.redraw_counts import kept_share, redraw, with_depth
 from scalloy.vae.base import HasConditions
 from scalloy.vae.cgmdvae import CGMDVAE
@@ -99,8 +100,10 @@ def transfer(
             counts = None if made.counts is None else _sampled(model, cells, to, how, library_size)
         else:
             changes = changes or changes_of(model, how, context)
+            about = _of_donors(about, changes.seen, to)
             pairs = about.drop_duplicates("pair").itertuples()
-            found = {row.pair: changes.of(row.group, row.source, to) for row in pairs}
+            found = {row.pair: changes.of(row.group, row.donor, row.source, to) for row in pairs}
+            _warn_of_strays(about, changes.seen, to)
             names = pd.util.hash_array(source.obs_names.to_numpy().astype(object))
             rng = np.random.default_rng([seed, int(names.sum() % 2**32)])  # pieces have draws of their own
             expected, counts = _changed(made, about["pair"], found, library_size, rng)
@@ -110,7 +113,7 @@ def transfer(
 
 
 def described(model: Conditioned[HasConditions], cells: AnnData | None, source: AnnData) -> pd.DataFrame:
-    """Return group and condition of each cell, by position, and both together as ``pair``.
+    """Return group, donor and condition of each cell, by position; ``pair`` is group and condition together.
 
     Parameters
     ----------
@@ -121,10 +124,32 @@ def described(model: Conditioned[HasConditions], cells: AnnData | None, source: 
     source
         The same cells, or those of the model.
     """
-    about = pd.DataFrame({"group": groups_of(model, cells)})
+    about = pd.DataFrame({"group": groups_of(model, cells), "donor": donors_of(model, cells)})
     about["source"] = source.obs[model.condition_key].astype(str).to_numpy()
     about["pair"] = about["group"] + " from " + about["source"]
     return about
+
+
+def _of_donors(about: pd.DataFrame, seen: Seen, to: str) -> pd.DataFrame:
+    """Return the same table with donors as part of ``pair``, and no donors if they are all alike."""
+    apart = [source for source in about["source"].unique() if seen.per_donor(source, to)]
+    donor = about["donor"].where(about["source"].isin(apart), "")
+    group = about["group"].where(donor == "", about["group"] + " of " + donor)
+    return about.assign(donor=donor, pair=group + " from " + about["source"])
+
+
+def _warn_of_strays(about: pd.DataFrame, seen: Seen, to: str) -> None:
+    """Warn of clusters with so few cells under one of the conditions that they are not taken as seen."""
+    for source in sorted(about["source"].unique()):
+        odd = seen.strays(source, to)
+        for group in sorted(odd.keys() & set(about["group"][about["source"] == source])):
+            before, after = odd[group]
+            warn(
+                f"Cluster {group!r} has {before} cells under {source!r} and {after} under {to!r}, out of all "
+                "proportion with other clusters. The fewer ones are taken for strays, and its change is "
+                "predicted from the other clusters. Pass `labels_key=` or `donor_key=` to `setup_anndata` if "
+                "labels or donors are known.",
+            )
 
 
 def _changed(
