@@ -284,3 +284,33 @@ def test_promises_are_judged_by_what_was_reached():
     every = summary(frame.assign(skill=0.5))[("promise_auroc", "mean")]
     assert every.isna().all()  # nothing to tell apart
     assert "promise_auroc" not in summary(frame.drop(columns="expected_skill"))
+
+
+def test_a_table_without_a_type_to_hold_out_is_refused():
+    cells = sa.datasets.simulate(200, 40, seed=1)
+    with pytest.raises(ValueError, match="No type has `min_cells=300` cells under a condition other than"):
+        sa.benchmark.transfer(cells, ["no change"], labels_key="cluster", min_cells=300)
+
+
+def test_a_single_epoch_has_no_time():
+    with pytest.raises(ValueError, match="`max_epochs=1` leaves nothing to measure"):
+        sa.benchmark.cost("kang_subset", n_clusters=[1], n_genes=100, max_epochs=1, repeats=1)
+
+
+def test_likelihoods_without_the_one_that_gains_are_against():
+    given = {"models": ["VAE"], "seeds": [0], "n_genes": 100, "max_epochs": 1, "n_mc_samples": 2}
+    table = sa.benchmark.likelihoods(["kang_subset"], ["poisson"], **given)
+    assert "gain" not in table
+    ax = sa.pl.likelihoods(table, value="marginal_ll", by=["likelihood"])
+    assert "marginal log-likelihood" in ax.get_xlabel()
+    with pytest.raises(ValueError, match=r"`value='gain'` is not known\. Pass one of: marginal_ll"):
+        sa.pl.likelihoods(table, by=["likelihood"])
+
+
+def test_types_may_be_unknown_or_taken_for_donors():
+    """Each type is like a patient: the models without types still predict the one that is left out."""
+    cells = sa.datasets.simulate(700, 60, n_clusters=3, n_conditions=2, n_batches=1, seed=0)
+    models = ["no change", "CGMDVAE, without types", "CGMDVAE, types as donors"]
+    given = {"labels_key": "cluster", "hold_out": "cluster_0", "seeds": [0], "n_genes": 60, "max_epochs": 30}
+    table = sa.benchmark.transfer(cells, models, **given).set_index("method")
+    assert (table.loc[models[1:], "skill"] > -0.05).all()

@@ -16,6 +16,8 @@ SAME = [
     {"labels_key": "cluster", "condition_key": "cluster"},
     {"labels_key": "cluster", "categorical_covariate_keys": ["cluster"]},
     {"batch_key": "score", "continuous_covariate_keys": ["score"]},
+    {"donor_key": "batch", "batch_key": "batch"},
+    {"donor_key": "lane", "categorical_covariate_keys": ["lane"]},
 ]
 
 
@@ -49,6 +51,49 @@ def test_columns_that_divide_cells_alike(cells):
         warnings.simplefilter("always")
         sa.CGMDVAE.setup_anndata(cells, batch_key="donor", condition_key="condition")
     assert not [w for w in said if "divide the cells" in str(w.message)]
+
+
+@pytest.mark.parametrize("argument", ["donor_key", "batch_key"])
+def test_donors_under_one_condition_each_are_warned_of(cells, argument):
+    """Four donors: two of controls, two of treated cells; with one cell under both, nothing is said."""
+    condition = cells.obs["condition"].astype(str)
+    donors = condition + (cells.obs["score"] > 0).map({True: " 1", False: " 2"})
+    cells.obs["donor"] = donors
+    given = {"condition_key": "condition", argument: "donor"}
+    with pytest.warns(UserWarning, match=rf"`{argument}='donor'` is found under one value"):
+        sa.CGMDVAE.setup_anndata(cells, **given)
+    cells.obs.loc[cells.obs_names[0], "donor"] = next(d for d in donors if d[:7] != donors.iloc[0][:7])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sa.CGMDVAE.setup_anndata(cells, **given)
+
+
+def test_donors_are_removed_like_covariates(cells, quick, tmp_path):
+    with pytest.raises(TypeError, match=r"`donor_key` is no argument of `VAE.setup_anndata`"):
+        sa.VAE.setup_anndata(cells, donor_key="lane")
+    cells.obs["kind"] = ["x", "y"] * 100
+    given = {"condition_key": "condition", "categorical_covariate_keys": ["kind"]}
+    sa.CGMDVAE.setup_anndata(cells, batch_key="batch", donor_key="lane", **given)
+    model = sa.CGMDVAE(cells, n_hidden=8, n_latent=3, seed=1)
+    assert model.sizes.n_cats == (4, 2)
+    model.train(**quick)
+    found = model.get_latent_representation()
+    model.save(tmp_path / "model")
+    again = sa.load(tmp_path / "model", adata=cells)
+    assert again.reader.set_up_with["donor_key"] == "lane"
+    assert found == pytest.approx(again.get_latent_representation(), abs=1e-5)
+    assert "lane" in model.generate(5).obs
+    new = cells[:4].copy()
+    new.obs["lane"] = "e"
+    with pytest.raises(ValueError, match=r"never seen: e"):
+        model.get_latent_representation(new)
+    other = cells.copy()  # as a covariate they are removed in the same way
+    sa.CGMDVAE.setup_anndata(
+        other, batch_key="batch", **{**given, "categorical_covariate_keys": ["lane", "kind"]}
+    )
+    plain = sa.CGMDVAE(other, n_hidden=8, n_latent=3, seed=1)
+    plain.train(**quick)
+    assert found == pytest.approx(plain.get_latent_representation(), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -85,3 +85,31 @@ def test_ceilings_are_what_the_noise_free_change_reaches():
         found.append((top["skill"] - reached[0], top["pearson_delta"] - reached[1]))
     assert np.abs(np.mean(found, 0)).max() < 0.02
     assert metrics.spearman_brown(0.5) == pytest.approx(2 / 3)
+
+
+def test_all_genes_are_found_if_there_are_fewer_than_asked_for():
+    x = np.arange(5.0) + np.random.default_rng(0).normal(size=(20, 5))
+    assert metrics.de_overlap(x, x, np.zeros((20, 5))) == 1.0
+
+
+def test_halves_that_disagree_have_no_reliability():
+    """Each half shows a change of one gene: they correlate at -1, which the formula cannot divide by."""
+    assert metrics.spearman_brown(-1.0) == -np.inf
+    assert metrics.spearman_brown(1.0) == 1.0
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        truth = np.eye(2)[rng.permutation([0, 1, 0, 1])]
+        assert metrics.ceilings(truth, np.zeros((4, 2)), seed=seed)["pearson_delta"] >= 0
+
+
+def test_values_that_mean_nothing_are_refused():
+    one = np.ones(3)
+    with pytest.raises(ValueError, match="`sd` goes down to -1"):
+        metrics.coverage(one, one, -one)
+    with pytest.raises(ValueError, match=r"`level=1\.5`"):
+        metrics.coverage(one, one, one, level=1.5)
+    with pytest.raises(ValueError, match="`confidence` holds probabilities, but goes from -3 to 5"):
+        metrics.expected_calibration_error(np.array([1, 0]), np.array([5.0, -3.0]))
+    with pytest.raises(ValueError, match="`sd` is the unit of the errors, but goes down to 0"):
+        metrics.rmse_z(np.ones((2, 3)), np.ones((2, 3)), np.array([1.0, 0.0, 1.0]))
+    assert np.isnan(metrics.skill(one, one, one))

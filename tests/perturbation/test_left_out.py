@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scalloy.perturbation.donors import Seen
-from scalloy.perturbation.left_out import expected_skill, stacked_share
+from scalloy.perturbation.left_out import MOST_STRETCH, expected_skill, stacked_share, stretch
 
 GROUPS, GENES = 6, 500
 
@@ -45,6 +45,28 @@ def test_the_interval_holds_the_skill_of_another_group():
         found = expected_skill(true[:-1], predicted[:-1], np.zeros((5, 50)))
         inside.append(found.low <= skills[-1] <= max(found.high, 1.0))
     assert 0.85 < np.mean(inside) < 0.99
+
+
+@pytest.mark.parametrize(("said", "true"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_stretched_intervals_hold_nine_of_ten_genes(said, true, noise):
+    """Errors of standard deviation ``true``, of which predictions say that it is ``said``."""
+    rng = np.random.default_rng(5)
+    sizes = rng.gamma(2, 0.5, (GROUPS, GENES))
+    sd, variance = said * sizes, noise * np.ones_like(sizes)
+    missed = rng.normal(size=sizes.shape) * np.sqrt(np.square(true * sizes) + variance)
+    factor = stretch(missed, sd, variance)
+    assert factor == pytest.approx(true / said, rel=0.1)
+    other = rng.normal(size=sizes.shape) * np.sqrt(np.square(true * sizes) + variance)
+    inside = np.abs(other) <= 1.645 * np.sqrt(np.square(factor * sd) + variance)
+    assert inside.mean() == pytest.approx(0.9, abs=0.02)
+
+
+def test_intervals_are_stretched_within_bounds():
+    one = np.ones((2, 50))
+    assert stretch(100 * one, 0.01 * one, 0 * one) == MOST_STRETCH
+    assert stretch(0 * one, one, one) == 0.5
+    assert stretch(one[:0], one[:0], one[:0]) == 1.0
 
 
 def test_nothing_is_expected_without_groups_in_which_something_changed():

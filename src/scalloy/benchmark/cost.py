@@ -182,6 +182,9 @@ def _epoch(
     **settings: Any,
 ) -> float:
     """Return the median processor time of an epoch of training, without the first epoch."""
+    if max_epochs < 2:
+        msg = f"`max_epochs={max_epochs}` leaves nothing to measure without the first epoch. Pass 2 or more."
+        raise ValueError(msg)
     scvi.settings.seed = seed
     clock = Clock(time.process_time)
     cls.setup_anndata(adata, **(setup or {}))

@@ -49,8 +49,9 @@ def likelihoods(
 
     10 % of the cells are held out, 80 % train and 10 % validate; the split is the same for all models of a
     seed. Values are in nats per cell. ``gain`` is the paired difference from the NB of the same model, with
-    its standard error. In ``"poisson, free"`` and ``"nb, free"`` the rates of a cell (and its dispersions)
-    are not tied to its library size, as in scVAE; ``pc-`` is the piecewise categorical distribution of scVAE,
+    its standard error, if NB is among them. In ``"poisson, free"`` and ``"nb, free"`` the rates of a cell
+    (and its dispersions) are not tied to its library size, as in scVAE; ``pc-`` is the piecewise categorical
+    distribution of scVAE,
     in which the counts 0, 1 and 2 are categories of their own.
 
     Parameters
@@ -93,8 +94,10 @@ def likelihoods(
                     row, found[kind] = _one(
                         adata, model, settings, types, parts, seed, max_epochs, n_mc_samples
                     )
-                    gain = found[kind] - found.get(AGAINST, np.nan)
-                    more = {"gain": gain.mean(), "gain_se": _error(gain)}
+                    more = {}
+                    if AGAINST in found:
+                        gain = found[kind] - found[AGAINST]
+                        more = {"gain": gain.mean(), "gain_se": _error(gain)}
                     rows.append(
                         {"data": name, "model": model, "likelihood": kind, "seed": seed, **row, **more}
                     )
@@ -186,9 +189,11 @@ def _error(values: np.ndarray) -> float:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard deviation over seeds, best first within each data set."""
     by = frame.groupby(["data", "model", "likelihood"], sort=False)
-    columns = ["marginal_ll", "se", "gain", "gain_se", "elbo", *[c for c in ("ari", "alive") if c in frame]]
+    columns = ["marginal_ll", "se", "gain", "gain_se", "elbo", "ari", "alive"]
+    columns = [c for c in columns if c in frame]
     out = by[columns].mean()
     out.insert(1, "sd", by["marginal_ll"].std())
-    out["gain_sd"] = by["gain"].std()
+    if "gain" in frame:
+        out["gain_sd"] = by["gain"].std()
     out["finite"] = by["finite"].all()
     return out.sort_values(["data", "marginal_ll"], ascending=[True, False]).round(2)

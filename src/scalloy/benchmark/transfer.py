@@ -123,7 +123,13 @@ def transfer(
     asked = Protocol(condition_key, labels_key, control, n_genes, target_sum, dict(unseen or {}))
     scored = _of_pairs if judge is None else _by_judge(JUDGES[one_of("judge", judge, JUDGES)])
     rows: list[dict[str, Any]] = []
-    for name, held in _held_out(adata, asked, hold_out, min_cells).items():
+    if not (every := _held_out(adata, asked, hold_out, min_cells)):
+        msg = (
+            f"No type has `min_cells={min_cells}` cells under a condition other than {control!r}, and cells "
+            f"under {control!r}. Pass fewer `min_cells`, or other columns."
+        )
+        raise ValueError(msg)
+    for name, held in every.items():
         for together in [held] if at_once or judge else [[c] for c in held]:
             pairs = [Pair(adata, asked, name, c, together) for c in together]
             rows += scored(pairs, models, seeds, max_epochs)

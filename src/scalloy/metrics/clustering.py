@@ -221,6 +221,12 @@ def expected_calibration_error(correct: Values, confidence: Values, n_bins: int 
     0.4
     """
     correct, confidence = numbers(1, correct=correct, confidence=confidence)
+    if not 0 <= confidence.min() <= confidence.max() <= 1:
+        msg = (
+            f"`confidence` holds probabilities, but goes from {confidence.min():.3g} to "
+            f"{confidence.max():.3g}. Pass values from 0 to 1."
+        )
+        raise ValueError(msg)
     of = np.clip((confidence * n_bins).astype(int), 0, n_bins - 1)
     frame = pd.DataFrame({"right": np.asarray(correct, dtype=float), "sure": confidence, "bin": of})
     means = frame.groupby("bin").agg({"right": "mean", "sure": "mean", "bin": "size"})

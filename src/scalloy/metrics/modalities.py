@@ -61,6 +61,9 @@ def rmse_z(predicted: Table, truth: Table, sd: Values) -> float:
     if len(sd) != truth.shape[1]:
         msg = f"`sd` has {len(sd)} values for {truth.shape[1]} variables. Pass one for each."
         raise ValueError(msg)
+    if sd.min() <= 0:
+        msg = f"`sd` is the unit of the errors, but goes down to {sd.min():.3g}. Leave such variables out."
+        raise ValueError(msg)
     return float((np.sqrt(np.square(predicted - truth).mean(0)) / sd).mean())
 
 

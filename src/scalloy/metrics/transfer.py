@@ -24,13 +24,16 @@ NOTHING = 1e-6  # difference in log-normalised expression below which values cou
 def skill(predicted: Values, truth: Values, control: Values) -> float:
     """Skill, ``1 - squared error / squared error of no change``: 0 for no change, 1 for perfection.
 
+    It is not a number if nothing changes in truth.
+
     Examples
     --------
     >>> sa.metrics.skill(predicted=np.array([1, 2]), truth=np.array([1, 3]), control=np.array([1, 1]))
     0.75
     """
     predicted, truth, control = numbers(1, predicted=predicted, truth=truth, control=control)
-    return float(1 - np.square(predicted - truth).sum() / np.square(truth - control).sum())
+    changed = float(np.square(truth - control).sum())
+    return 1 - float(np.square(predicted - truth).sum()) / changed if changed else float("nan")
 
 
 @by_name(predicted="genes", truth="genes", control="genes")
@@ -114,6 +117,9 @@ def coverage(predicted: Values, truth: Values, sd: Values, level: float = 0.9) -
     0.5
     """
     predicted, truth, sd = numbers(1, predicted=predicted, truth=truth, sd=sd)
+    if sd.min() < 0 or not 0 < level < 1:
+        msg = f"`sd` goes down to {sd.min():.3g}, and `level={level}`. Pass `sd` from 0, and 0 < `level` < 1."
+        raise ValueError(msg)
     return float((np.abs(predicted - truth) <= norm.ppf(0.5 + level / 2) * sd).mean())
 
 
@@ -207,7 +213,8 @@ def wilcoxon(cells: Table, others: Table) -> np.ndarray:
 def de_overlap(predicted: Table, truth: Table, control: Table, k: int = 100) -> float:
     """Share of the ``k`` most changed genes that predicted and true cells have in common.
 
-    Genes are ranked by the size of :func:`wilcoxon` against the control cells, in either direction.
+    Genes are ranked by the size of :func:`wilcoxon` against the control cells, in either direction. If there
+    are fewer than ``k`` genes, all of them are taken, and the share is 1.
 
     Examples
     --------
@@ -219,7 +226,7 @@ def de_overlap(predicted: Table, truth: Table, control: Table, k: int = 100) -> 
     0.0
     """
     top = [set(np.argsort(-np.abs(wilcoxon(x, control)))[:k]) for x in (predicted, truth)]
-    return len(top[0] & top[1]) / k
+    return len(top[0] & top[1]) / len(top[1])
 
 
 @by_name(predicted="_ genes", truth="_ genes", control="_ genes")
@@ -298,7 +305,7 @@ def spearman_brown(half: float) -> float:
     >>> round(sa.metrics.spearman_brown(0.5), 2)
     0.67
     """
-    return 2 * half / (1 + half)
+    return 2 * half / (1 + half) if half > -1 else float("-inf")
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

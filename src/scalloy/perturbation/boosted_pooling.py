@@ -140,7 +140,10 @@ class LearnedPooling:
         return [partial_pooling(control, shift, to, **sizes, **self._settings) for to in profiles]
 
     def left_out_predictions(self) -> LeftOut:
-        """Return the change of each group predicted from the other groups.
+        """Return changes of groups, each predicted from the other groups.
+
+        If the correction was learned, these are the groups and genes that it was learned from: at most eight
+        groups, those with the most cells, and a sample of the genes if there are very many.
 
         Examples
         --------

@@ -22,7 +22,7 @@ import numpy as np
 
 from scalloy.perturbation.boosted_pooling import LearnedPooling, LeftOut
 from scalloy.perturbation.group_moments import Moments
-from scalloy.perturbation.left_out import ExpectedSkill, expected_skill, stacked_share
+from scalloy.perturbation.left_out import ExpectedSkill, expected_skill, stacked_share, stretch
 from scalloy.perturbation.pooling import Pooled
 from scalloy.perturbation.pseudobulk import SCALE, level, rate_at
 from scalloy.perturbation.similarity import squared_distances, typical_distance
@@ -50,11 +50,13 @@ class Shift:
 class Worth:
     """Value of predictions of a change, judged by groups that were left out in turn.
 
-    ``share`` is how far the scale of levels is believed, ``skill`` the skill to expect for another group.
+    ``share`` is how far the scale of levels is believed, ``skill`` the skill to expect for another group, and
+    ``stretch`` the factor by which standard deviations have to be larger.
     """
 
     share: float
     skill: ExpectedSkill
+    stretch: float = 1.0
 
 
 @dataclass
@@ -166,7 +168,9 @@ class Shown:
             )
         shift = np.asarray(learned.shift)[np.ix_(left_out.groups, genes)]
         share = stacked_share(shift, one, both)
-        return Worth(share, expected_skill(shift, one + share * (both - one), noise))
+        made = one + share * (both - one)
+        sd = np.hypot(left_out.sd, made - one)
+        return Worth(share, expected_skill(shift, made, noise), stretch(shift - made, sd, noise))
 
     def seen_rates(
         self, group: str, source: str, to: str, now: np.ndarray

@@ -6,11 +6,14 @@ r"""Value of predictions, judged by groups whose change was seen and which are l
 
     share    sum_o (d_o - p_o)' (q_o - p_o) / sum_o |q_o - p_o|^2, between 0 and 1
     skill_o  1 - (|d_o - f_o|^2 - |v_o|_1) / (|d_o|^2 - |v_o|_1)      f_o = p_o + share (q_o - p_o)
+    stretch  smallest k with (d_og - f_og)^2 <= c^2 (k^2 s_og^2 + v_og) for 90 % of genes and groups
 
 ``share`` is how far the second scale is believed: it minimises the squared error on groups that were left out
 (stacking; Wolpert, Neural Networks 1992). ``skill`` is what a user may expect for another group: 1 is a
 prediction without error, 0 no better than no change. Both squares are corrected for the noise of the observed
-change. The decoder is left aside, since it has seen these groups.
+change. ``stretch`` is the factor by which the standard deviations ``s_o`` of the predictions are too small
+(or too large), so that intervals of ``c = 1.64`` of them hold as often as they should (conformal prediction:
+Lei et al., JASA 2018). The decoder is left aside, since it has seen these groups.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.9  # probability of the interval of the skill
+LEVEL = 0.9  # probability of intervals
+LEAST_STRETCH, MOST_STRETCH = 0.5, 4.0
 NOTHING = 1e-12
 
 
@@ -74,3 +78,24 @@ def expected_skill(shift: np.ndarray, predicted: np.ndarray, noise: np.ndarray) 
     mean, sd = float(skills.mean()), float(skills.std(ddof=1))
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * sd * float(np.sqrt(1 + 1 / n))
     return ExpectedSkill(mean, mean - half, min(mean + half, 1.0), n)
+
+
+def stretch(missed: np.ndarray, sd: np.ndarray, noise: np.ndarray) -> float:
+    """Return the factor for standard deviations with which intervals hold in groups that were left out.
+
+    Parameters
+    ----------
+    missed
+        Errors of the predictions, groups x genes.
+    sd
+        Standard deviations of the predictions, groups x genes.
+    noise
+        Sampling variance of the observed changes, groups x genes.
+    """
+    wide = stats.norm.ppf(0.5 + LEVEL / 2)
+    needed = (np.square(missed / wide) - noise) / np.maximum(np.square(sd), NOTHING)
+    n = needed.size
+    if n == 0:
+        return 1.0
+    found = float(np.quantile(needed, min(1.0, LEVEL * (1 + 1 / n))))
+    return float(np.clip(np.sqrt(max(found, 0.0)), LEAST_STRETCH, MOST_STRETCH))

@@ -163,14 +163,16 @@ class Changes:
         observed, found = made.observed.mean(0), None
         if made.counts is not None:
             shift, found = self._with_rates(shown, scaled, shift, group, source, to)
+        pooled = shift.uncertainty is not None
+        worth = shown.worth(shift.others, source, to) if pooled else None
+        if worth is not None:
+            shift, found = _stretched(shift, found, worth.stretch)
         middle, wanted = made.middle.mean(0), observed + shift.mean
         factor, offset = np.ones_like(middle), wanted - middle
         if (made.observed >= 0).all():
             factor = np.where(middle > 0, wanted.clip(0) / np.maximum(middle, 1e-12), 1.0)
             offset = np.zeros_like(middle)
-        pooled = shift.uncertainty is not None
-        skill = shown.worth(shift.others, source, to).skill if pooled else None
-        return Change(shift, factor, offset, found, skill)
+        return Change(shift, factor, offset, found, None if worth is None else worth.skill)
 
     def _with_rates(
         self, shown: Shown, made: Decoded, shift: Shift, group: str, source: str, to: str
@@ -203,7 +205,9 @@ class Changes:
             np.divide(asked.slopes(after, shape), known, out=slope, where=known > 0)
         found = Rates(before, after, shape, sd * log_per_level(after), pattern)
         apart = sample.mean_logs(after, shape) - wanted  # of the two predictions of the mean
-        return replace(shift, mean=then - now, sd=np.hypot(shift.sd, apart) * slope), found
+        unsure = None if shift.uncertainty is None else np.hypot(shift.uncertainty, apart) * slope
+        sd = np.hypot(shift.sd, apart) * slope
+        return replace(shift, mean=then - now, sd=sd, uncertainty=unsure), found
 
     @staticmethod
     def _combined(
@@ -235,6 +239,15 @@ class Changes:
         now = level(sample.every)
         change, sd = combined(level(by_shift) - now, by_levels[0], sd_shift, by_levels[1], share)
         return np.where(change == 0, sample.every, rate_at(now + change)), sd
+
+
+def _stretched(shift: Shift, rates: Rates | None, factor: float) -> tuple[Shift, Rates | None]:
+    """Multiply the standard deviations of a pooled change by a factor; sampling noise stays as it is."""
+    assert shift.uncertainty is not None
+    more = np.square(shift.uncertainty) * (factor**2 - 1)
+    sd = np.sqrt(np.maximum(np.square(shift.sd) + more, 0.0))
+    shift = replace(shift, sd=sd, uncertainty=factor * shift.uncertainty)
+    return shift, rates if rates is None else replace(rates, sd=factor * rates.sd)
 
 
 def changes_of(model: Conditioned[HasConditions], how: How, context: AnnData | None = None) -> Changes:
