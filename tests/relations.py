@@ -191,7 +191,7 @@ def without_noise() -> Iterator[None]:
         (torch, "poisson"): lambda rate, **_: rate.clone(),
         (torch, "_standard_gamma"): lambda shape, **_: shape.clone(),
         (torch, "bernoulli"): lambda p, **_: (p > 0.5).to(p),
-        (torch, "multinomial"): lambda p, n, *_, **__: p.argmax(-1, keepdim=True).repeat(1, n),
+        (torch, "multinomial"): lambda p, n, *_, **__: p.argmax(-1, keepdim=True).expand(*p.shape[:-1], n),
     }
     before = {where: getattr(*where) for where in replaced}
     try:

@@ -238,6 +238,20 @@ HDF5 = {
 }
 
 
+@pytest.mark.parametrize("place", ["X", "raw/X", "layers/a", "obsm/a", "varm/a", "obsp/a", "varp/a"])
+def test_indices_of_every_sparse_matrix_are_looked_at(place, tmp_path):
+    cells = sa.datasets.simulate(30, 12, seed=0)
+    x, cells.raw = sp.csr_matrix(cells.X), cells
+    cells.layers["a"], cells.obsm["a"], cells.varm["a"] = x, x, sp.csr_matrix(x.T)
+    cells.obsp["a"], cells.varp["a"] = sp.csr_matrix(x @ x.T), sp.csr_matrix(x.T @ x)
+    cells.write_h5ad(path := tmp_path / "cells.h5ad")
+    assert reading.read(path).n_obs == 30
+    with h5py.File(path, "r+") as file:
+        file[f"{place}/indices"][3] = 10**6
+    with pytest.raises(DamagedFileError, match="has indices outside of it"):
+        reading.read(path)
+
+
 @pytest.mark.parametrize("name", HDF5)
 def test_crafted_data(name, saved, tmp_path):
     (source,) = saved.glob("*.h5ad")

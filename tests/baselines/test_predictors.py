@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 
 import scalloy as sa
 from scalloy.baselines import METHODS, SHIFTS, Baseline, LatentShift, shifts, tuned
-from scalloy.baselines.predictors import _others
+from scalloy.baselines.predictors import _others, with_mean_shift
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,14 @@ def test_every_method_predicts_all_cells_and_leaves_them_as_they_are(data, contr
     assert control.obs.equals(before.obs)
     both = predicted(data, data[data.obs["condition"] == "control"].copy(), method)
     np.testing.assert_allclose(both[control.obs_names].X.mean(0), out.X.mean(0), atol=0.15)
+
+
+def test_a_mean_is_shifted_as_far_as_it_goes_and_not_below_zero():
+    x = np.array([[0.0, 2.0, 1.0, 0.0], [1.0, 0.0, 3.0, 0.0]])
+    out = with_mean_shift(x, shift := np.array([0.5, -0.25, -5.0, -1.0]))
+    np.testing.assert_allclose(out.mean(0), (x.mean(0) + shift).clip(0))
+    assert (out >= 0).all()
+    np.testing.assert_array_equal(out[:, 1] == 0, x[:, 1] == 0)  # what falls is scaled
 
 
 def test_added_and_thinned_counts_have_the_wanted_means_and_new_zeros(data, control):

@@ -179,7 +179,7 @@ def test_likelihoods_are_compared_on_the_same_held_out_cells(tmp_path):
     table = pd.read_csv(out)
     assert len(table) == 2 * 2 * 3
     assert table["finite"].all()
-    by = table.set_index(["model", "seed", "likelihood"])
+    by = table.set_index(["model", "seed", "likelihood"]).sort_index()
     for model in ("VAE", "GMVAE"):
         for seed in (0, 1):
             own = by.loc[model, seed]
@@ -314,3 +314,20 @@ def test_types_may_be_unknown_or_taken_for_donors():
     given = {"labels_key": "cluster", "hold_out": "cluster_0", "seeds": [0], "n_genes": 60, "max_epochs": 30}
     table = sa.benchmark.transfer(cells, models, **given).set_index("method")
     assert (table.loc[models[1:], "skill"] > -0.05).all()
+
+
+def test_intervals_are_for_as_many_cells_as_were_held_out():
+    """The sd of a model without doubts is the sampling noise of both means; it grows if few are treated."""
+    from scalloy.benchmark.transfer import Pair
+
+    rng = np.random.default_rng(0)
+    inside = []
+    for n in (400, 30):
+        for seed in range(20):
+            rng = np.random.default_rng([n, seed])
+            pair = object.__new__(Pair)
+            pair.control, pair.truth = rng.normal(size=(400, 200)), rng.normal(size=(n, 200))
+            sd = pair.for_as_many(np.full(200, np.sqrt(2 / 400)))
+            missed = pair.truth.mean(0) - pair.control.mean(0)
+            inside.append((np.abs(missed) < 1.645 * sd).mean())
+        assert np.mean(inside) == pytest.approx(0.9, abs=0.02)

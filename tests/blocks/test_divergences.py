@@ -100,6 +100,18 @@ def test_groups():
     assert float(same) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize(("unbiased", "at_least"), [(True, 8), (True, 1), (False, 1)])
+def test_a_group_of_just_enough_samples_is_compared(unbiased, at_least):
+    """Of one sample less there is no pair; an unbiased estimate needs two whatever is asked for."""
+    n = max(at_least, 1 + unbiased)
+    x, y = samples(n, 20)
+    settings = {"n_groups": 2, "at_least": at_least, "unbiased": unbiased}
+    groups = torch.arange(n + 20) >= n
+    found = div.between_groups(torch.cat([x, y]), groups.long(), SCALES, **settings)
+    assert float(found) == pytest.approx(float(div.mmd2(x, y, SCALES, unbiased=unbiased)))
+    assert div.between_groups(torch.cat([x, y])[1:], groups[1:].long(), SCALES, **settings) == 0
+
+
 def test_groups_within_sets(monkeypatch):
     x, _ = samples(90, 3)
     groups, sets = torch.arange(90) % 3, torch.arange(90) // 40  # of the third set there are ten

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import scvi
-from contract.test_models import MODELS, class_of, every, setup
+import torch
+from contract.test_models import MODELS, class_of, each_class, every, setup
 
 import scalloy as sa
 
@@ -75,6 +76,23 @@ def test_the_reference_stays_and_the_query_moves(name, single, cells, tmp_path):
     np.testing.assert_array_equal(again.get_latent_representation(reference), z)
 
 
+@each_class
+def test_new_categories_begin_at_the_mean_of_the_known_ones(name, cells):
+    reference, query = halves(cells)
+    setup(name, reference)
+    model = MODELS[name](reference)
+    model.train(**FITTED)
+    mapped, grown = class_of(name).load_query_data(query, model), 0
+    known = dict(model.module.named_parameters())
+    for key, value in mapped.module.named_parameters():
+        if key in known and value.shape != known[key].shape and value.shape[1:] == known[key].shape[1:]:
+            old, new = known[key], value[len(known[key]) :]
+            torch.testing.assert_close(value[: len(old)], old, rtol=0, atol=0)
+            torch.testing.assert_close(new, old.mean(0).expand_as(new))
+            grown += float(old.detach().std(0).max()) > 1e-3  # otherwise any of the known ones would do
+    assert grown or name == "BetaVSC"  # which has them beside the code
+
+
 @pytest.mark.parametrize("name", ["CGMDVAE", "CGMDVAE_full", "TRVAE"])
 def test_a_new_condition(name, cells):
     reference, query = halves(cells)
@@ -124,7 +142,6 @@ def test_scvi_tools_moves_its_reference_and_we_do_not(capsys):
     assert their_move > 0.01 * spread
 
 
-@pytest.mark.filterwarnings("ignore:Changing the sparsity structure")
 def test_genes_by_name(cells, quick, caplog):
     reference, query = halves(cells)
     sa.VAE.setup_anndata(reference, batch_key="batch")

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 import scalloy as sa
 from scalloy.data import checks
+from scalloy.data.genes import aligned
 
 
 def setup(adata, **kwargs):
@@ -103,6 +104,17 @@ def test_size_factor_must_be_positive_numbers(cells):
 def test_few():
     assert checks.few(range(3)) == "0, 1, 2"
     assert checks.few(range(12)).endswith("9, and 2 more")
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+def test_genes_that_lack_are_zero_in_every_kind_of_matrix(kind):
+    x = np.arange(1.0, 13.0).reshape(3, 4)
+    adata = ad.AnnData(kind(x), layers={"counts": kind(2 * x)})
+    adata.var_names = list("abcd")
+    made = aligned(adata, ["c", "lacks", "a", "d"], max_missing=0.5)
+    expected = np.c_[x[:, 2], np.zeros(3), x[:, [0, 3]]]
+    for found, wanted in ((made.X, expected), (made.layers["counts"], 2 * expected)):
+        np.testing.assert_array_equal(found.toarray() if sp.issparse(found) else found, wanted)
 
 
 def test_other_genes(cells, quick):

@@ -117,6 +117,14 @@ def test_a_number_is_not_its_text(cells):
         sa.CGMDVAE.setup_anndata(cells, labels_key="type", unlabeled_category=10)
 
 
+@pytest.mark.parametrize("kind", [int, str])
+def test_numbers_are_alike_only_if_they_are_equal(cells, kind):
+    """As text, 10 is as near to 100 as a misspelled word to the right one."""
+    cells.obs["type"] = [kind(n) for n in (100, 2, 101, 3)] * 50
+    with pytest.warns(UserWarning, match=r"No cell has the label `unlabeled_category='?10'?`"):
+        sa.CGMDVAE.setup_anndata(cells, labels_key="type", unlabeled_category=kind(10))
+
+
 def test_a_category_that_does_not_occur_yet_is_said_and_allowed(cells, quick):
     match = (
         r"No cell has the label `unlabeled_category='Unknown'`: all 200 cells count as labelled.*cluster_0"
@@ -151,3 +159,14 @@ def test_models_that_were_saved_with_a_column_in_two_roles_are_read(cells, quick
     monkeypatch.undo()
     again = sa.load(tmp_path / "m", cells.copy())
     assert again.get_latent_representation(cells.copy()).shape == (200, 3)
+
+
+@pytest.mark.parametrize("unlabeled", ["Unknown", "10", 7.5])
+def test_a_category_of_another_kind_than_the_labels_is_refused(cells, unlabeled):
+    """It would make text of whole numbers, or other numbers of them."""
+    cells.obs["type"] = [100, 101] * 100
+    with pytest.raises(ValueError, match="the labels of 'type' are of kind 'integer': 100, 101"):
+        sa.CGMDVAE.setup_anndata(cells, labels_key="type", unlabeled_category=unlabeled)
+    cells.obs["type"] = ["a", "b"] * 100
+    with pytest.raises(ValueError, match="of kind 'integer', and the labels of 'type' are of kind 'string'"):
+        sa.CGMDVAE.setup_anndata(cells, labels_key="type", unlabeled_category=-1)

@@ -67,3 +67,6 @@ def test_calibration_error_of_known_confidences():
     correct = rng.random(50_000) < confidence
     assert metrics.expected_calibration_error(correct, confidence) < 0.01
     assert metrics.expected_calibration_error(np.ones(100), np.full(100, 0.8)) == pytest.approx(0.2)
+    confidence, correct = np.repeat([0.9, 0.5], [90, 10]), np.repeat([1, 0], [90, 10])  # by their cells
+    error = metrics.expected_calibration_error(correct, confidence)
+    assert error == pytest.approx(0.9 * 0.1 + 0.1 * 0.5)

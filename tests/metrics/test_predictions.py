@@ -55,6 +55,9 @@ def test_changed_genes_are_found_or_not():
     truth, same, other = (rng.normal(size=(200, 60)) + s for s in (shift, shift, shift[::-1]))
     assert metrics.de_overlap(same, truth, control, k=10) == 1
     assert metrics.de_overlap(other, truth, control, k=10) == 0
+    falls, again = (rng.normal(size=(200, 60)) - shift for _ in range(2))
+    assert metrics.de_overlap(again, falls, control, k=10) == 1  # in either direction
+    assert metrics.de_overlap(again, truth, control, k=10) == 1
     strict = {"fdr": 1e-6}  # so that no gene changes by chance
     assert metrics.de_auprc(same, truth, control, **strict) == pytest.approx(1)
     assert metrics.de_auprc(other, truth, control, **strict) < 0.3

@@ -316,6 +316,16 @@ def test_a_prior_of_w_needs_a_w(simulated):
         sa.CGMDVAE(adata, w_prior="condition")
 
 
+@pytest.mark.parametrize(("n_clusters", "n_components"), [(2, 25), (16, 25), (18, 27), (40, 60)])
+def test_clusters_are_made_of_half_as_many_components_more(simulated, n_clusters, n_components):
+    """Of at least 25; weights whose components have prior numbers of their own are not merged."""
+    sa.CGMDVAE.setup_anndata(adata := simulated.copy())
+    assert len(sa.CGMDVAE(adata, n_clusters=n_clusters, **SMALL).module.prior.used) == n_components
+    one_each = sa.CGMDVAE(adata, n_clusters=n_clusters, weights="uniform", **SMALL).module.prior
+    assert len(one_each.used) == n_clusters
+    assert not one_each.merges
+
+
 def test_one_cluster_is_one_component(simulated):
     adata = simulated.copy()
     model = fit(adata, condition_key="condition", model={"n_clusters": 1}, short={**SHORT, "max_epochs": 5})

@@ -123,6 +123,18 @@ def test_numeric_columns_of_a_modality_are_numbers(lacks, quick):
     np.testing.assert_array_equal(*codes)
 
 
+def test_of_a_column_in_both_modalities_the_first_is_taken():
+    """And the other one's where the first was not measured."""
+    mdata = pair(slice(0, 150), slice(50, 200))
+    mdata["rna"].obs["site"], mdata["prot"].obs["site"] = "of rna", "of prot"
+    sa.POISEVAE.setup_mudata(mdata, batch_key="site")
+    found = sa.POISEVAE(mdata, **SMALL).adata.obs["site"]
+    measured = found.index.isin(mdata["rna"].obs_names)
+    assert (found[measured] == "of rna").all()
+    assert (found[~measured] == "of prot").all()
+    assert (~measured).sum() == 50
+
+
 def test_a_copy_of_a_mudata_is_not_set_up(quick, caplog):
     mdata = pair()
     sa.POISEVAE.setup_mudata(mdata, batch_key="batch")
@@ -311,6 +323,18 @@ def test_intervals_scales_and_seeds(trained, cells):
     assert (moved.to_numpy() != trained.predict("prot", n_samples=3).to_numpy()).any()
     some = trained.predict("prot", indices=[5, 3], n_samples=3)
     assert list(some.index) == ["cell_5", "cell_3"]
+
+
+def test_bounds_of_logarithms_are_of_counts_on_the_scale_of_the_mean(trained):
+    """With one sample both bounds are that sample: whole proteins, and genes that add up to 10,000."""
+    _, low, high = trained.predict("rna", scale="log1p", n_samples=1, interval=0.5)
+    pd.testing.assert_frame_equal(low, high)
+    np.testing.assert_allclose(np.expm1(low.to_numpy(float)).sum(1), 1e4, rtol=1e-4)
+    _, low, high = trained.predict("prot", scale="log1p", n_samples=1, interval=0.5)
+    pd.testing.assert_frame_equal(low, high)
+    counts = np.expm1(low.to_numpy(float))
+    np.testing.assert_allclose(counts, counts.round(), rtol=1e-4, atol=1e-4)
+    assert counts.sum(1).std() > 1
 
 
 def test_the_prior_and_what_is_drawn_from_it(trained):

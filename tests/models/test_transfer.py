@@ -94,6 +94,19 @@ def test_where_nothing_changes_counts_are_the_cells_own(unseen, target_sum):
     assert not out.obs["transfer_far"].any()
 
 
+def test_counts_of_several_groups_are_those_of_their_cells(unseen):
+    """Groups lie mixed among each other; each is changed by itself and put back where it was."""
+    model, _ = unseen
+    controls = model.adata[(model.adata.obs["condition"] == "control").to_numpy()].copy()
+    assert (controls.obs["cluster"].to_numpy()[1:] != controls.obs["cluster"].to_numpy()[:-1]).mean() > 0.5
+    out = quietly(model, controls, to="control")
+    assert (out.layers["counts"] != controls.X).nnz == 0
+    made = quietly(model, controls).layers["counts"].toarray()  # what is not raised is still thinned
+    own = [np.corrcoef(a, b)[0, 1] for a, b in zip(made, controls.X.toarray(), strict=True)]
+    other = [np.corrcoef(a, b)[0, 1] for a, b in zip(made, controls.X.toarray()[::-1], strict=True)]
+    assert np.mean(own) > np.mean(other) + 0.2
+
+
 @pytest.mark.parametrize("target_sum", [1e4, 200.0])
 def test_counts_of_each_gene_change_by_the_factor_that_is_said(unseen, target_sum):
     model, controls = unseen

@@ -97,6 +97,7 @@ def test_of_many_cells_some_are_looked_at():
     few = fold_changes.rates_after(x[:900], change, 1e4, np.ones((900, 40)))
     some = change > 0
     np.testing.assert_allclose(after[some] / before[some], few[1][some] / few[0][some], rtol=0.05)
+    np.testing.assert_array_equal(after[~some], before[~some])
 
 
 @pytest.mark.parametrize("shape", [1.0, 10.0, 50.0])

@@ -81,6 +81,12 @@ def test_dispersions_are_found_and_shrunk_where_counts_are_few():
     assert found[40:].max() < 3.0
 
 
+def test_a_gene_without_counts_is_as_uncertain_as_one_of_which_half_a_count_is_expected():
+    drawn = np.random.default_rng(0).poisson(0.5, 100_000)
+    found = Pseudobulk(np.zeros(1), 1e6, 1e9).level_variance(np.zeros(1))
+    assert found[0] == pytest.approx(level(drawn / 1e6).var(), rel=0.1)
+
+
 def test_genes_without_counts_have_the_mean_dispersion_and_a_finite_variance():
     rng = np.random.default_rng(3)
     x = cells(rng, 100, np.full(GENES, 1e-3), np.full(GENES, 1.0))

@@ -137,6 +137,10 @@ def test_pairs_seen_beside_simple_ones(cells, quick):
         np.testing.assert_allclose(simple, shift, rtol=1e-3, atol=1e-4)
         assert pair.row()["no change"] == 0
         assert np.isfinite(pair.row()["CGMDVAE"])
+        controls = cells[((of == pair.group) & (under == "control")).to_numpy()].copy()
+        scale = max(500.0, float(np.median(total)))  # that of the truth
+        alone = model.transfer(controls, "treated_1", route="decoder", target_sum=scale)
+        np.testing.assert_allclose(pair.predicted["CGMDVAE"], alone.X.mean(0), rtol=1e-3, atol=1e-4)
 
 
 def test_held_out_type_is_predicted_by_a_model_that_never_saw_it(cells, quick, tmp_path, monkeypatch):

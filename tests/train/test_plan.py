@@ -95,6 +95,19 @@ def test_history_names_every_term_and_adds_up(cells, quick):
     assert last["validation_loss"] == pytest.approx(weighted, rel=1e-5)
 
 
+@pytest.mark.parametrize("weights", ["global", "condition"])
+def test_the_bound_of_the_history_shares_what_is_of_all_cells_among_those_trained_on(weights, cells, quick):
+    sa.CGMDVAE.setup_anndata(cells, condition_key="condition")
+    model = sa.CGMDVAE(cells, weights=weights, conditioning="interaction", **SMALL)
+    model.train(**{**quick, "max_epochs": 6}, train_size=0.7)  # 140 cells
+    last = {k: float(v.iloc[-1, 0]) for k, v in model.history.items()}
+    for mode in ("train", "validation"):
+        shared = [last[f"kl_global_{k}_{mode}"] / 140 for k in ("pi", "own")]
+        per_cell = last[f"reconstruction_loss_{mode}"] + last[f"kl_local_{mode}"]
+        assert last[f"elbo_{mode}"] - per_cell == pytest.approx(sum(shared), rel=1e-2)
+        assert sum(shared) > 1e-2
+
+
 def test_history_is_the_mean_over_cells(cells, quick):
     """The last validation loss of an untouched model is what the getter computes."""
     model = model_of(cells, dropout_rate=0.0)

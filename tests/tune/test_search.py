@@ -67,6 +67,19 @@ def test_what_is_wrong_is_said_before_anything_runs(cells, tmp_path, given, mess
     assert not (tmp_path / "s").exists()
 
 
+def test_a_trial_tells_the_lowest_loss_of_validation(cells, monkeypatch):
+    """That of the weights which it keeps, not that of its last epoch."""
+    said = []
+    monkeypatch.setattr("ray.tune.report", lambda figures, checkpoint=None: said.append(figures))
+    given = [{"model": "VAE", "n_hidden": 8, "n_latent": 3, "lr": 0.1, "lr_schedule": "constant", "seed": 0}]
+    module._trial({"trial": 0}, adata=cells, setup={}, epochs=12, n_mc_samples=2, settings=given)
+    *epochs, last = said
+    losses = [figures["elbo_validation"] for figures in epochs]
+    assert len(losses) == last["epochs"] == 12
+    assert min(losses) < losses[-1]
+    assert last["elbo_validation"] == pytest.approx(min(losses))
+
+
 SCRIPT = """
 import sys, scalloy as sa
 found = sa.search(

@@ -239,6 +239,14 @@ class Pair:
             out.layers["counts"] = thinned_or_added(source, before, after, np.random.default_rng(seed))
         return out
 
+    def for_as_many(self, sd: np.ndarray) -> np.ndarray:
+        """Return standard deviations for the mean of the held-out cells, which may be few.
+
+        Those that models give are for the mean of as many treated cells as there are controls.
+        """
+        apart = 1 / len(self.truth) - 1 / len(self.control)
+        return np.sqrt(np.maximum(np.square(sd) + self.truth.var(0) * apart, 0.0))
+
     def views(self, out: AnnData) -> dict[str, dict[str, np.ndarray]]:
         """Return what metrics take of a prediction of the source cells."""
         x = np.asarray(out.X, dtype=float)
@@ -246,7 +254,7 @@ class Pair:
         cells = {"predicted": predicted, "truth": self.truth, "control": self.control}
         means = {k: v.mean(0) for k, v in (cells | {"predicted": x}).items()}
         sd = out.uns.get("transfer", {}).get("sd")
-        also = {} if sd is None else {"sd": sd.iloc[:, 0].to_numpy()}
+        also = {} if sd is None else {"sd": self.for_as_many(sd.iloc[:, 0].to_numpy())}
         return {
             "means": {**means, "mean_shift": self.shift, **also},
             "cells": cells,

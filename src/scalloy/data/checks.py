@@ -123,7 +123,7 @@ def check_kind(column: pd.Series, argument: str, key: str) -> None:
 
     In a mixture, ``1`` and ``"1"`` would be two categories of the same name.
     """
-    if (kind := _kind(column)) not in KINDS:
+    if (kind := kind_of(column)) not in KINDS:
         msg = (
             f"`{argument}={key!r}` holds values of kind {kind}, such as {column[:3].tolist()}. Expected "
             f"strings, or numbers, or booleans: `adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
@@ -134,7 +134,8 @@ def check_kind(column: pd.Series, argument: str, key: str) -> None:
         raise ValueError(msg)
 
 
-def _kind(column: pd.Series) -> str:
+def kind_of(column: pd.Series) -> str:
+    """Return the kind of the values of a column: strings, whole numbers, and so on."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.cat.remove_unused_categories().cat.categories
     return pd.api.types.infer_dtype(column, skipna=True)
@@ -206,7 +207,7 @@ def check_categories(adata: AnnData, known: dict[str, np.ndarray]) -> None:
 def check_same_kind(obs: pd.DataFrame, known: dict[str, np.ndarray]) -> None:
     """Check that newly registered categories have the type that the model knows, not ``"1"`` for ``1``."""
     for key, categories in known.items():
-        kinds = [_kind(find_column(obs, "key", key)), _kind(pd.Series(categories))]
+        kinds = [kind_of(find_column(obs, "key", key)), kind_of(pd.Series(categories))]
         if kinds[0] != kinds[1]:
             msg = (
                 f"`adata.obs[{key!r}]` holds values of kind {kinds[0]}, but the model knows values of kind "

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scalloy._arguments import few, warn
-from scalloy.data.checks import CATEGORICAL, columns
+from scalloy.data.checks import CATEGORICAL, columns, kind_of
 
 ROLES = (*CATEGORICAL, "continuous_covariate_keys")
 ALIKE = 0.8  # similarity (at most 1) above which two spellings are taken for the same word
@@ -88,6 +88,14 @@ def _check_unlabeled(obs: pd.DataFrame, given: dict[str, Any]) -> None:
             f"`unlabeled_category={unlabeled!r}` is the label of no cell, and {few(map(repr, near))} would "
             f"be a cell type like the others. Did you mean {near[0]!r}? If every cell has a label, leave "
             "`unlabeled_category` out."
+        )
+        raise ValueError(msg)
+    kinds = kind_of(obs[key]), kind_of(pd.Series([unlabeled]))
+    if kinds[0] != kinds[1]:
+        msg = (
+            f"`unlabeled_category={unlabeled!r}` is of kind {kinds[1]!r}, and the labels of {key!r} are of "
+            f"kind {kinds[0]!r}: {few(map(repr, names))}. Pass a value of their kind, or leave it out if "
+            "every cell has a label."
         )
         raise ValueError(msg)
     warn(
