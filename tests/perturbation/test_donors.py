@@ -7,7 +7,7 @@ import pytest
 
 import scalloy as sa
 from scalloy.perturbation import donors
-from scalloy.perturbation.donors import Seen, unit
+from scalloy.perturbation.donors import Seen
 
 GENES = 40
 rng = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def test_units_are_learned_from_if_the_group_was_seen_in_other_donors():
     found = seen(sizes)
     assert found.per_donor("control", "a")
     shown, name = found.chosen("g", "x", "control", "a")
-    assert name == unit("g", "x") == "g of x"
+    assert name == "g of x"
     assert set(shown.others("control", "a")) == {"g of u", "g of v", "g of w", "h of u"}
     cells = np.tile(OF_DONOR["x"], (60, 1))
     shift = shown.shift(np.zeros(GENES), cells, name, "control", "a")
@@ -82,6 +82,17 @@ def test_units_are_learned_from_if_the_group_was_seen_in_other_donors():
     assert set(shown.others("control", "a")) == {"g", "h"}
     # and the group as a whole, if no donor is named
     assert found.chosen("g", "", "control", "a")[1] == "g"
+
+
+def test_units_of_the_same_name_are_kept_apart():
+    """Cluster "g of u" of donor v, and cluster g of donor "u of v"."""
+    OF_DONOR["u of v"] = OF_DONOR["w"]
+    found = seen({("g of u", "v"): (60, 60), ("g", "u of v"): (60, 60), ("h", "x"): (60, 60)})
+    names = found.by_donor("control", "a").others("control", "a")
+    assert sorted(names) == ["g of u of v", "g of u of v'", "h of x"]
+    for group, donor in (("g of u", "v"), ("g", "u of v")):
+        shown, name = found.chosen(group, donor, "control", "a")
+        np.testing.assert_allclose(shown.moments[name, "control"].mean, OF_DONOR[donor])
 
 
 def test_a_unit_of_few_cells_is_pooled_with_others():
@@ -116,6 +127,13 @@ def test_a_cluster_with_hardly_any_treated_cells_is_not_seen():
     # labels are believed, and so are clusters if there is nothing else
     assert not seen(strayed, known=False).strays("control", "a")
     assert not seen({("g", "u"): (300, 15)}, clusters=True, known=False).strays("control", "a")
+    # clusters of one condition each have shown nothing
+    apart = seen({("g", "u"): (300, 12), ("h", "v"): (11, 280)}, clusters=True, known=False)
+    assert set(apart.strays("control", "a")) == {"g", "h"}
+    assert not apart.by_group("control", "a").others("control", "a")
+    # of two clusters the one that was well seen is believed
+    two = seen({("g", "u"): (500, 500), ("h", "v"): (500, 11)}, clusters=True, known=False)
+    assert set(two.strays("control", "a")) == {"h"}
     # fewer treated cells everywhere are no strays
     rare = {("g", "u"): (300, 15), ("h", "w"): (200, 12), ("i", "x"): (290, 14)}
     assert not seen(rare, clusters=True, known=False).strays("control", "a")
@@ -164,6 +182,7 @@ def test_treated_cells_of_a_patient_are_predicted_from_other_patients(cls, colum
     own = cells[(cells.obs["patient"] == "patient 3").to_numpy()].copy()
     out = model.transfer(own, to="treated")
     (pair,) = out.uns["transfer"]["shift"].columns
+    assert (out.obs["transfer_pair"] == pair).all()
     assert pair.endswith(" of patient 3 from control")
     assert len(out.uns["transfer"]["learned_from"][pair]) == 3
     assert skill(out, own, every[held]) > 0.5

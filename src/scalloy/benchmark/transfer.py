@@ -222,8 +222,8 @@ class Pair:
 
     def scores(self, out: AnnData) -> dict[str, float]:
         """Return all scores of a prediction of the source cells, and the skill that it promised, if any."""
-        promised = out.uns.get("transfer", {}).get("expected_skill")
-        expected = {} if promised is None else {"expected_skill": float(promised["mean"].iloc[0])}
+        promised = out.obs["transfer_skill"] if "transfer_skill" in out.obs else pd.Series(dtype=float)
+        expected = {"expected_skill": float(promised.mean())} if promised.notna().any() else {}
         return {**scores(self.views(out)), **expected}
 
     def counted(self, out: AnnData, seed: int = 0) -> AnnData:
@@ -240,10 +240,7 @@ class Pair:
         return out
 
     def for_as_many(self, sd: np.ndarray) -> np.ndarray:
-        """Return standard deviations for the mean of the held-out cells, which may be few.
-
-        Those that models give are for the mean of as many treated cells as there are controls.
-        """
+        """Return standard deviations for the mean of the held-out cells, not of as many as controls."""
         apart = 1 / len(self.truth) - 1 / len(self.control)
         return np.sqrt(np.maximum(np.square(sd) + self.truth.var(0) * apart, 0.0))
 
@@ -254,7 +251,7 @@ class Pair:
         cells = {"predicted": predicted, "truth": self.truth, "control": self.control}
         means = {k: v.mean(0) for k, v in (cells | {"predicted": x}).items()}
         sd = out.uns.get("transfer", {}).get("sd")
-        also = {} if sd is None else {"sd": self.for_as_many(sd.iloc[:, 0].to_numpy())}
+        also = {} if sd is None else {"sd": self.for_as_many(_over_pairs(out, sd))}
         return {
             "means": {**means, "mean_shift": self.shift, **also},
             "cells": cells,
@@ -264,6 +261,15 @@ class Pair:
             "top 1000 means": {k: v[self.top_1000] for k, v in means.items()},
             "top 1000 cells": {k: v[:, self.top_1000] for k, v in cells.items()},
         }
+
+
+def _over_pairs(out: AnnData, sd: pd.DataFrame) -> np.ndarray:
+    """Return the standard deviation of the mean of all cells, as if the errors of groups were the same."""
+    if "transfer_pair" not in out.obs:
+        return sd.iloc[:, 0].to_numpy()
+    share = out.obs["transfer_pair"].value_counts(normalize=True)
+    known = [k for k in share.index if k in sd and share[k] > 0]  # cells without a group have none
+    return sd[known].to_numpy() @ share[known].to_numpy()
 
 
 Scored = Callable[[Sequence[Pair], Mapping[str, Rival], Sequence[int], int | None], list[dict[str, Any]]]

@@ -114,7 +114,11 @@ def transfer(
     settings = {"n_samples": samples, "library_size": library_size, "seed": seed}
     made = trained.transfer(source, to=to, route=route, context=source if own_context else None, **settings)
     by = [k for k in ("transfer_group", "transfer_from", "transfer_far") if k in made.obs]
-    files.say(made.obs.groupby(by, observed=True).size().rename("cells").reset_index().to_string(index=False))
+    of_groups = made.obs.groupby(by, observed=True)
+    table = of_groups.size().rename("cells").to_frame()
+    if "transfer_skill" in made.obs:  # what to expect of them
+        table["transfer_skill"] = of_groups["transfer_skill"].mean().round(2)
+    files.say(table.reset_index().to_string(index=False))
     files.write(made, out)
 
 

@@ -15,7 +15,7 @@ from groups. If no donor has cells under both conditions, groups are compared ov
 tell donors from conditions.
 
 If nothing is known of donors, and groups are clusters, the numbers of cells tell strays: a cluster with ten
-times fewer cells under one of the conditions than the other clusters would let expect is not taken as seen.
+times fewer cells under one of the conditions than the shares of all cells let expect is not taken as seen.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Seen:
     scale: float = 1e4
     clusters: bool = False
     _shown: dict[tuple[str, ...], Shown] = field(default_factory=dict)
+    _names: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -110,7 +111,7 @@ class Seen:
             own = self.by_donor(source, to, group)
             if own.others(source, to):
                 some = units if len(units.others(source, to)) <= MOST_UNITS else own
-                return some, unit(group, donor)
+                return some, self.unit(group, donor)
         return self.by_group(source, to), group
 
     def per_donor(self, source: str, to: str) -> bool:
@@ -124,7 +125,7 @@ class Seen:
         key = ("donor", source, to, *([] if group is None else [group]))
         if key not in self._shown:
             pairs = {
-                unit(g, d): pair
+                self.unit(g, d): pair
                 for g, each in self._pairs(source, to).items()
                 for d, pair in each.items()
                 if group in (None, g) and min(m.n for m in pair) >= AT_LEAST
@@ -140,21 +141,18 @@ class Seen:
         return self._shown[key]
 
     def strays(self, source: str, to: str) -> dict[str, tuple[int, int]]:
-        """Return the numbers of cells of the clusters of which one is too small to be believed.
-
-        They are empty if that would leave no cluster to learn from.
-        """
+        """Return the numbers of cells of the clusters of which one is too small to be believed."""
         if not self.clusters or len(self.donors) > 1:
             return {}
         n = {g: [self._number(g, c) for c in (source, to)] for g in {g for g, _, _ in self.moments}}
-        both = {g: v for g, v in n.items() if min(v) >= AT_LEAST}
-        total = np.sum(list(n.values()), axis=0) if n else np.zeros(2)
+        total = np.sum(list(n.values()), axis=0)
         odd = {}
-        for group, (before, after) in both.items():
-            rest = np.maximum(total - (before, after), 1)
-            if not 1 / STRAYS <= (after / before) / (rest[1] / rest[0]) <= STRAYS:
-                odd[group] = (before, after)
-        return odd if len(odd) < len(both) else {}
+        for group, (before, after) in n.items():
+            if min(before, after) >= AT_LEAST:
+                ratio = (after / before) / (total[1] / total[0])
+                if not 1 / STRAYS <= ratio <= STRAYS:
+                    odd[group] = (before, after)
+        return odd
 
     def _number(self, group: str, condition: str) -> int:
         return int(sum(m.n for (g, _, c), m in self.moments.items() if (g, c) == (group, condition)))
@@ -187,7 +185,11 @@ class Seen:
         moments = {(name, c): m for name, pair in pairs.items() for c, m in zip((source, to), pair)}
         return Shown(moments, self.dispersion, self.scale, well_seen)
 
-
-def unit(group: str, donor: str) -> str:
-    """Return the name of a group in a donor."""
-    return f"{group} of {donor}"
+    def unit(self, group: str, donor: str) -> str:
+        """Return the name of a group in a donor, which no other group has in another donor."""
+        if (group, donor) not in self._names:
+            name, taken = f"{group} of {donor}", set(self._names.values())
+            while name in taken:
+                name += "'"
+            self._names[group, donor] = name
+        return self._names[group, donor]

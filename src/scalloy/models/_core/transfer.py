@@ -135,7 +135,11 @@ def _of_donors(about: pd.DataFrame, seen: Seen, to: str) -> pd.DataFrame:
     apart = [source for source in about["source"].unique() if seen.per_donor(source, to)]
     donor = about["donor"].where(about["source"].isin(apart), "")
     group = about["group"].where(donor == "", about["group"] + " of " + donor)
-    return about.assign(donor=donor, pair=group + " from " + about["source"])
+    about = about.assign(donor=donor, pair=group + " from " + about["source"])
+    each = about[["group", "donor", "source", "pair"]].drop_duplicates()
+    alike = each["pair"][each["pair"].duplicated(keep=False)]  # such as "a of b" from "c", and "a" of "b"
+    quoted = [f"{g!r} of {d!r} from {s!r}" for g, d, s in zip(about["group"], donor, about["source"])]
+    return about.assign(pair=about["pair"].mask(about["pair"].isin(alike), pd.Series(quoted, about.index)))
 
 
 def _warn_of_strays(about: pd.DataFrame, seen: Seen, to: str) -> None:
@@ -266,6 +270,7 @@ def _as_anndata(
     if "far" in about:
         out.obs["transfer_far"] = about["far"].to_numpy()
         out.obs["transfer_skill"] = about["skill"].to_numpy(dtype=np.float64)
+        out.obs["transfer_pair"] = pd.Categorical(about["pair"].map(_keys.safe))
         said |= _explained(found, [str(v) for v in out.var_names])
         _warn_of_far(about, to)
     out.uns["transfer"] = said
