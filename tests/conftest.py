@@ -22,6 +22,34 @@ ACCELERATOR = os.environ.get("SCALLOY_ACCELERATOR", "cpu")  # "gpu" tries most o
 QUICK = {"max_epochs": 2, "enable_progress_bar": False, "accelerator": ACCELERATOR}
 
 
+#: Files that take longest; they come first, so that no worker is left with one of them at the end.
+LONGEST = (
+    "models/test_cgmdvae.py",
+    "test_docs.py",
+    "models/test_files.py",
+    "contract/test_metamorphic.py",
+    "test_pipeline.py",
+    "contract/test_architecture.py",
+    "contract/test_models.py",
+    "contract/test_public.py",
+    "contract/test_query.py",
+    "contract/test_metamorphic_beside.py",
+    "models/test_gmvae.py",
+    "cli/test_models.py",
+    "data/test_disk.py",
+    "benchmark/test_transfer.py",
+    "tune/test_search.py",
+    "train/test_checkpoints.py",
+    "reports/test_write.py",
+    "contract/test_repeatable.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
