@@ -17,6 +17,7 @@ CASES = {
     "clr": {"log_counts": "cg"},
     "coverage": {**MEANS, "sd": "g"},
     "de_auprc": {**CELLS, "control": "kg"},
+    "weighted_r2": {**CELLS, "control": "kg"},
     "de_overlap": {**CELLS, "control": "kg"},
     "energy_distance": CELLS,
     "expected_calibration_error": {"correct": "c", "confidence": "c"},

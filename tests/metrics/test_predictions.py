@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu, pearsonr
+from scipy.stats import mannwhitneyu, pearsonr, ttest_ind
+from sklearn.metrics import r2_score
 
 from scalloy import metrics
 
@@ -116,3 +117,19 @@ def test_values_that_mean_nothing_are_refused():
     with pytest.raises(ValueError, match="`sd` is the unit of the errors, but goes down to 0"):
         metrics.rmse_z(np.ones((2, 3)), np.ones((2, 3)), np.array([1.0, 0.0, 1.0]))
     assert np.isnan(metrics.skill(one, one, one))
+
+
+def test_weighted_r2_is_scikit_learns_with_weights_by_welch():
+    control, truth = cells(40), cells(25, seed=1) * 2 + np.array([3.0, 0.5, 0, 0, 0, -1])
+    predicted = control + np.array([2.0, 0.5, 0.1, 0, 0, -1])
+    size = np.abs(ttest_ind(truth, control, equal_var=False).statistic)
+    weight = np.square((size - size.min()) / (size.max() - size.min()))
+    change = truth.mean(0) - control.mean(0), predicted.mean(0) - control.mean(0)
+    expected = r2_score(*change, sample_weight=weight)
+    assert metrics.weighted_r2(predicted, truth, control) == pytest.approx(expected)
+    assert metrics.weighted_r2(truth, truth, control) == 1
+    assert metrics.weighted_r2(control, truth, control) <= 0
+    assert np.isnan(metrics.weighted_r2(control, control, control))
+    # errors in genes that do not change hardly count
+    off = np.where(np.arange(6) == weight.argmin(), 5.0, 0.0)
+    assert metrics.weighted_r2(truth + off, truth, control) > 0.99

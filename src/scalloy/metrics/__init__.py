@@ -27,6 +27,7 @@ from scalloy.metrics.transfer import (
     resid_pearson_delta,
     skill,
     spearman_brown,
+    weighted_r2,
     wilcoxon,
 )
 
@@ -58,6 +59,7 @@ __all__ = [
     "skill",
     "spearman_brown",
     "variable_correlation",
+    "weighted_r2",
     "wilcoxon",
     "within",
 ]

@@ -59,6 +59,7 @@ METRICS: Registry[tuple[Metric, View]] = Registry(
         "mmd": (transfer.mmd, "pcs"),
         "de_overlap": (transfer.de_overlap, "cells"),
         "de_auprc": (transfer.de_auprc, "cells"),
+        "weighted_r2": (transfer.weighted_r2, "cells"),
         "skill_of_cells": (transfer.skill, "means of cells"),
         "coverage_90": (transfer.coverage, "means"),
     },

@@ -230,6 +230,45 @@ def de_overlap(predicted: Table, truth: Table, control: Table, k: int = 100) -> 
 
 
 @by_name(predicted="_ genes", truth="_ genes", control="_ genes")
+def weighted_r2(predicted: Table, truth: Table, control: Table) -> float:
+    """R2 of the change of means, in which genes count as much as they truly change.
+
+    The weight of a gene is the squared size of Welch's t statistic between true and control cells, after the
+    sizes were brought to between 0 and 1 (Mejia et al., arXiv 2506.22641). So many genes that do not change
+    cannot hide those that do. No change has 0 at most. It is not a number if no gene changes, or all by the
+    same amount.
+
+    Parameters
+    ----------
+    predicted, truth, control
+        Predicted, true and control cells, cells x genes.
+
+    Examples
+    --------
+    >>> control = np.array([[0.0, 2.0, 1.0], [1.0, 1.0, 0.0]] * 4)  # cells x genes
+    >>> truth = control + [5, 1, 0]
+    >>> sa.metrics.weighted_r2(control + [5, 1, 0], truth, control)
+    1.0
+    >>> sa.metrics.weighted_r2(control, truth, control) < 0
+    True
+    """
+    predicted, truth, control = numbers(
+        2, fit="columns", least=2, predicted=predicted, truth=truth, control=control
+    )
+    noise = np.sqrt(truth.var(0, ddof=1) / len(truth) + control.var(0, ddof=1) / len(control))
+    change = truth.mean(0) - control.mean(0)
+    size = np.divide(np.abs(change), noise, out=np.zeros_like(noise), where=noise > 0)
+    size = size - size.min()
+    if not size.max() > 0:
+        return float("nan")
+    weight = np.square(size / size.max())
+    weight /= weight.sum()
+    spread = weight @ np.square(change - weight @ change)
+    missed = weight @ np.square(predicted.mean(0) - truth.mean(0))
+    return float(1 - missed / spread) if spread > NOTHING else float("nan")
+
+
+@by_name(predicted="_ genes", truth="_ genes", control="_ genes")
 def de_auprc(predicted: Table, truth: Table, control: Table, fdr: float = 0.05) -> float:
     """Area under the precision-recall curve for finding the genes that truly change.
 
@@ -294,6 +333,7 @@ def ceilings(truth: Table, control: Table, *, seed: int = 0) -> dict[str, float]
         "r2_variance": r2_variance(t_1, t_2),
         "de_overlap": de_overlap(t_1, t_2, control),
         "de_auprc": de_auprc(t_1, t_2, control),
+        "weighted_r2": weighted_r2(t_1, t_2, control),
     }
 
 
