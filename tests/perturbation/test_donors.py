@@ -56,7 +56,7 @@ def test_a_group_without_a_paired_donor_is_not_seen_if_others_have_one():
 def test_where_no_donor_has_both_conditions_all_are_compared():
     sizes = {("g", "u"): (50, 0), ("g", "v"): (0, 50), ("h", "w"): (20, 0), ("h", "x"): (0, 30)}
     found = seen(sizes)
-    assert not found.per_donor("control", "a")
+    assert not found.per_donor("g", "control", "a")
     shown = found.by_group("control", "a")
     assert set(shown.others("control", "a")) == {"g", "h"}
     np.testing.assert_allclose(change(shown, "g"), EFFECT + OF_DONOR["v"] - OF_DONOR["u"])
@@ -65,7 +65,8 @@ def test_where_no_donor_has_both_conditions_all_are_compared():
 def test_units_are_learned_from_if_the_group_was_seen_in_other_donors():
     sizes = {("g", d): (60, 60) for d in "uvw"} | {("g", "x"): (60, 0), ("h", "u"): (60, 60)}
     found = seen(sizes)
-    assert found.per_donor("control", "a")
+    assert found.per_donor("g", "control", "a")
+    assert not found.per_donor("g", "control", "control")
     shown, name = found.chosen("g", "x", "control", "a")
     assert name == "g of x"
     assert set(shown.others("control", "a")) == {"g of u", "g of v", "g of w", "h of u"}
@@ -76,12 +77,11 @@ def test_units_are_learned_from_if_the_group_was_seen_in_other_donors():
     # a unit that was seen in many cells is taken as it is
     shown, name = found.chosen("g", "u", "control", "a")
     assert shown.shift(np.zeros(GENES), cells, name, "control", "a").seen
-    # of a group that no donor has shown, other groups tell
-    shown, name = found.chosen("new", "u", "control", "a")
+    # of a group that no donor has shown, other groups tell, for all donors at once
+    assert not found.per_donor("new", "control", "a")
+    shown, name = found.chosen("new", "", "control", "a")
     assert name == "new"
     assert set(shown.others("control", "a")) == {"g", "h"}
-    # and the group as a whole, if no donor is named
-    assert found.chosen("g", "", "control", "a")[1] == "g"
 
 
 def test_units_of_the_same_name_are_kept_apart():
@@ -115,7 +115,7 @@ def test_many_units_are_learned_from_in_the_same_group(monkeypatch):
     shown, _ = found.chosen("g", "x", "control", "a")
     assert set(shown.others("control", "a")) == {"g of u", "g of v", "g of w"}
     monkeypatch.setattr(donors, "MOST_APART", 5)
-    assert not found.per_donor("control", "a")
+    assert not found.per_donor("g", "control", "a")
 
 
 def test_a_cluster_with_hardly_any_treated_cells_is_not_seen():

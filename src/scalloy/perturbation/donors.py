@@ -10,9 +10,9 @@ same donor:
     group            over its paired donors, all with the same weight before and after,
                      h_d = n_d n'_d / (n_d + n'_d) for n_d cells before and n'_d after
 
-The change of a group in a donor is predicted from units, if other donors have shown the group, and otherwise
-from groups. If no donor has cells under both conditions, groups are compared over all donors, and nothing can
-tell donors from conditions.
+The change of a group in a donor is predicted from units, if some donor has shown the group. Otherwise that of
+the group in all donors is predicted from groups. If no donor has cells under both conditions, groups are
+compared over all donors, and nothing can tell donors from conditions.
 
 If nothing is known of donors, and groups are clusters, the numbers of cells tell strays: a cluster with ten
 times fewer cells under one of the conditions than the shares of all cells let expect is not taken as seen.
@@ -106,19 +106,22 @@ class Seen:
 
         If ``donor`` is empty, the change is that of the group in all donors.
         """
-        if donor:
-            units = self.by_donor(source, to)
-            own = self.by_donor(source, to, group)
-            if own.others(source, to):
-                some = units if len(units.others(source, to)) <= MOST_UNITS else own
-                return some, self.unit(group, donor)
-        return self.by_group(source, to), group
+        if not donor:
+            return self.by_group(source, to), group
+        units = self.by_donor(source, to)
+        if len(units.others(source, to)) > MOST_UNITS:
+            units = self.by_donor(source, to, group)
+        return units, self.unit(group, donor)
 
-    def per_donor(self, source: str, to: str) -> bool:
-        """Return whether the change of a group is predicted for each donor by itself."""
+    def per_donor(self, group: str, source: str, to: str) -> bool:
+        """Return whether the change of a group is predicted for each donor by itself.
+
+        It is if some donor has shown it, and if there are not too many groups and donors.
+        """
         if len(self.donors) == 1 or source == to:
             return False
-        return 1 <= len(self.by_donor(source, to).others(source, to)) <= MOST_APART
+        own = len(self.by_donor(source, to, group).others(source, to))
+        return own > 0 and len(self.by_donor(source, to).others(source, to)) <= MOST_APART
 
     def by_donor(self, source: str, to: str, group: str | None = None) -> Shown:
         """Return the changes of units: of each group, or one, in each of its paired donors."""

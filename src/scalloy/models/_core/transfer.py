@@ -132,8 +132,9 @@ def described(model: Conditioned[HasConditions], cells: AnnData | None, source: 
 
 def _of_donors(about: pd.DataFrame, seen: Seen, to: str) -> pd.DataFrame:
     """Return the same table with donors as part of ``pair``, and no donors if they are all alike."""
-    apart = [source for source in about["source"].unique() if seen.per_donor(source, to)]
-    donor = about["donor"].where(about["source"].isin(apart), "")
+    pairs = about[["group", "source"]].drop_duplicates().itertuples(index=False)
+    apart = {(group, source): seen.per_donor(group, source, to) for group, source in pairs}
+    donor = about["donor"].where([apart[k] for k in zip(about["group"], about["source"])], "")
     group = about["group"].where(donor == "", about["group"] + " of " + donor)
     about = about.assign(donor=donor, pair=group + " from " + about["source"])
     each = about[["group", "donor", "source", "pair"]].drop_duplicates()
