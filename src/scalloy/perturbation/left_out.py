@@ -11,10 +11,10 @@ r"""Value of predictions, judged by groups whose change was seen and which are l
 ``share`` is how far the second scale is believed: it minimises the squared error on groups that were left out
 (stacking; Wolpert, Neural Networks 1992). ``skill`` is what a user may expect for another group: 1 is a
 prediction without error, 0 no better than no change. Both squares are corrected for the noise of the observed
-change. ``stretch`` is the factor by which the standard deviations ``s_o`` of the predictions are too small, so that
-intervals of ``c = 1.64`` of them hold as often as they should (conformal prediction: Lei et al., JASA 2018). It
-is at least 1: the number of trees was chosen for these groups, so what they missed is a little optimistic. The
-decoder is left aside, since it has seen these groups.
+change. ``stretch`` is the factor by which the standard deviations ``s_o`` of the predictions are too small,
+so that intervals of ``c = 1.64`` of them hold as often as they should (conformal prediction: Lei et al., JASA
+2018). It is at least 1: the number of trees was chosen for these groups, so what they missed is a little
+optimistic. The decoder is left aside, since it has seen these groups.
 """
 
 from __future__ import annotations
