@@ -217,8 +217,8 @@ def simulate(
 
     Examples
     --------
-    >>> sorted(sa.datasets.simulate(100, 20).layers)
-    ['mean', 'mean_control', 'mean_treated_1']
+    >>> "mean_treated_1" in sa.datasets.simulate(100, 20).layers
+    True
     """
     rng = np.random.default_rng(seed)
     shares = np.full(n_clusters, 1 / n_clusters) if proportions is None else np.asarray(proportions)

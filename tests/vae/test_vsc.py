@@ -97,7 +97,7 @@ def test_pseudo_inputs_one_is_its_posterior_and_many_are_a_bound():
     np.testing.assert_allclose(t.kl["u"].detach(), 0, atol=1e-12)
     share = float(p.active.detach().mean())
     j_kl = 2 * (share * math.log(share / 0.3) + (1 - share) * math.log((1 - share) / 0.7))
-    assert float(t.penalty["sparsity"]) == pytest.approx(j_kl)
+    assert float(t.penalty["sparsity"].detach()) == pytest.approx(j_kl)
     many = sparse_coder(pseudo_inputs=torch.randn(4, 6, dtype=torch.float64))
     q = many.encode(cells)
     latents = many.draw(q)

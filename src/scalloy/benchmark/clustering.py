@@ -151,7 +151,7 @@ def scores(truth: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
     """Return the scores of clusters against the true types."""
     table = pd.crosstab(truth, clusters)
     matched = metrics.matched(truth, clusters).astype(str)
-    large = table.sum(1) > 0.02 * len(truth)
+    large = table.sum(axis=1) > 0.02 * len(truth)
     majority = set(table.idxmax(axis=0))  # found: most frequent type of some cluster
     return {
         "clusters": len(table.columns),
