@@ -65,6 +65,7 @@ def annotated(cells, quick):
     return model, cells, names
 
 
+@pytest.mark.filterwarnings("ignore:Group counts matches dof")  # scanpy, of a cluster of one cell
 def test_the_calls_of_the_docs_run_where_clusters_are_empty_or_have_one_cell(annotated):
     model, cells, names = annotated
     key = "cgmdvae_cluster"

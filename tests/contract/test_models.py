@@ -336,6 +336,7 @@ def test_training_twice_and_history(name, cells, quick):
     assert bool(terms) == (not name.startswith("AE"))
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # torch, of scvi-tools' loader
 @every
 def test_stock_scvi_data_module(name, cells, quick):
     """scvi-tools' own splitter (dense batches) trains every model too."""

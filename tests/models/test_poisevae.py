@@ -302,7 +302,9 @@ def test_a_cell_without_counts_is_one_whose_rna_was_not_measured(cells, quick):
     usual = np.exp(np.log(np.asarray(cells[20:].X.sum(1))).mean())
     predicted = model.predict("rna", n_samples=3)
     np.testing.assert_allclose(predicted.iloc[:20].sum(axis=1), usual, rtol=1e-3)
-    np.testing.assert_allclose(predicted.iloc[20:].sum(1), np.asarray(cells[20:].X.sum(1)).ravel(), rtol=1e-3)
+    np.testing.assert_allclose(
+        predicted.iloc[20:].sum(axis=1), np.asarray(cells[20:].X.sum(1)).ravel(), rtol=1e-3
+    )
 
 
 def test_intervals_scales_and_seeds(trained, cells):
