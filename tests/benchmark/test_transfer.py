@@ -340,3 +340,25 @@ def test_intervals_are_for_as_many_cells_as_were_held_out():
             missed = pair.truth.mean(0) - pair.control.mean(0)
             inside.append((np.abs(missed) < 1.645 * sd).mean())
         assert np.mean(inside) == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_donor_may_be_unseen_as_well():
+    """All rows of all models, those of decoders too; nothing of the donor is trained on."""
+    cells = sa.datasets.simulate(700, 40, n_clusters=3, n_conditions=2, n_batches=2, seed=0)
+    models = ["no change", "mean shift", "scGen, types matched", "TRVAE", "CGMDVAE"]
+    given = {"labels_key": "cluster", "hold_out": "cluster_0", "unseen": {"batch": "batch_1"}, "min_cells": 5}
+    table = sa.benchmark.transfer(cells, models, seeds=[0], n_genes=40, max_epochs=2, **given)
+    rows = {"no change", "mean shift", "scGen, types matched", "TRVAE", "TRVAE, pooled"}
+    assert set(table["method"]) == {"ceiling", *rows, "CGMDVAE", "CGMDVAE, decoder"}
+    assert table["skill"].notna().all()
+
+
+def test_intervals_of_several_groups_are_averaged_by_their_cells():
+    import pandas as pd
+
+    from scalloy.benchmark.transfer import _over_pairs
+
+    out = sa.datasets.AnnData(np.zeros((4, 2)), obs=pd.DataFrame({"transfer_pair": ["a", "b", "b", "b"]}))
+    sd = pd.DataFrame({"b": [1.0, 2.0], "a": [5.0, 6.0]})
+    np.testing.assert_allclose(_over_pairs(out, sd), [2.0, 3.0])
+    np.testing.assert_allclose(_over_pairs(out[:1, :].copy(), sd), [5.0, 6.0])

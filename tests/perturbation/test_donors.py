@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import scalloy as sa
 from scalloy.perturbation import donors
@@ -139,7 +140,7 @@ def test_a_cluster_with_hardly_any_treated_cells_is_not_seen():
     assert not seen(rare, clusters=True, known=False).strays("control", "a")
 
 
-def patients(seed=0):
+def patients(seed=0, controls=120):
     """Counts of four patients who differ more than the condition changes; of one no treated cell is known."""
     rng = np.random.default_rng(seed)
     rate = rng.dirichlet(np.full(80, 0.5), 4)
@@ -148,12 +149,13 @@ def patients(seed=0):
     for p in range(4):
         for condition, factor in (("control", 1.0), ("treated", up)):
             r = rate[p] * factor / (rate[p] * factor).sum()
-            x.append(rng.poisson(400 * r * rng.gamma(4, 0.25, (120, 1)), (120, 80)))
-            obs += [(f"patient {p}", condition)] * 120
+            n = controls if (p, condition) == (3, "control") else 120
+            x.append(rng.poisson(400 * r * rng.gamma(4, 0.25, (n, 1)), (n, 80)))
+            obs += [(f"patient {p}", condition)] * n
     import anndata as ad
     import pandas as pd
 
-    obs = pd.DataFrame(obs, columns=["patient", "condition"]).set_axis([f"c{i}" for i in range(960)])
+    obs = pd.DataFrame(obs, columns=["patient", "condition"]).set_axis([f"c{i}" for i in range(len(obs))])
     return ad.AnnData(np.concatenate(x).astype(np.float32), obs=obs)
 
 
@@ -189,3 +191,70 @@ def test_treated_cells_of_a_patient_are_predicted_from_other_patients(cls, colum
     assert out.obs["transfer_group"].nunique() == 1
     alone = model.transfer(own[:1].copy(), to="treated")
     np.testing.assert_allclose(alone.X, out.X[:1], rtol=1e-4)
+
+
+def test_a_donor_with_two_cells_on_one_side_is_not_compared():
+    sizes = {("g", "u"): (2, 60), ("g", "v"): (30, 30)}
+    shown = seen(sizes).by_group("control", "a")
+    assert shown.moments["g", "control"].n == shown.moments["g", "a"].n == pytest.approx(30)
+
+
+def test_a_change_starts_at_the_donors_own_cells_and_its_interval_is_stretched(monkeypatch):
+    from scalloy.models._core.changes import How, changes_of
+    from scalloy.perturbation import group_effects
+
+    every = patients()
+    held = ((every.obs["patient"] == "patient 3") & (every.obs["condition"] == "treated")).to_numpy()
+    cells = every[~held].copy()
+    sa.CGMDVAE.setup_anndata(cells, condition_key="condition", donor_key="patient")
+    model = sa.CGMDVAE(cells, n_hidden=8, n_latent=2, n_clusters=1)
+    model.train(max_epochs=2, enable_progress_bar=False)
+    own = cells[(cells.obs["patient"] == "patient 3").to_numpy()].copy()
+    found = []
+    for factor in (1.0, 3.0):
+        monkeypatch.setattr(group_effects, "stretch", lambda *_, k=factor: k)
+        model._kept.clear()
+        with torch.no_grad():
+            change = changes_of(model, How("auto", 1, 1e4)).of("0", "patient 3", "control", "treated")
+        np.testing.assert_allclose(change.rates.before, own.X.sum(0) / own.X.sum(), rtol=1e-5)
+        found.append((change.rates.sd, change.shift.sd, change.shift.uncertainty))
+    np.testing.assert_allclose(found[1][0], 3 * found[0][0])
+    np.testing.assert_allclose(found[1][2], 3 * found[0][2])
+    noise = np.square(found[0][1]) - np.square(found[0][2])  # of the means, which stays
+    np.testing.assert_allclose(found[1][1], np.sqrt(noise + np.square(found[1][2])))
+
+
+def test_entries_of_the_same_name_are_kept_apart():
+    import pandas as pd
+
+    from scalloy.models._core.transfer import _of_donors
+
+    found = seen({("g of u", "v"): (60, 60), ("g", "u of v"): (60, 60), ("h", "x"): (60, 60)})
+    about = pd.DataFrame({"group": ["g of u", "g", "h", "g"], "donor": ["v", "u of v", "x", "u of v"]})
+    made = _of_donors(about.assign(source="control"), found, "a")
+    assert made["pair"].tolist() == [
+        "'g of u' of 'v' from 'control'",
+        "'g' of 'u of v' from 'control'",
+        "h of x from control",
+        "'g' of 'u of v' from 'control'",
+    ]
+
+
+def test_a_cluster_of_strays_is_named_in_a_warning():
+    """Patients are far apart, so that clusters are patients; a few treated cells of others are mistaken."""
+    every = patients(controls=240)
+    last = (every.obs["patient"] == "patient 3").to_numpy()
+    treated = (every.obs["condition"] == "treated").to_numpy()
+    few = np.flatnonzero(last & treated)[:11]  # as many as are taken for a group
+    cells = every[np.union1d(np.flatnonzero(~(last & treated)), few)].copy()
+    sa.CGMDVAE.setup_anndata(cells, condition_key="condition")
+    model = sa.CGMDVAE(cells, n_hidden=32, n_latent=4, n_clusters=4)
+    model.train(max_epochs=40, enable_progress_bar=False)
+    own = cells[((cells.obs["patient"] == "patient 3") & (cells.obs["condition"] == "control")).to_numpy()]
+    of = model.get_transfer_groups(own.copy()).mode()[0]
+    with pytest.warns(
+        UserWarning, match=f"Cluster '{of}' has .* cells under 'control' and 11 under 'treated'"
+    ):
+        model.transfer(own.copy(), to="treated")
+    with pytest.warns(UserWarning, match="The fewer ones are taken for strays"):
+        model.transfer(own.copy(), to="treated")  # every time

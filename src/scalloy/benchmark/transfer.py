@@ -325,8 +325,8 @@ def _predictions(
                 outs = []
                 for pair in pairs:
                     given = {"seed": max(seed, 0), "target_sum": pair.target_sum, **how}
-                    if first.asked.unseen:  # groups start at their means in the unseen donor, say
-                        given.setdefault("context", pair.source)
+                    if first.asked.unseen and given.get("route", "auto") == "auto":
+                        given.setdefault("context", pair.source)  # groups start at their means in the donor
                     outs.append(made.transfer(pair.source.copy(), to=pair.condition, **given))
                 yield row, seed, outs
 
