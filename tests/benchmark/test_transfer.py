@@ -358,7 +358,8 @@ def test_intervals_of_several_groups_are_averaged_by_their_cells():
 
     from scalloy.benchmark.transfer import _over_pairs
 
-    out = sa.datasets.AnnData(np.zeros((4, 2)), obs=pd.DataFrame({"transfer_pair": ["a", "b", "b", "b"]}))
+    obs = pd.DataFrame({"transfer_pair": ["a", "b", "b", "b"]}, index=list("wxyz"))
+    out = sa.datasets.AnnData(np.zeros((4, 2)), obs=obs)
     sd = pd.DataFrame({"b": [1.0, 2.0], "a": [5.0, 6.0]})
     np.testing.assert_allclose(_over_pairs(out, sd), [2.0, 3.0])
     np.testing.assert_allclose(_over_pairs(out[:1, :].copy(), sd), [5.0, 6.0])
