@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -44,3 +47,18 @@ def test_quota_and_affinity(monkeypatch, tmp_path, quota, cores):
     _threads.keep_to_cores()
     assert torch.get_num_threads() == 1  # fewer are left as they are
     assert math.isfinite(_threads.available())
+
+
+@pytest.mark.parametrize(
+    ("given", "turns"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_wait_briefly_unless_the_user_says_how(given, turns):
+    """It is set before torch is there, which reads it when it is loaded."""
+    code = (
+        "import sys, os, scalloy; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    kept = {k: v for k, v in os.environ.items() if k not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=kept | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(turns)

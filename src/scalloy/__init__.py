@@ -9,8 +9,9 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from scalloy import _methods, _moved
+from scalloy import _methods, _moved, _waiting
 
+_waiting.briefly()  # before anything loads torch
 __version__ = version("scalloy")
 _moved.install()
 
