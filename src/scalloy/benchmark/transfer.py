@@ -222,7 +222,7 @@ class Pair:
 
     def scores(self, out: AnnData) -> dict[str, float]:
         """Return all scores of a prediction of the source cells, and the skill that it promised, if any."""
-        promised = out.obs["transfer_skill"] if "transfer_skill" in out.obs else pd.Series(dtype=float)
+        promised = out.obs.get("transfer_skill", pd.Series(dtype=float))
         expected = {"expected_skill": float(promised.mean())} if promised.notna().any() else {}
         return {**scores(self.views(out)), **expected}
 

@@ -13,7 +13,7 @@ difference between the two is no difference between donors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -132,24 +132,18 @@ def averaged(each: Sequence[Moments], weight: np.ndarray) -> Moments:
         return each[0]
     w = np.asarray(weight, dtype=np.float64) / np.sum(weight)
     n = np.array([m.n for m in each])
-    mean, variance = (np.einsum("d,dg->g", w, np.stack(of)) for of in _mean_and_variance(each))
+    mean = np.average([m.mean for m in each], axis=0, weights=w)
+    variance = np.average([m.variance for m in each], axis=0, weights=w)
     size = 1 / np.sum(np.square(w) / n)
     return Moments(mean, variance, float(size), _averaged_bulk([m.bulk for m in each], w / n))
 
 
 def pooled(each: Sequence[Moments]) -> Moments:
     """Return the moments of all cells of several donors; the variance includes that between donors."""
-    if len(each) == 1:
-        return each[0]
-    made = averaged(each, np.array([m.n for m in each]))
-    means, variances = (np.stack(of) for of in _mean_and_variance(each))
-    w = np.array([m.n for m in each]) / sum(m.n for m in each)
-    square = np.einsum("d,dg->g", w, variances + np.square(means))
-    return Moments(made.mean, (square - np.square(made.mean)).clip(0), made.n, made.bulk)
-
-
-def _mean_and_variance(each: Sequence[Moments]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    return [m.mean for m in each], [m.variance for m in each]
+    n = np.array([m.n for m in each])
+    made = averaged(each, n)
+    between = np.average([np.square(m.mean - made.mean) for m in each], axis=0, weights=n)
+    return replace(made, variance=made.variance + between)
 
 
 def _averaged_bulk(each: Sequence[Pseudobulk | None], per_cell: np.ndarray) -> Pseudobulk | None:
@@ -170,10 +164,10 @@ def _averaged_bulk(each: Sequence[Pseudobulk | None], per_cell: np.ndarray) -> P
     total = np.array([b.total for b in bulks])
     amount = float(per_cell @ total)
     effective = amount**2 / max(float(np.square(per_cell) @ total), 1e-300)
-    rate = np.einsum("d,dg->g", per_cell, np.stack([b.counts for b in bulks])) / max(amount, 1e-300)
+    rate = per_cell @ np.stack([b.counts for b in bulks]) / max(amount, 1e-300)
     squares = float(np.square(per_cell) @ np.array([b.square_total for b in bulks]))
     share = per_cell * total / max(amount, 1e-300)
     halves = [b.halves or (b.rate, b.rate) for b in bulks]
-    one, other = (np.einsum("d,dg->g", share, np.stack(half)) for half in zip(*halves, strict=True))
+    one, other = (share @ np.stack(half) for half in zip(*halves, strict=True))
     squares *= (effective / max(amount, 1e-300)) ** 2
     return Pseudobulk(rate * effective, effective, squares, (one, other))
