@@ -104,3 +104,41 @@ def test_sources_toys():
     groups = toy.to_df().groupby([toy.obs["cluster"], toy.obs["condition"]], observed=True).mean()
     shift = groups.xs("treated_1", level=1) - groups.xs("control", level=1)
     assert shift.to_numpy().mean() == pytest.approx(1.5, abs=0.2)
+
+
+def test_a_trial_has_the_truth_of_both_conditions():
+    """Counts have the stated means; silent types do not respond, and others share a part of a response."""
+    made = {"n_types": 4, "n_donors": 2, "silent": 1, "donor_response": 0.0, "seed": 3}
+    adata = sa.datasets.trial(4000, 60, **made, theta=3.0)
+    assert (adata.X != sa.datasets.trial(4000, 60, **made, theta=3.0).X).nnz == 0
+    before, after = adata.layers["mean_control"], adata.layers["mean_treated"]
+    treated = (adata.obs["condition"] == "treated").to_numpy()
+    mean, x = np.where(treated[:, None], after, before), adata.X.toarray()
+    standardised = (x - mean) / np.sqrt(mean + mean**2 / 3.0)  # NB variance
+    assert standardised.var() == pytest.approx(1, abs=0.1)
+    np.testing.assert_allclose(before.sum(1), after.sum(1), rtol=1e-4)
+    of = {name: (adata.obs["cell_type"] == name).to_numpy() for name in ("type_0", "type_1", "type_3")}
+    np.testing.assert_array_equal(after[of["type_3"]], before[of["type_3"]])
+    change = {k: np.log(after[rows].mean(0) / before[rows].mean(0)) for k, rows in of.items()}
+    assert 0.5 < np.corrcoef(change["type_0"], change["type_1"])[0, 1] < 0.99
+    alone = sa.datasets.trial(500, 2000, n_types=2, shared=0.0, donor_response=0.0, seed=3)
+    shift = alone.to_df("mean_treated") / alone.to_df("mean_control")
+    shift = np.log(shift.groupby(alone.obs["cell_type"], observed=True).mean())
+    assert abs(np.corrcoef(shift)[0, 1]) < 0.15
+
+
+def test_donors_and_composition_of_a_trial():
+    """Donors differ as much as asked, and the shares of types move as much as asked."""
+    same = sa.datasets.trial(3000, 50, donor_effect=0.0, effect=0.0, composition=0.0, seed=1)
+    apart = sa.datasets.trial(3000, 50, donor_effect=1.0, effect=0.0, composition=1.5, seed=1)
+
+    def between_donors(adata):
+        means = adata.to_df().groupby(adata.obs["donor"], observed=True).mean()
+        return np.log(means + 0.1).std().mean()
+
+    def moved(adata):
+        shares = adata.obs.groupby("condition", observed=True)["cell_type"].value_counts(normalize=True)
+        return (shares["treated"] - shares["control"]).abs().max()
+
+    assert between_donors(apart) > 3 * between_donors(same)
+    assert moved(apart) > 0.15 > 0.05 > moved(same)

@@ -3,6 +3,7 @@
 from scalloy.benchmark.cell_eval import to_cell_eval
 from scalloy.benchmark.clustering import clustering
 from scalloy.benchmark.cost import cost
+from scalloy.benchmark.everywhere import everywhere
 from scalloy.benchmark.fit import fit
 from scalloy.benchmark.latent import latent
 from scalloy.benchmark.likelihoods import likelihoods
@@ -14,6 +15,7 @@ from scalloy.benchmark.transfer import transfer
 __all__ = [
     "clustering",
     "cost",
+    "everywhere",
     "fit",
     "latent",
     "likelihoods",

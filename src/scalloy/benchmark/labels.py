@@ -19,8 +19,8 @@ from scalloy import metrics
 from scalloy.benchmark.clustering import principal_components
 from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET, load
-from scalloy.benchmark.transfer import load as load_kang
-from scalloy.benchmark.transfer import variable_genes, with_counts
+from scalloy.benchmark.held_out_cells import load as load_kang
+from scalloy.benchmark.held_out_cells import variable_genes, with_counts
 from scalloy.models import CGMDVAE
 
 UNKNOWN = "Unknown"

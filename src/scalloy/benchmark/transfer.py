@@ -10,26 +10,24 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scipy.sparse as sp
 import scvi
 from anndata import AnnData
 from sklearn.metrics import roc_auc_score
 
-from scalloy import datasets, metrics
+from scalloy import metrics
 from scalloy._arguments import one_of
 from scalloy.baselines import Baseline
 from scalloy.benchmark import vcc2026
 from scalloy.benchmark.evidence import keeps_seed, spread
-from scalloy.benchmark.fit import QUIET, log_normalised, normed_copy
+from scalloy.benchmark.fit import QUIET, log_normalised
+from scalloy.benchmark.held_out_cells import cells_of, variable_genes, with_counts
 from scalloy.benchmark.rivals import Rival, chosen
 from scalloy.metrics.registered import scores
 from scalloy.perturbation.fold_changes import rates_after
 from scalloy.perturbation.redraw_counts import thinned_or_added
 
-DONORS = ("donor_101", "donor_107", "donor_1015")
-KANG = ("kang", "kang_all", "kang_subset")
-RARE = "Megakaryocytes"  # too few to be scored
+TRUTH = "counts_if_"  # layers of simulated cells: their counts under another condition
 N_PCS, TOP = 50, 100
 WORTH = 0.1  # skill above which a prediction is worth something
 #: Other judges of predicted counts, by name.
@@ -65,8 +63,8 @@ def transfer(
     ----------
     data
         ``"kang"``: authors' labels and the three donors present in both conditions; ``"kang_all"``: all
-        donors and labels; ``"kang_subset"``: the cells that ship with the package; or raw counts, as AnnData
-        or the path of an h5ad file.
+        donors and labels; ``"kang_subset"``: the cells that ship with the package; the name of another data
+        set (:func:`scalloy.datasets.fetch`); or raw counts, as AnnData or the path of an h5ad file.
     models
         Names of :func:`rivals` (``None`` runs all of them), or a mapping from names to :class:`Rival`.
     condition_key, labels_key
@@ -111,7 +109,7 @@ def transfer(
     >>> table["method"].tolist()
     ['ceiling', 'no change', 'mean shift']
     """
-    adata = _cells(data, condition_key, labels_key)
+    adata = cells_of(data, condition_key, labels_key)
     models = chosen(models, **model)
     for key, value in (unseen or {}).items():
         one_of("unseen", key, list(adata.obs))
@@ -199,12 +197,12 @@ class Pair:
         if asked.unseen:
             trained &= ~unseen
         genes = variable_genes(adata[trained], asked.n_genes)
-        self.train = with_counts(adata[trained, genes])
+        self.train = _without_truth(with_counts(adata[trained, genes]))
         self.asked, self.name, self.condition = asked, name, condition
         total = np.asarray(self.train.X.sum(axis=1)).ravel()
         self.target_sum = float(np.median(total)) if asked.target_sum is None else asked.target_sum
         self.source = with_counts(adata[of & unseen & (under == asked.control), genes])
-        self.held = adata[of & unseen & (under == condition), genes]
+        self.held = self._twins() or adata[of & unseen & (under == condition), genes]
         self.truth, self.control = self.expression(self.held.X), self.expression(self.source.X)
         condition_key, labels_key = asked.keys
         seen = Baseline(self.train, "mean shift", condition_key=condition_key, labels_key=labels_key)
@@ -215,6 +213,16 @@ class Pair:
         self.axes = np.linalg.eigh(np.cov(some.T))[1][:, -N_PCS:]
         changed = metrics.wilcoxon(self.truth, self.control)
         self.top, self.top_1000 = np.argsort(-changed)[:TOP], np.argsort(-np.abs(changed))[:1000]
+
+    def _twins(self) -> AnnData | None:
+        """Return the cells to predict from as they would be under the condition, if they were simulated."""
+        name = f"{TRUTH}{self.condition}"
+        if name not in self.source.layers:
+            return None
+        obs = self.source.obs.assign(**{self.asked.condition_key: self.condition})
+        twins = AnnData(sp.csr_matrix(self.source.layers[name]), obs=obs, var=self.source.var)
+        self.source = _without_truth(self.source)
+        return twins
 
     def expression(self, counts: Any) -> np.ndarray:
         """Return the log-normalised expression on which cells are compared."""
@@ -261,6 +269,13 @@ class Pair:
             "top 1000 means": {k: v[self.top_1000] for k, v in means.items()},
             "top 1000 cells": {k: v[:, self.top_1000] for k, v in cells.items()},
         }
+
+
+def _without_truth(adata: AnnData) -> AnnData:
+    """Remove counts under other conditions, which no model may see."""
+    for name in [k for k in adata.layers if k is not None and k.startswith(TRUTH)]:
+        del adata.layers[name]
+    return adata
 
 
 def _over_pairs(out: AnnData, sd: pd.DataFrame) -> np.ndarray:
@@ -336,39 +351,14 @@ def _about(pair: Pair) -> dict[str, str]:
     return {"type": pair.name, "condition": pair.condition}
 
 
-def _cells(data: str | Path | AnnData, condition_key: str, labels_key: str) -> AnnData:
-    """Return the cells to score on, from a name, a file or an AnnData."""
-    if isinstance(data, str) and data in KANG:
-        return load(data)
-    adata = data.copy() if isinstance(data, AnnData) else ad.read_h5ad(data)
-    for name, key in {"condition_key": condition_key, "labels_key": labels_key}.items():
-        one_of(name, key, list(adata.obs))
-    adata.obs_names_make_unique()
-    sc.pp.filter_genes(adata, min_cells=3)
-    return with_counts(adata)
+def promise_auroc(frame: pd.DataFrame) -> pd.Series:
+    """Return how well the promised skill of each method tells good predictions (skill above 0.1) from others.
 
-
-def load(data: str) -> AnnData:
-    """Load the cells of Kang et al. to score on, by the name of the selection."""
-    adata = datasets.kang(full=one_of("data", data, KANG) != "kang_subset")
-    keep = adata.obs["cell_type"] != RARE
-    if data == "kang":
-        keep &= (adata.obs["label_source"] == "author") & adata.obs["batch"].isin(DONORS)
-    adata = adata[keep.to_numpy()].copy()
-    sc.pp.filter_genes(adata, min_cells=3)
-    return adata
-
-
-def with_counts(adata: AnnData) -> AnnData:
-    """Return a copy of the cells that have any counts."""
-    return adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()
-
-
-def variable_genes(adata: AnnData, n_genes: int) -> np.ndarray:
-    """Return the names of the most variable genes."""
-    normed = normed_copy(adata)
-    sc.pp.highly_variable_genes(normed, n_top_genes=min(n_genes, normed.n_vars))
-    return np.asarray(normed.var_names[normed.var["highly_variable"]])
+    Where a method promised nothing, this counts as 0; methods that never promise anything are left out.
+    """
+    promising = frame.loc[frame["expected_skill"].notna(), "method"].unique()
+    known = frame.fillna({"expected_skill": 0.0}).groupby("method")
+    return pd.Series({name: _auroc(known.get_group(name)) for name in promising}, dtype=float)
 
 
 def _auroc(rows: pd.DataFrame) -> float:
@@ -392,7 +382,5 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         return out
     out[("worst_skill", "mean")] = by_seed["skill"].min().groupby("method").mean().round(3)
     if "expected_skill" in frame:
-        promising = frame.loc[frame["expected_skill"].notna(), "method"].unique()
-        known = frame[frame["method"].isin(promising)].fillna({"expected_skill": 0.0}).groupby("method")
-        out[("promise_auroc", "mean")] = known[["skill", "expected_skill"]].apply(_auroc).round(3)
+        out[("promise_auroc", "mean")] = promise_auroc(frame).round(3)
     return out

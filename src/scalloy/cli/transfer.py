@@ -44,6 +44,17 @@ def transfer(
         str | None,
         typer.Option(help="Judge of predicted counts, instead of our scores: vcc2026 (needs cell-eval2)."),
     ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            help="Run all data sets with settings of their own, real and simulated. Of the other options, "
+            "only --model, --set, --seeds and --epochs apply then."
+        ),
+    ] = False,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Data set of --everything; may be repeated (default all)."),
+    ] = None,
     out: Out = None,
     html: Annotated[
         Path | None,
@@ -55,26 +66,32 @@ def transfer(
 
     The table holds scores of our models and of the baselines for each held-out type.
     """
+    from scalloy.benchmark import everywhere as of_all
     from scalloy.benchmark import transfer as run
+    from scalloy.benchmark.everywhere import summary as summary_of_all
     from scalloy.benchmark.transfer import summary
     from scalloy.files import atomic_write
 
-    frame = run(
-        data,
-        model or None,
-        condition_key=condition_key,
-        labels_key=labels_key,
-        hold_out=types or "each",
-        at_once=at_once,
-        unseen=dict(pairs([] if unseen is None else [unseen], "--unseen", "batch=donor_1015")),
-        seeds=range(seeds),
-        n_genes=genes,
-        target_sum=None if median else 1e4,
-        max_epochs=epochs,
-        judge=judge,
-    )
+    if everything or sets:
+        frame = of_all(model or None, sets=sets, seeds=range(seeds), max_epochs=epochs)
+        table = summary_of_all(frame)
+    else:
+        frame = run(
+            data,
+            model or None,
+            condition_key=condition_key,
+            labels_key=labels_key,
+            hold_out=types or "each",
+            at_once=at_once,
+            unseen=dict(pairs([] if unseen is None else [unseen], "--unseen", "batch=donor_1015")),
+            seeds=range(seeds),
+            n_genes=genes,
+            target_sum=None if median else 1e4,
+            max_epochs=epochs,
+            judge=judge,
+        )
+        table = summary(frame)
     show(frame, out)
-    table = summary(frame)
     say(table.to_string())
     if html is not None:
         atomic_write.put(html, (table.to_html() + frame.round(3).to_html(index=False)).encode())

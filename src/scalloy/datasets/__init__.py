@@ -1,0 +1,19 @@
+"""Real data shipped with the package, larger data sets to download, and simulations with a known truth."""
+
+from scalloy.datasets.real import DOWNLOADS, citeseq, digits, fetch, kang, labelled, pbmc3k
+from scalloy.datasets.simulated import blobs, poisson_genes, programs, simulate, trial
+
+__all__ = [
+    "DOWNLOADS",
+    "blobs",
+    "citeseq",
+    "digits",
+    "fetch",
+    "kang",
+    "labelled",
+    "pbmc3k",
+    "poisson_genes",
+    "programs",
+    "simulate",
+    "trial",
+]
