@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 import scalloy as sa
 from scalloy.benchmark.everywhere import OF_DONORS, SETS, summary
+from scalloy.benchmark.fit import log_normalised
 from scalloy.benchmark.held_out_cells import cells_of
+from scalloy.benchmark.rivals import Rival
 from scalloy.benchmark.transfer import Protocol, _held_out
 from scalloy.cli import main
 
@@ -50,7 +52,6 @@ def test_where_donors_are_held_out_models_may_know_that_they_are_donors(monkeypa
     assert set(of_types[0]) == {*sa.baselines.METHODS, "CGMDVAE"}
     assert (of_types[1]["seeds"], of_types[1]["max_epochs"]) == ([3], 7)
     assert of_donors[2].obs["donor"].nunique() == 3
-    assert not of_types[2].layers  # the truth is not handed to models
     simulated = sa.datasets.trial(effect=0.0, seed=3)
     assert (simulated.X != of_types[2].X).nnz == 0
     with pytest.raises(ValueError, match=r"`sets='Kangg'` is not known.*Did you mean 'Kang'"):
@@ -82,3 +83,29 @@ def test_the_command_runs_one_set(tmp_path):
     table = pd.read_csv(out)
     assert set(table["set"]) == {"nothing"}
     assert set(table["type"]) == {f"type_{k}" for k in range(6)}
+
+
+def test_the_truth_of_a_simulated_cell_is_the_same_cell_under_treatment():
+    """Models are not given it, and other shares of types under treatment are not counted as a change."""
+    cells = SETS["few patients"].cells(0)
+    seen = []
+
+    class Oracle:
+        def __init__(self, adata, *_):
+            seen.append(adata)
+
+        def train(self, **_):
+            """Learn nothing."""
+
+        def transfer(self, source, to, **_):
+            seen.append(source)
+            out = source.copy()
+            out.X = log_normalised(cells[source.obs_names].layers[f"counts_if_{to}"], 1e4)
+            return out
+
+    models = {"oracle": Rival(Oracle, seeded=False)}
+    asked = {"labels_key": "donor", "hold_out": "donor_0", "n_genes": 300}
+    table = sa.benchmark.transfer(cells, models, **asked).set_index("method")
+    assert table.loc["oracle", "skill"] == pytest.approx(1.0)
+    assert [not adata.layers for adata in seen] == [True, True]
+    assert table.loc["ceiling", "skill"] < 1
