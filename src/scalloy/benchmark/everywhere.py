@@ -17,8 +17,8 @@
     few patients            three donors                               each donor
 
 The truth of a simulated cell is the same cell under treatment, so a change in the shares of types is no part
-of it. Where whole donors are held out, nobody names the types. The rows of models that know groups take donors
-for types, "CGMDVAE, types as donors" is told that they are donors, and "CGMDVAE, without types" knows neither.
+of it. Where whole donors are held out, nobody names the types: the rows of models that know groups take
+donors for types, "CGMDVAE, types as donors" knows that they are donors, and "CGMDVAE, without types" neither.
 """
 
 from __future__ import annotations
