@@ -273,3 +273,23 @@ def test_what_was_found_of_the_models_cells_is_kept_until_its_weights_change():
     asked.clear()
     model.transfer(control, to="treated_1")
     assert any(cells is None for cells in asked)
+
+
+def test_groups_that_respond_differently_are_warned_of():
+    """Of five types that were seen, one does not respond, so another may not, either."""
+    cells = sa.datasets.trial(1500, 80, n_types=5, silent=1, donor_effect=0.0, donor_response=0.0, seed=0)
+    held = (cells.obs["cell_type"] == "type_0") & (cells.obs["condition"] == "treated")
+    model = fit(sa.CGMDVAE, cells[~held.to_numpy()].copy(), labels="cell_type")
+    controls = cells[
+        ((cells.obs["cell_type"] == "type_0") & (cells.obs["condition"] == "control")).to_numpy()
+    ]
+    with pytest.warns(
+        UserWarning, match=r"left out in turn, 1 of 4 would have been predicted worse than by no"
+    ):
+        out = model.transfer(controls.copy(), to="treated")
+    known = out.uns["transfer"]["expected_skill"].iloc[0]
+    assert (known["worse"], known["contexts"]) == (1, 4)
+    alike = sa.datasets.trial(1500, 80, n_types=5, donor_effect=0.0, donor_response=0.0, seed=0)
+    model = fit(sa.CGMDVAE, alike[~held.to_numpy()].copy(), labels="cell_type")
+    out = model.transfer(controls.copy(), to="treated")  # a warning would be an error
+    assert out.uns["transfer"]["expected_skill"]["worse"].tolist() == [0]

@@ -47,12 +47,27 @@ def test_a_group_that_was_not_seen_changes_as_others_and_the_decoder_say(n_other
         own = 3 * effect[::-1]  # a decoder that says something else
         found = shown.shift(own, cells, "type 0", "control", to).mean
         own = own * trusted(own, known.mean)
-        share = weight(own, known.mean, np.square(known.sd).sum())
+        kinship = shown.worth(others, "control", to).kinship
+        share = weight(own, known.mean, np.square(known.sd).sum(), kinship)
+        assert kinship == (0 if n_others == 5 else 1)  # five respond alike; few cannot tell
         np.testing.assert_allclose(found, known.mean + share * (own - known.mean))
         if n_others < 4:
             plain = partial_pooling(c, d, cells.mean(0), within=np.full(GENES, 0.5), inverse_size=sizes)
             np.testing.assert_array_equal(known.mean, plain.mean)
     assert len(shown._learned) == 2  # learned once for each condition
+
+
+@pytest.mark.parametrize("kinship", [0.0, 0.4, 1.0])
+def test_the_weight_of_the_decoder_has_the_smallest_error(kinship):
+    """The decoder has the part of the others' error that nobody can know, half of the rest, and its own."""
+    rng, n = np.random.default_rng(0), 200_000
+    true, unknown, known, more = rng.normal(size=(4, n)) * [[1.0], [0.5], [0.5], [0.4]]
+    missed = np.sqrt(1 - kinship) * unknown + np.sqrt(kinship) * known
+    pooled, own = true + missed, true + np.sqrt(1 - kinship) * unknown + np.sqrt(kinship) * known / 2 + more
+    shares = np.linspace(0, 0.5, 101)
+    errors = [np.square(pooled + w * (own - pooled) - true).sum() for w in shares]
+    found = weight(own, pooled, np.square(missed).sum(), kinship)
+    assert found == pytest.approx(shares[np.argmin(errors)], abs=0.02)
 
 
 def test_a_group_that_was_seen_changes_as_it_did():

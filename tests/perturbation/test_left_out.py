@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from scalloy.perturbation.donors import Seen
-from scalloy.perturbation.left_out import MOST_STRETCH, expected_skill, stacked_share, stretch
+from scalloy.perturbation.group_effects import Shown
+from scalloy.perturbation.group_moments import Moments
+from scalloy.perturbation.left_out import MOST_STRETCH, expected_skill, kinship, stacked_share, stretch
 
 GROUPS, GENES = 6, 500
 
@@ -99,3 +101,47 @@ def test_groups_that_agree_promise_skill_and_groups_that_do_not_promise_none(sha
     assert found.skill.contexts == n
     assert (found.skill.mean > 0.8) if shared else (found.skill.mean < 0.2)
     assert np.isnan(shown.worth(["0"], "control", "a").skill.mean)
+
+
+def test_groups_that_do_not_respond_count():
+    """One in four is silent, and predicted as the others respond: its error counts, and it is counted."""
+    rng = np.random.default_rng(7)
+    common, noise = rng.normal(size=GENES), np.full((4, GENES), 0.01)
+    true = np.stack([common, common, common, 0 * common])
+    shift = true + 0.1 * rng.normal(size=true.shape)
+    found = expected_skill(shift, np.tile(common, (4, 1)), noise)
+    assert found.mean == pytest.approx(1 - 1 / 3, abs=0.02)  # of the squared changes of three, one is missed
+    assert (found.worse, found.contexts) == (1, 4)
+    assert expected_skill(shift, 0 * true, noise).worse == 0
+    assert expected_skill(shift, 0.05 * rng.normal(size=true.shape), noise).worse == 0  # next to nothing
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_kinship_is_the_share_of_what_similarity_explains(share):
+    """Responses differ between groups by parts that a prediction knows, and by parts that it does not."""
+    rng = np.random.default_rng(8)
+    common, known, unknown = rng.normal(size=(3, 30, GENES))
+    predicted = common + np.sqrt(share) * known
+    true = predicted + np.sqrt(1 - share) * unknown
+    for noise in (0.01, 1.0):
+        shift = true + np.sqrt(noise) * rng.normal(size=true.shape)
+        found = kinship(shift, predicted, common, np.full(true.shape, noise))
+        assert found == pytest.approx(share, abs=0.03)
+    assert kinship(common, common, common, 0 * common) == 0.0  # nothing to explain
+    assert kinship(true, common, predicted, 0 * true) == 0.0
+
+
+@pytest.mark.parametrize("similar", [True, False])
+def test_kinship_is_found_from_groups(similar):
+    """Groups on a line respond by where they are, or each in its own way."""
+    rng = np.random.default_rng(9)
+    n, genes, cells = 8, 200, 400
+    place = np.linspace(-2, 2, n)[:, None]
+    control = 2 + place * rng.normal(0, 0.3, genes)
+    own = place * rng.normal(0, 0.5, genes) if similar else rng.normal(0, 0.7, (n, genes))
+    means = {"control": control, "a": control + rng.normal(0, 1, genes) + own}
+    shown = Shown(
+        {(str(g), c): Moments(m[g], np.full(genes, 0.5), cells) for c, m in means.items() for g in range(n)}
+    )
+    found = shown.worth([str(g) for g in range(n)], "control", "a").kinship
+    assert found > 0.6 if similar else found < 0.2

@@ -130,14 +130,14 @@ class LearnedPooling:
             self._settings = {"shared": (found.shared,), "widths": (found.width,)}
             self._learn()
 
-    def _pool(self, groups: np.ndarray, *profiles: np.ndarray) -> list[Pooled]:
+    def _pool(self, groups: np.ndarray, *profiles: np.ndarray, **settings: tuple[float, ...]) -> list[Pooled]:
         """Pool the changes of these groups for each profile of a group to predict."""
-        control, shift = self.control[groups], self.shift[groups]
+        control, shift, settings = self.control[groups], self.shift[groups], settings or self._settings
         if self.noise is not None:
-            noisy = NoisyPooling(control, shift, self.noise[groups], **self._settings)
+            noisy = NoisyPooling(control, shift, self.noise[groups], **settings)
             return [noisy.predict(to) for to in profiles]
         sizes = {"within": self.within, "inverse_size": self.inverse_size[groups]}
-        return [partial_pooling(control, shift, to, **sizes, **self._settings) for to in profiles]
+        return [partial_pooling(control, shift, to, **sizes, **settings) for to in profiles]
 
     def left_out_predictions(self) -> LeftOut:
         """Return changes of groups, each predicted from the other groups.
@@ -158,6 +158,21 @@ class LearnedPooling:
             mean, sd = (np.stack(v) for v in zip(*((f.mean, f.sd) for f in found), strict=True))
             self._left_out = LeftOut(every, np.arange(self.control.shape[1]), mean, sd)
         return self._left_out
+
+    def left_out_as_if_alike(self) -> np.ndarray:
+        """Return the same predictions as if the other groups were equally similar to the one left out.
+
+        Examples
+        --------
+        >>> noise = {"within": np.ones(2), "inverse_size": np.full(3, 0.1)}
+        >>> learned = sa.baselines.LearnedPooling(np.ones((3, 2)), np.ones((3, 2)), **noise)
+        >>> learned.left_out_as_if_alike().shape
+        (3, 2)
+        """
+        known, every = self.left_out_predictions(), np.arange(len(self.control))
+        alike = {"shared": (1.0,), "widths": (1.0,)}
+        found = [self._pool(np.setdiff1d(every, [o]), self.control[o], **alike)[0] for o in known.groups]
+        return np.stack([f.mean[known.genes] for f in found])
 
     def _learn(self) -> None:
         chosen = np.argsort(self.inverse_size, kind="stable")[:MOST_GROUPS]

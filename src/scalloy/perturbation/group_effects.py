@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scalloy.perturbation.boosted_pooling import LearnedPooling, LeftOut
+from scalloy.perturbation.boosted_pooling import LEAST, LearnedPooling, LeftOut
 from scalloy.perturbation.group_moments import Moments
-from scalloy.perturbation.left_out import ExpectedSkill, expected_skill, stacked_share, stretch
+from scalloy.perturbation.left_out import ExpectedSkill, expected_skill, kinship, stacked_share, stretch
 from scalloy.perturbation.pooling import Pooled
 from scalloy.perturbation.pseudobulk import SCALE, level, rate_at
 from scalloy.perturbation.similarity import squared_distances, typical_distance
@@ -50,13 +50,15 @@ class Shift:
 class Worth:
     """Value of predictions of a change, judged by groups that were left out in turn.
 
-    ``share`` is how far the scale of levels is believed, ``skill`` the skill to expect for another group, and
-    ``stretch`` the factor by which standard deviations have to be larger.
+    ``share`` is how far the scale of levels is believed, ``skill`` the skill to expect for another group,
+    ``stretch`` the factor by which standard deviations have to be larger, and ``kinship`` how far similar
+    groups respond alike.
     """
 
     share: float
     skill: ExpectedSkill
     stretch: float = 1.0
+    kinship: float = 1.0
 
 
 @dataclass
@@ -139,7 +141,7 @@ class Shown:
         if source == to or not others or (learned := self.learned_levels(others, source, to)) is None:
             return None
         found = learned.predict(before, corrected=group not in others)
-        return with_decoder(own, found), found.sd
+        return with_decoder(own, found, self.worth(others, source, to).kinship), found.sd
 
     def worth(self, groups: Sequence[str], source: str, to: str) -> Worth:
         """Return what predictions of these groups from each other were worth."""
@@ -170,7 +172,10 @@ class Shown:
         share = stacked_share(shift, one, both)
         made = one + share * (both - one)
         sd = np.hypot(left_out.sd, made - one)
-        return Worth(share, expected_skill(shift, made, noise), stretch(shift - made, sd, noise))
+        kin = 1.0
+        if len(groups) >= LEAST:
+            kin = kinship(shift, left_out.mean, learned.left_out_as_if_alike(), noise)
+        return Worth(share, expected_skill(shift, made, noise), stretch(shift - made, sd, noise), kin)
 
     def seen_rates(
         self, group: str, source: str, to: str, now: np.ndarray
@@ -199,14 +204,24 @@ class Shown:
         learned = self.learned(others, source, to)
         found, known = learned.predict(control, corrected=group not in others), learned.control
         far = squared_distances(control[None], known).min() > typical_distance(known)
-        mean = with_decoder(own, found)
+        mean = with_decoder(own, found, self.worth(others, source, to).kinship)
         return Shift(mean, found.sd_of_mean(cells), others, bool(far), uncertainty=found.sd)
 
 
-def with_decoder(own: np.ndarray, pooled: Pooled) -> np.ndarray:
-    """Return the weighted mean of the decoder's change and the one pooled from other groups."""
+def with_decoder(own: np.ndarray, pooled: Pooled, kinship: float = 1.0) -> np.ndarray:
+    """Return the weighted mean of the decoder's change and the one pooled from other groups.
+
+    Parameters
+    ----------
+    own
+        Change that the decoder predicts.
+    pooled
+        Change pooled from other groups, with its uncertainty.
+    kinship
+        How far similar groups respond alike (:mod:`scalloy.perturbation.left_out`).
+    """
     own = own * trusted(own, pooled.mean)
-    share = weight(own, pooled.mean, float(np.square(pooled.sd).sum()))
+    share = weight(own, pooled.mean, float(np.square(pooled.sd).sum()), kinship)
     return pooled.mean + share * (own - pooled.mean)
 
 
@@ -221,14 +236,16 @@ def trusted(own: np.ndarray, others: np.ndarray) -> float:
     return float(np.clip(1.0, size, 2 * size))
 
 
-def weight(own: np.ndarray, others: np.ndarray, missed: float) -> float:
+def weight(own: np.ndarray, others: np.ndarray, missed: float, kinship: float = 1.0) -> float:
     """Return the weight of the decoder's shift that minimises the expected squared error.
 
     With ``e`` the variance of the others' error and ``r`` the covariance of both errors, summed over genes,
-    the weight is ``(e - r) / |own - others|^2``. ``missed`` is the expected value of ``e``, and the decoder
-    is assumed to share half of the others' error, ``r = e / 2``. The weight is at most 1/2.
+    the weight is ``(e - r) / |own - others|^2``, at most 1/2. ``missed`` is the expected value of ``e``. A
+    decoder knows the cells that it predicts, which helps as far as cells that are alike respond alike. So the
+    part ``1 - kinship`` of the others' error is taken to be the decoder's, too, and half of the rest.
     """
-    return float(np.clip(missed / 2 / max(float(np.square(own - others).sum()), 1e-12), 0.0, 0.5))
+    shared = missed * (1 - kinship / 2)
+    return float(np.clip((missed - shared) / max(float(np.square(own - others).sum()), 1e-12), 0.0, 0.5))
 
 
 def _on_both_scales(

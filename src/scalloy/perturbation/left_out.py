@@ -4,13 +4,18 @@ r"""Value of predictions, judged by groups whose change was seen and which are l
     p_o      its prediction from the other groups, on the scale of the shift
     q_o      the same, combined with the prediction on the scale of levels
 
+    a_o      its prediction from the other groups as if these were equally similar to it
+
     share    sum_o (d_o - p_o)' (q_o - p_o) / sum_o |q_o - p_o|^2, between 0 and 1
-    skill_o  1 - (|d_o - f_o|^2 - |v_o|_1) / (|d_o|^2 - |v_o|_1)      f_o = p_o + share (q_o - p_o)
+    skill    1 - sum_o m_o(f) / sum_o m_o(0)      m_o(f) = |d_o - f_o|^2 - |v_o|_1,  f = p + share (q - p)
+    kinship  1 - sum_o m_o(p) / sum_o m_o(a), between 0 and 1
     stretch  smallest k with (d_og - f_og)^2 <= c^2 (k^2 s_og^2 + v_og) for 90 % of genes and groups
 
 ``share`` is how far the second scale is believed: it minimises the squared error on groups that were left out
 (stacking; Wolpert, Neural Networks 1992). ``skill`` is what a user may expect for another group: 1 is a
-prediction without error, 0 no better than no change. Both squares are corrected for the noise of the observed
+prediction without error, 0 no better than no change. All squares are corrected for the noise of the observed
+change. Groups in which nothing changes count, too: they may have been predicted to change. ``kinship`` is the
+share of the differences between the responses of groups that is explained by their similarity before the
 change. ``stretch`` is the factor by which the standard deviations ``s_o`` of the predictions are too small,
 so that intervals of ``c = 1.64`` of them hold as often as they should (conformal prediction: Lei et al., JASA
 2018). It is at least 1: the number of trees was chosen for these groups, so what they missed is a little
@@ -27,16 +32,21 @@ from scipy import stats
 LEVEL = 0.9  # probability of intervals
 MOST_STRETCH = 4.0
 NOTHING = 1e-12
+WORSE = 0.02  # part of the mean change by which an error has to be larger than that of no change
 
 
 @dataclass(frozen=True)
 class ExpectedSkill:
-    """Skill to expect of a prediction, with the interval of a single one, from ``contexts`` groups."""
+    """Skill to expect of a prediction, with the interval of a single one, from ``contexts`` groups.
+
+    Of these groups, ``worse`` were predicted worse than by no change.
+    """
 
     mean: float
     low: float
     high: float
     contexts: int
+    worse: int = 0
 
 
 def stacked_share(shift: np.ndarray, one: np.ndarray, both: np.ndarray) -> float:
@@ -57,8 +67,8 @@ def stacked_share(shift: np.ndarray, one: np.ndarray, both: np.ndarray) -> float
 def expected_skill(shift: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> ExpectedSkill:
     """Return the skill to expect for another group from those that were left out.
 
-    The interval is that of Student's t for one more group; with fewer than two groups, or if nothing
-    measurable changed in them, there is no expectation.
+    The interval is that of Student's t for one more group. There is no expectation with fewer than two
+    groups, or if nothing measurable changed in all of them together.
 
     Parameters
     ----------
@@ -71,14 +81,34 @@ def expected_skill(shift: np.ndarray, predicted: np.ndarray, noise: np.ndarray) 
     """
     missed = (np.square(shift - predicted) - noise).sum(1)
     changed = (np.square(shift) - noise).sum(1)
-    some = changed > np.sqrt(2 * np.square(noise).sum(1))  # more than noise alone would often give
-    n = int(some.sum())
-    if n < 2:
+    chance = np.sqrt(2 * np.square(noise).sum(1))  # standard deviation of either, from noise alone
+    n, total = len(shift), float(changed.sum())
+    if n < 2 or total <= np.sqrt(np.square(chance).sum()):
         return ExpectedSkill(np.nan, np.nan, np.nan, n)
-    skills = np.minimum(1 - missed[some] / changed[some], 1.0)
-    mean, sd = float(skills.mean()), float(skills.std(ddof=1))
+    skills = 1 - missed * n / total
+    mean, sd = min(float(skills.mean()), 1.0), float(skills.std(ddof=1))
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * sd * float(np.sqrt(1 + 1 / n))
-    return ExpectedSkill(mean, mean - half, min(mean + half, 1.0), n)
+    unsure = 2 * np.sqrt((np.square(predicted) * noise).sum(1))  # standard deviation of the difference
+    worse = missed - changed > np.maximum(2 * unsure, WORSE * total / n)
+    return ExpectedSkill(mean, mean - half, min(mean + half, 1.0), n, int(worse.sum()))
+
+
+def kinship(shift: np.ndarray, predicted: np.ndarray, alike: np.ndarray, noise: np.ndarray) -> float:
+    """Return the share of the differences between responses that similarity before the change explains.
+
+    Parameters
+    ----------
+    shift
+        Observed changes, groups x genes.
+    predicted
+        Predictions of them from the other groups.
+    alike
+        The same as if all other groups were equally similar.
+    noise
+        Sampling variance of the observed changes, groups x genes.
+    """
+    with_similarity, without = (float((np.square(shift - f) - noise).sum()) for f in (predicted, alike))
+    return float(np.clip(1 - with_similarity / without, 0.0, 1.0)) if without > NOTHING else 0.0
 
 
 def stretch(missed: np.ndarray, sd: np.ndarray, noise: np.ndarray) -> float:

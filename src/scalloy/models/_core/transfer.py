@@ -104,6 +104,7 @@ def transfer(
             pairs = about.drop_duplicates("pair").itertuples()
             found = {row.pair: changes.of(row.group, row.donor, row.source, to) for row in pairs}
             _warn_of_strays(about, changes.seen, to)
+            _warn_of_worse(found, to)
             names = pd.util.hash_array(source.obs_names.to_numpy().astype(object))
             rng = np.random.default_rng([seed, int(names.sum() % 2**32)])  # pieces have draws of their own
             expected, counts = _changed(made, about["pair"], found, library_size, rng)
@@ -155,6 +156,20 @@ def _warn_of_strays(about: pd.DataFrame, seen: Seen, to: str) -> None:
                 "predicted from the other clusters. Pass `labels_key=` or `donor_key=` to `setup_anndata` if "
                 "labels or donors are known.",
             )
+
+
+def _warn_of_worse(found: dict[str, Change | None], to: str) -> None:
+    """Warn if groups that were left out would have been predicted worse than by no change."""
+    of: dict[tuple[int, int], list[str]] = {}
+    for pair, change in found.items():
+        if change is not None and change.skill is not None and change.skill.worse and change.skill.mean > 0:
+            of.setdefault((change.skill.worse, change.skill.contexts), []).append(pair)
+    for (worse, contexts), pairs in of.items():
+        warn(
+            f"Groups respond differently under {to!r}: left out in turn, {worse} of {contexts} would have "
+            f"been predicted worse than by no change. So may be {few(sorted(pairs))}. "
+            "`.obs['transfer_skill']` has the skill to expect.",
+        )
 
 
 def _changed(
