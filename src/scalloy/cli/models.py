@@ -70,8 +70,11 @@ def transfer(
         str, typer.Option(help="How to predict: auto or decoder; with CGMDVAE also transport or style.")
     ] = "auto",
     samples: Annotated[
-        int, typer.Option(help="Number of samples of the code over which expectations are taken.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            help="Number of samples of the code over which expectations are taken (default: its mean)."
+        ),
+    ] = None,
     library_size: Annotated[
         float | None, typer.Option(help="Total of the sampled counts of each cell, instead of its own.")
     ] = None,

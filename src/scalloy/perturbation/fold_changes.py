@@ -33,6 +33,7 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit
 
+from scalloy.kernels.digamma import digamma
 from scalloy.perturbation.redraw_counts import SHAPE, rates
 
 MOST_CELLS = 1000  # maximum number of cells from which rates are found
@@ -358,15 +359,4 @@ def _log_of_added(x: float, mean: float, a: float, logs: np.ndarray, size: float
     variance = max(second / left - beyond * beyond, 1e-3)
     level = x + beyond + 1 / a
     shape = level * level / variance
-    return total + left * (math.log(a * level) + _digamma(shape) - math.log(shape))
-
-
-@njit
-def _digamma(x: float) -> float:
-    """Compute the digamma function by recursion and its asymptotic series."""
-    total = 0.0
-    while x < 6:
-        total -= 1 / x
-        x += 1
-    square = 1 / (x * x)
-    return total + math.log(x) - 0.5 / x - square * (1 / 12 - square * (1 / 120 - square / 252))
+    return total + left * (math.log(a * level) + digamma(shape) - math.log(shape))

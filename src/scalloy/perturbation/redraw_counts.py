@@ -31,6 +31,7 @@ def redraw(
     added: np.ndarray,
     rng: np.random.Generator,
     shape: np.ndarray | None = None,
+    genes: np.ndarray | None = None,
 ) -> sp.csr_matrix:
     """Thin the counts, and add gamma-Poisson counts.
 
@@ -46,14 +47,23 @@ def redraw(
         Random number generator.
     shape
         Shape ``k`` of the gamma distribution by gene; ``None`` is :data:`SHAPE` for all.
+    genes
+        Positions of the genes in the columns of ``added``; ``None`` is all genes.
     """
-    rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    each = keep[counts.indices] if keep.ndim == 1 else keep[rows, counts.indices]
+    each = keep[counts.indices] if keep.ndim == 1 else _of_entries(keep, counts)
     kept = latin_hypercube.thinned(counts, each, rng)
-    genes = np.flatnonzero((added > 0).any(0))
-    spread = _spread(added[:, genes], SHAPE if shape is None else shape[genes], rng)
+    if genes is None:
+        genes = np.flatnonzero((added > 0).any(0))
+        added = added[:, genes]
+    spread = _spread(added, SHAPE if shape is None else shape[genes], rng)
     more = [sp.csr_matrix(latin_hypercube.poisson(spread[part], rng)) for part in _pieces(len(spread))]
     return _with(kept, more, genes=genes)
+
+
+def _of_entries(values: np.ndarray, counts: sp.csr_matrix) -> np.ndarray:
+    """Return the values at the stored entries of the counts."""
+    rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    return values[rows, counts.indices]
 
 
 def _spread(mean: np.ndarray, shape: float | np.ndarray, rng: np.random.Generator) -> np.ndarray:

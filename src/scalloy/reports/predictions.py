@@ -18,7 +18,6 @@ from scalloy.models._core.changes import shown
 from scalloy.reports.subject import Subject
 
 EACH = 500  # maximum number of cells per group that are decoded
-SAMPLES = 3
 TOTAL = 1e4  # scale of expression, if the data are not counts
 SIMPLE = ("mean shift", "kernel ridge")  # beside those that users registered
 SHOWN = ("skill", "pearson_delta", "r2_mean")
@@ -114,7 +113,7 @@ def _predicted(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Far from what was seen")
         scale = shown(model, TOTAL)[0].scale  # that of the means beside which these are put
-        how = {"n_samples": SAMPLES, "seed": subject.seed, "target_sum": scale}
+        how = {"seed": subject.seed, "target_sum": scale}
         made = model.transfer(cells, to=to, route=route, **how)
     is_far = made.obs.get("transfer_far", pd.Series(False, index=made.obs_names)).to_numpy()
     ends = np.cumsum([0, *map(len, rows)])

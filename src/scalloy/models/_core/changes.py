@@ -14,7 +14,7 @@ cells, or others that are given; the change of a group is the same for every cel
 Rates do not depend on the total to which a user scales expression: shifts are predicted on the scale of the
 median cell of the model (500 counts at least), and then computed for the user's scale.
 
-The noise in the sampled code of a cell is a function of the name of the cell and the seed. So the cell is
+The noise in a sampled code of a cell is a function of the name of the cell and the seed. So the cell is
 decoded in the same way whether it is alone or among others, in any order.
 """
 
@@ -52,10 +52,13 @@ MOST_CELLS = 2000  # largest number of cells of a group from which its change is
 
 @dataclass(frozen=True)
 class How:
-    """Settings of a prediction: route, samples of the code per cell, total to scale counts to, and seed."""
+    """Settings of a prediction: route, samples of the code per cell, total to scale counts to, and seed.
+
+    Without samples (``None``), the mean of the code is decoded.
+    """
 
     route: str
-    n_samples: int
+    n_samples: int | None
     target_sum: float
     seed: int = 0
 
@@ -153,11 +156,12 @@ class Changes:
     def _find(self, shown: Shown, group: str, source: str, to: str, rows: np.ndarray) -> Change:
         """Compute a change from these rows of the context, and from the changes that others have shown."""
         code = self.model.reader.conditions.index(to)
-        made = decode(self.model, self.context, code, self.how, rows)
-        scaled = made
-        if self.seen.scale != self.how.target_sum:
-            how = replace(self.how, target_sum=self.seen.scale)
-            scaled = decode(self.model, self.context, code, how, rows)
+        scale, seen = self.seen.scale, shown.is_well_seen(group, source, to)
+        apart = () if scale == self.how.target_sum else (scale,)
+        made, *others = decode(self.model, self.context, code, self.how, rows, () if seen else apart)
+        scaled = others[0] if others else made
+        if seen and apart:  # the decoder's shift is not needed
+            scaled = replace(made, observed=log_scaled(made.counts, scale))
         own = scaled.after.mean(0) - scaled.before.mean(0)
         shift = shown.shift(own, scaled.observed, group, source, to)
         observed, found = made.observed.mean(0), None
@@ -282,34 +286,64 @@ def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Seen, n
 
 
 def decode(
-    model: ModelOf[HasConditions], cells: AnnData | None, code: int, how: How, rows: np.ndarray | None = None
-) -> Decoded:
-    """Return the observed expression, and the mean of the expected one before and after the change."""
-    parts: list[list[np.ndarray]] = []
-    likelihood, counts = model.module.likelihood, list[sp.csr_matrix]()
-    draws_counts = likelihood.draws_counts
+    model: ModelOf[HasConditions],
+    cells: AnnData | None,
+    code: int,
+    how: How,
+    rows: np.ndarray | None = None,
+    scales: tuple[float, ...] = (),
+) -> list[Decoded]:
+    """Return the observed expression, and the mean of the expected one before and after the change.
+
+    Parameters
+    ----------
+    model
+        A trained model with conditions.
+    cells
+        New cells with the genes of the model; ``None`` is the model's own.
+    code
+        Index of the condition after the change.
+    how
+        Settings of the prediction.
+    rows
+        Positions of the cells to decode; ``None`` is all.
+    scales
+        Further totals to which counts are scaled; there is one more result for each.
+    """
+    likelihood, scales = model.module.likelihood, (how.target_sum, *scales)
+    draws_counts, n = likelihood.draws_counts, how.n_samples or 1
+    parts, counts = [], []
     for batch, names in batches(model, cells, rows):
         q, changed = model.module.encode(batch), replace(batch, c=torch.full_like(batch.b, code))
-        sums: list[Any] = [0.0] * (4 if draws_counts else 2)
-        for s in range(how.n_samples):
-            latents = drawn(q, names, how.seed, s)
+        sums: list[Any] = [0.0] * (2 * len(scales) + 2 * draws_counts)
+        for s in range(n):
+            latents = drawn(q, names, how.seed, None if how.n_samples is None else s)
             new = moved(model.module, batch, code, q, latents, how.route)
             ps = [model.module.decode(*given)["x"] for given in ((batch, latents), (changed, new))]
-            each = [likelihood.mean_observed(p, how.target_sum) for p in ps]
+            each = [likelihood.mean_observed(p, scale) for scale in scales for p in ps]
             each += [likelihood.fraction(p) for p in ps] if draws_counts else []
-            sums = [a + b for a, b in zip(sums, each, strict=True)]
-        seen = likelihood.observed(batch.x, how.target_sum)
-        parts.append([t.cpu().numpy() for t in (seen, *(v / how.n_samples for v in sums))])
+            sums = [a + b for a, b in zip(sums, each, strict=True)] if s else each
+        seen = [likelihood.observed(batch.x, scale) for scale in scales]
+        parts.append([t.cpu().numpy() for t in (*seen, *(v / n if n > 1 else v for v in sums))])
         if draws_counts:
             counts.append(sp.csr_matrix(dense(batch.x).cpu().numpy()))
-    observed, before, after, *shares = (np.concatenate(of) for of in zip(*parts, strict=True))
-    if not draws_counts:
-        return Decoded(observed, before, after)
-    return Decoded(observed, before, after, sp.vstack(counts, format="csr"), *shares)
+    found = [np.concatenate(of) if len(of) > 1 else of[0] for of in zip(*parts, strict=True)]
+    k, shares = len(scales), found[3 * len(scales) :]
+    also = (sp.vstack(counts, format="csr"), *shares) if draws_counts else ()
+    return [Decoded(found[i], found[k + 2 * i], found[k + 2 * i + 1], *also) for i in range(k)]
 
 
-def drawn(q: Distributions, names: np.ndarray, seed: int, sample: int) -> Latents:
-    """Draw one sample of each latent; the noise of a cell depends on its name, and on no other cell."""
+def log_scaled(counts: sp.csr_matrix | None, scale: float) -> np.ndarray:
+    """Return ``log1p`` of counts scaled to the same total in each cell, dense."""
+    assert counts is not None
+    ell = np.maximum(np.asarray(counts.sum(axis=1)), 1e-12)
+    return counts.multiply(scale / ell).tocsr().log1p().toarray()
+
+
+def drawn(q: Distributions, names: np.ndarray, seed: int, sample: int | None) -> Latents:
+    """Draw a sample of each latent (``None``: its mean); the noise of a cell depends on its name alone."""
+    if sample is None:
+        return {letter: of.mean for letter, of in q.items()}
     out = {}
     for i, (letter, of) in enumerate(q.items()):
         noise = _noise(names, of.mean.shape[-1], (seed, sample, i))

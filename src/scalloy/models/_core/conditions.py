@@ -51,7 +51,7 @@ def transfer(
     to: str | None = None,
     *,
     route: Literal["auto", "decoder", "transport", "style"] = "auto",
-    n_samples: int = 3,
+    n_samples: int | None = None,
     library_size: float | None = None,
     seed: int = 0,
     target_sum: float = 1e4,
@@ -76,7 +76,8 @@ def transfer(
         component's location for the style ``w`` of the cell (the last two only for
         :class:`~scalloy.CGMDVAE`). The equations are in :mod:`scalloy.models._core.transfer`.
     n_samples
-        Number of samples of the code over which expectations are taken.
+        Number of samples of the code over which expectations are taken; ``None`` decodes its mean, which
+        takes the least time.
     library_size
         Total of the sampled counts of each cell; ``None`` keeps its own, apart from the changes of its genes.
     seed
@@ -132,7 +133,8 @@ def asked(model: Conditioned[HasConditions], to: Any, settings: dict[str, Any]) 
         raise ValueError(msg)
     totals(None, library_size=settings.get("library_size"))
     totals(target_sum=settings.get("target_sum", 1e4))
-    whole(n_samples=settings.get("n_samples", 1))
+    if (n_samples := settings.get("n_samples")) is not None:
+        whole(n_samples=n_samples)
     return category("to", to, model.reader.conditions)
 
 
@@ -170,7 +172,7 @@ def write_transfer(
         model.reader.manager()  # raises an error if they were changed; their pieces are read as new cells
     name, changes = asked(model, to, kwargs), None
     if kwargs.get("route", "auto") == "auto":
-        how = How("auto", kwargs.get("n_samples", 3), kwargs.get("target_sum", 1e4), kwargs.get("seed", 0))
+        how = How("auto", kwargs.get("n_samples"), kwargs.get("target_sum", 1e4), kwargs.get("seed", 0))
         changes = changes_of(model, how, kwargs.get("context"))
     most = max(1, DECODED_ENTRIES // model.reader.sizes.n_vars)
     source = model.adata if cells is None else cells

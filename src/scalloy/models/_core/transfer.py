@@ -67,7 +67,7 @@ def transfer(
     to: str,
     *,
     route: str = "auto",
-    n_samples: int = 3,
+    n_samples: int | None = None,
     library_size: float | None = None,
     seed: int = 0,
     target_sum: float = 1e4,
@@ -93,7 +93,7 @@ def transfer(
     source = model.reader.cells(cells)
     how = How(route, n_samples, float(target_sum), seed)
     with torch.no_grad(), seeded(seed):
-        made = decode(model, cells, model.reader.conditions.index(to), how)
+        (made,) = decode(model, cells, model.reader.conditions.index(to), how)
         about = described(model, cells, source)
         if route != "auto":
             expected, found = made.after, dict[str, Change | None]()
@@ -204,16 +204,18 @@ def _redrawn(
     assert made.share is not None
     assert made.share_before is not None
     counts, share = made.counts[rows], made.share[rows]
-    ell = np.asarray(counts.sum(axis=1))
+    ell = np.asarray(counts.sum(axis=1), dtype=np.float32)
     if change is None:
-        before, after, pattern, shape = made.share_before[rows], share, np.ones_like(share), None
+        before, after, shape, rise = made.share_before[rows], share, None, None
+        added, pattern = ell * np.maximum(after - before, 0.0), after
     else:
         assert change.rates is not None
         before, after, shape = change.rates.before, change.rates.after, change.rates.shape
-        pattern = share / change.rates.pattern
-    added = ell * pattern * np.maximum(after - before, 0.0)
-    changed = redraw(counts, kept_share(before, after), added, rng, shape)
-    return changed if library_size is None else with_depth(changed, library_size, pattern * after, rng)
+        rise = np.flatnonzero(after > before)
+        added = share[:, rise] * (ell * ((after - before) / change.rates.pattern)[rise])
+        pattern = share * (after / change.rates.pattern)
+    changed = redraw(counts, kept_share(before, after), added, rng, shape, rise)
+    return changed if library_size is None else with_depth(changed, library_size, pattern, rng)
 
 
 def _far(about: pd.DataFrame, found: dict[str, Change | None], to: str) -> np.ndarray:
@@ -250,7 +252,9 @@ def _sampled(
     parts, code = [], model.reader.conditions.index(to)
     for batch, names in batches(model, cells):
         q = model.module.encode(batch)
-        latents = moved(model.module, batch, code, q, drawn(q, names, how.seed, how.n_samples), how.route)
+        latents = moved(
+            model.module, batch, code, q, drawn(q, names, how.seed, how.n_samples or 0), how.route
+        )
         changed = replace(batch, c=torch.full_like(batch.b, code))
         if library_size is not None:
             changed = replace(changed, log_ell=torch.full_like(batch.log_ell, float(np.log(library_size))))
