@@ -8,7 +8,14 @@ import pytest
 from scalloy.perturbation.donors import Seen
 from scalloy.perturbation.group_effects import Shown
 from scalloy.perturbation.group_moments import Moments
-from scalloy.perturbation.left_out import MOST_STRETCH, expected_skill, kinship, stacked_share, stretch
+from scalloy.perturbation.left_out import (
+    MOST_STRETCH,
+    expected_skill,
+    kinship,
+    promised,
+    stacked_share,
+    stretch,
+)
 
 GROUPS, GENES = 6, 500
 
@@ -145,3 +152,20 @@ def test_kinship_is_found_from_groups(similar):
     )
     found = shown.worth([str(g) for g in range(n)], "control", "a").kinship
     assert found > 0.6 if similar else found < 0.2
+
+
+@pytest.mark.parametrize("size", [0.0, 0.3, 2.0])
+def test_a_promise_is_the_skill_that_the_uncertainty_leaves(size):
+    """Changes that are distributed as a prediction says have the skill that it promises."""
+    rng = np.random.default_rng(10)
+    mean, sd = size * rng.normal(size=20_000), rng.gamma(2, 0.5, 20_000)
+    true = mean + sd * rng.normal(size=20_000)
+    nothing_known = expected_skill(true[None], true[None], 0 * true[None])
+    found = promised(nothing_known, mean, sd)
+    assert found.mean == pytest.approx(1 - np.square(true - mean).sum() / np.square(true).sum(), abs=0.03)
+    assert np.isnan(found.left_out)
+    shift = np.tile(true, (3, 1))
+    for right in (1.0, 0.1):  # left out, others were predicted well or badly
+        known = expected_skill(shift, right * shift, 0 * shift)
+        assert promised(known, mean, sd).mean == min(found.mean, known.mean)
+    assert promised(nothing_known, 0 * mean, 0 * sd).mean == 0.0

@@ -8,6 +8,7 @@ r"""Value of predictions, judged by groups whose change was seen and which are l
 
     share    sum_o (d_o - p_o)' (q_o - p_o) / sum_o |q_o - p_o|^2, between 0 and 1
     skill    1 - sum_o m_o(f) / sum_o m_o(0)      m_o(f) = |d_o - f_o|^2 - |v_o|_1,  f = p + share (q - p)
+    promise  the smaller of skill and |f|^2 / (|f|^2 + |s|^2)      s  standard deviation of f
     kinship  1 - sum_o m_o(p) / sum_o m_o(a), between 0 and 1
     stretch  smallest k with (d_og - f_og)^2 <= c^2 (k^2 s_og^2 + v_og) for 90 % of genes and groups
 
@@ -24,7 +25,7 @@ optimistic. The decoder is left aside, since it has seen these groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -37,9 +38,11 @@ WORSE = 0.02  # part of the mean change by which an error has to be larger than 
 
 @dataclass(frozen=True)
 class ExpectedSkill:
-    """Skill to expect of a prediction, with the interval of a single one, from ``contexts`` groups.
+    """Skill to expect of a prediction, from ``contexts`` groups that were left out.
 
-    Of these groups, ``worse`` were predicted worse than by no change.
+    ``left_out`` is the skill that these reached, and ``low`` and ``high`` the interval of a single one of
+    them; ``worse`` of them were predicted worse than by no change. ``mean`` is what is promised
+    (:func:`promised`).
     """
 
     mean: float
@@ -47,6 +50,7 @@ class ExpectedSkill:
     high: float
     contexts: int
     worse: int = 0
+    left_out: float = np.nan
 
 
 def stacked_share(shift: np.ndarray, one: np.ndarray, both: np.ndarray) -> float:
@@ -90,7 +94,25 @@ def expected_skill(shift: np.ndarray, predicted: np.ndarray, noise: np.ndarray) 
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * sd * float(np.sqrt(1 + 1 / n))
     unsure = 2 * np.sqrt((np.square(predicted) * noise).sum(1))  # standard deviation of the difference
     worse = missed - changed > np.maximum(2 * unsure, WORSE * total / n)
-    return ExpectedSkill(mean, mean - half, min(mean + half, 1.0), n, int(worse.sum()))
+    return ExpectedSkill(mean, mean - half, min(mean + half, 1.0), n, int(worse.sum()), mean)
+
+
+def promised(known: ExpectedSkill, shift: np.ndarray, uncertainty: np.ndarray) -> ExpectedSkill:
+    """Return the skill to expect of a prediction, no larger than its own uncertainty leaves.
+
+    If the change of each gene has the mean ``m`` and the standard deviation ``s``, then ``|d|^2`` has the
+    mean ``|m|^2 + |s|^2``, and the squared error of the prediction ``m`` has the mean ``|s|^2``.
+
+    Parameters
+    ----------
+    known
+        Skill that was reached for groups that were left out, if there were enough.
+    shift, uncertainty
+        Predicted change, and the standard deviation of what it leaves open, by gene.
+    """
+    size, open_ = (float(np.square(v).sum()) for v in (shift, uncertainty))
+    own = size / (size + open_) if size + open_ > 0 else 0.0
+    return replace(known, mean=own if np.isnan(known.left_out) else min(own, known.mean))
 
 
 def kinship(shift: np.ndarray, predicted: np.ndarray, alike: np.ndarray, noise: np.ndarray) -> float:

@@ -39,7 +39,7 @@ from scalloy.perturbation.composition import common_factor
 from scalloy.perturbation.donors import AT_LEAST, Seen
 from scalloy.perturbation.fold_changes import Sample
 from scalloy.perturbation.group_effects import Shift, Shown, combined
-from scalloy.perturbation.left_out import ExpectedSkill
+from scalloy.perturbation.left_out import ExpectedSkill, promised
 from scalloy.perturbation.pseudobulk import level, log_per_level, rate_at
 from scalloy.perturbation.redraw_counts import SHAPE
 from scalloy.vae.base import Batch, Distributions, HasConditions, Latents
@@ -169,14 +169,17 @@ class Changes:
             shift, found = self._with_rates(shown, scaled, shift, group, source, to)
         pooled = shift.uncertainty is not None
         worth = shown.worth(shift.others, source, to) if pooled else None
+        skill = None
         if worth is not None:
             shift, found = _stretched(shift, found, worth.stretch)
+            assert shift.uncertainty is not None
+            skill = promised(worth.skill, shift.mean, shift.uncertainty)
         middle, wanted = made.middle.mean(0), observed + shift.mean
         factor, offset = np.ones_like(middle), wanted - middle
         if (made.observed >= 0).all():
             factor = np.where(middle > 0, wanted.clip(0) / np.maximum(middle, 1e-12), 1.0)
             offset = np.zeros_like(middle)
-        return Change(shift, factor, offset, found, None if worth is None else worth.skill)
+        return Change(shift, factor, offset, found, skill)
 
     def _with_rates(
         self, shown: Shown, made: Decoded, shift: Shift, group: str, source: str, to: str
