@@ -50,6 +50,8 @@ def test_where_donors_are_held_out_models_may_know_that_they_are_donors(monkeypa
     of_types, of_donors = asked["cell_type"], asked["donor"]
     assert set(of_donors[0]) - set(of_types[0]) == set(OF_DONORS)
     assert set(of_types[0]) == {*sa.baselines.METHODS, "CGMDVAE"}
+    sa.benchmark.everywhere(["mean shift", *OF_DONORS], sets=["nothing", "patients"], seeds=[3])
+    assert (asked["cell_type"][0], asked["donor"][0]) == (["mean shift"], ["mean shift", *OF_DONORS])
     assert (of_types[1]["seeds"], of_types[1]["max_epochs"]) == ([3], 7)
     assert of_donors[2].obs["donor"].nunique() == 3
     simulated = sa.datasets.trial(effect=0.0, seed=3)

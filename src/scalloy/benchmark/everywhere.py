@@ -115,8 +115,8 @@ def everywhere(
     Parameters
     ----------
     models
-        Names of models, as in :func:`transfer`; ``None`` is all baselines and CGMDVAE, and where donors are
-        held out, CGMDVAE that knows donors and CGMDVAE without groups.
+        Names of models, as in :func:`transfer`; ``None`` is all baselines, CGMDVAE, and the two of CGMDVAE
+        that take no types, which are used only where donors are held out.
     sets
         Names of data sets, see :mod:`scalloy.benchmark.everywhere`; ``None`` is all of them.
     seeds
@@ -137,10 +137,9 @@ def everywhere(
     tables = []
     for name in SETS if sets is None else [one_of("sets", s, SETS) for s in sets]:
         held = SETS[name]
-        chosen: Any = models
-        if models is None:
-            known = [*METHODS, "CGMDVAE"]
-            chosen = [*known, *OF_DONORS] if held.asked.get("labels_key") == "donor" else known
+        chosen: Any = models if models is not None else [*METHODS, "CGMDVAE", *OF_DONORS]
+        if held.asked.get("labels_key") != "donor" and not isinstance(chosen, Mapping):
+            chosen = [m for m in chosen if m not in OF_DONORS]
         given = {"max_epochs": max_epochs, **held.asked}
         for seed in seeds if callable(held.data) else [None]:
             asked = list(seeds) if seed is None else [seed]
