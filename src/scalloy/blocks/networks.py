@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
-from torch.nn.functional import dropout, one_hot
+from torch.nn.functional import dropout
 
 from scalloy._arguments import one_of, shares, whole
 from scalloy.blocks.distributions import Delta, bounded, gaussian
@@ -21,7 +21,10 @@ NORMS = ("layer", "batch", "none")
 
 
 class Covariates(nn.Module):
-    """Covariates of a cell as a shift of a layer, which amounts to one-hot codes beside its input."""
+    """Covariates of a cell as a shift of a layer, which amounts to one-hot codes beside its input.
+
+    After training, a negative code stands for the average category.
+    """
 
     def __init__(self, n_cats: Sequence[int], n_cont: int, n_out: int) -> None:
         super().__init__()
@@ -36,9 +39,17 @@ class Covariates(nn.Module):
         if not cats:  # no covariates were given
             return y
         for table, codes in zip(self.tables, cats, strict=bool(self.tables)):
-            if table is not None:
-                y = y + table(codes)
+            if isinstance(table, nn.Embedding):
+                y = y + (table(codes) if self.training else looked_up(table.weight, codes))
         return y if self.slopes is None else y + self.slopes(cont)
+
+
+def looked_up(table: Tensor, codes: Tensor) -> Tensor:
+    """Return the rows of a table for these codes, and its mean row for negative ones."""
+    rows = table[codes.clamp_min(0)]
+    if (unknown := codes < 0).any():
+        rows = torch.where(unknown.unsqueeze(-1), table.mean(0), rows)
+    return rows
 
 
 class Head(nn.Linear):
@@ -118,7 +129,11 @@ class Beside(nn.Module):
         self.n_out = sum(self.widths)
 
     def forward(self, x: Tensor, cats: Sequence[Tensor] = (), cont: Tensor | None = None) -> Tensor:
-        parts = [one_hot(c, k).to(x.dtype) for c, k in zip(cats, self.n_cats, strict=True) if k > 1]
+        parts = [
+            looked_up(torch.eye(k, dtype=x.dtype, device=x.device), c)
+            for c, k in zip(cats, self.n_cats, strict=True)
+            if k > 1
+        ]
         parts += [] if cont is None else [cont]
         return torch.cat([x, *(p.expand(*x.shape[:-1], -1) for p in parts)], -1)
 

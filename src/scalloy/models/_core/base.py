@@ -143,7 +143,8 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
             Column of ``.obs`` with the person, animal or sample that each cell is from. Its effect is removed
             from the latent space. Predictions under another condition are learned by comparing the cells of
             each donor with one another; without it, the cells of each batch. Donors that you pass as
-            ``batch_key`` need not be passed here as well.
+            ``batch_key`` need not be passed here as well. A donor who is new is taken to be like the average
+            one.
         **kwargs
             Further arguments of :meth:`scvi.data.AnnDataManager.register_fields`.
 

@@ -19,6 +19,7 @@ from scalloy.data.chunks import pieces_of, write_pieces
 from scalloy.models._core.changes import How, changes_of
 from scalloy.models._core.protocols import Conditioned, ModelOf
 from scalloy.models._core.reader import DECODED_ENTRIES
+from scalloy.models._core.transfer import start_of
 from scalloy.models._core.transfer import transfer as predicted
 from scalloy.vae.base import HasConditions
 
@@ -60,7 +61,7 @@ def transfer(
     """Predict how cells would look under another condition.
 
     Each cell is predicted from its own counts and from the change of its group, so that it does not matter
-    which other cells it is passed with.
+    which other cells it is passed with (but for donors that the model does not know).
 
     Parameters
     ----------
@@ -86,8 +87,8 @@ def transfer(
         Total count to which each cell is scaled before the logarithm, as in scanpy's ``normalize_total``.
     context
         Cells from which the expression of each group before the change is taken, for ``route="auto"``;
-        ``None`` is the model's own. Pass the controls of a patient or a study that the model was not trained
-        on (often ``cells`` itself).
+        ``None`` is the model's own, or ``cells`` if any are of a donor that the model does not know. Pass the
+        controls of a study that the model was not trained on (often ``cells`` itself).
 
     Returns
     -------
@@ -171,11 +172,11 @@ def write_transfer(
     if cells is None or cells is model.adata:
         model.reader.manager()  # raises an error if they were changed; their pieces are read as new cells
     name, changes = asked(model, to, kwargs), None
+    source = model.adata if cells is None else cells
     if kwargs.get("route", "auto") == "auto":
         how = How("auto", kwargs.get("n_samples"), kwargs.get("target_sum", 1e4), kwargs.get("seed", 0))
-        changes = changes_of(model, how, kwargs.get("context"))
+        changes = changes_of(model, how, start_of(model, source, kwargs.get("context")))
     most = max(1, DECODED_ENTRIES // model.reader.sizes.n_vars)
-    source = model.adata if cells is None else cells
     made = (predicted(model, piece, name, changes=changes, **kwargs) for piece in pieces_of(source, most))
     write_pieces(Path(path), map(_without_shifts, made), overwrite=overwrite, source=source)
 

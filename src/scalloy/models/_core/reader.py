@@ -25,11 +25,11 @@ from scalloy.data import checks
 from scalloy.data.batches import CellLoader
 from scalloy.data.cell_table import Cells, as_positions
 from scalloy.data.chunks import in_memory
+from scalloy.models._core import unknowns
 from scalloy.models._core.setup import Layout, fitting, known_categories, method_args
 from scalloy.vae.base import Batch, Sizes, VAEModule
 
 DECODED_ENTRIES = 8_000_000  # largest number of cells x genes that are decoded at once
-UNLABELLED = "_scalloy_unlabelled"  # key of a mask in ``.uns`` of new cells while they are read
 NO_CELLS = (
     "The model was loaded without its cells. Pass `adata=` to `load`, or to the method if it takes cells."
 )
@@ -73,6 +73,7 @@ class CellReader:
         self.given: Any = None
         self.max_missing = 0.0
         self._table: Cells | None = None
+        self._told: set[str] = set()  # new donors of whom the user was warned
 
     # what the model knows -----------------------------------------------------------------------
 
@@ -183,9 +184,13 @@ class CellReader:
         cells = AnnData(layers={layer: x}, **parts) if layer else AnnData(x, **parts)
         known = self.layout.known_otherwise(cells, setup)
         checks.check_counts(cells, layer, allow_non_counts=allow, genes=False, known=known)
-        self._complete_labels(cells)
+        categories = known_categories(self.registry)
+        if (labels := setup.get("labels_key")) is not None:
+            unknowns.complete_labels(cells, labels, self._state(REGISTRY_KEYS.LABELS_KEY))
         checks.check_keys(cells, setup)
-        checks.check_categories(cells, categories := known_categories(self.registry))
+        if (donors := setup.get("donor_key")) is not None:
+            unknowns.complete_donors(cells, donors, categories[donors], self._told)
+        checks.check_categories(cells, categories)
         checks.as_known(cells.obs, categories)
         if (own := self._model._adata_manager) is not None:
             return own.transfer_fields(cells)
@@ -225,20 +230,6 @@ class CellReader:
         """Free the memory of what :meth:`table` keeps."""
         self._table = None
 
-    def _complete_labels(self, cells: AnnData) -> None:
-        """Give new cells a known label if theirs is missing or new; the encoder does not need it."""
-        key = self.set_up_with.get("labels_key")
-        if key is None:
-            return
-        state = self._state(REGISTRY_KEYS.LABELS_KEY)
-        known = np.asarray(state["categorical_mapping"])
-        given = cells.obs[key] if key in cells.obs else pd.Series("", index=range(cells.n_obs))
-        position = pd.Index(known.astype(str)).get_indexer(given.astype(str))
-        unknown = pd.Index(known.astype(str)).get_indexer([str(state.get("unlabeled_category"))])[0]
-        cells.obs[key] = known[np.where(position < 0, max(unknown, 0), position)]
-        if unknown < 0:  # there is no label for "unknown", so `tensors` sets a code beyond the known ones
-            cells.uns[UNLABELLED] = position < 0
-
     # batches ------------------------------------------------------------------------------------
 
     def tensors(
@@ -270,15 +261,12 @@ class CellReader:
         own, n_labels = adata is self.adata, len(self.labels)
         for part, rows in in_memory(None if own else adata, indices):
             manager, n_read = self.manager(part), 0
-            unlabelled = manager.adata.uns.get(UNLABELLED)
-            unlabelled = None if unlabelled is None else torch.from_numpy(unlabelled[_order(rows, manager)])
+            masks = unknowns.masks_of(manager.adata, _order(rows, manager))
             for tensors in CellLoader(manager, rows, batch_size=batch_size):
-                if unlabelled is not None:
-                    y = tensors[REGISTRY_KEYS.LABELS_KEY]
-                    lacks = unlabelled[n_read : n_read + len(y)].unsqueeze(-1)
-                    n_read += len(y)
-                    tensors = {**tensors, REGISTRY_KEYS.LABELS_KEY: y.masked_fill(lacks, n_labels)}
-                yield {k: v.to(module.device) for k, v in tensors.items()}
+                n = len(tensors[REGISTRY_KEYS.X_KEY])
+                some = {k: mask[n_read : n_read + n] for k, mask in masks.items()}
+                n_read += n
+                yield {k: v.to(module.device) for k, v in unknowns.masked(tensors, some, n_labels).items()}
 
     def batches(
         self, adata: Any = None, indices: Any = None, batch_size: int | None = None, *, decodes: bool = False

@@ -51,6 +51,7 @@ from scalloy.models._core.changes import (
 )
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
 from scalloy.models._core.protocols import Conditioned, ModelOf
+from scalloy.models._core.unknowns import has_new_donors
 from scalloy.perturbation.donors import Seen
 from scalloy.perturbation.redraw_counts import kept_share, redraw, with_depth
 from scalloy.vae.base import HasConditions
@@ -99,7 +100,7 @@ def transfer(
             expected, found = made.after, dict[str, Change | None]()
             counts = None if made.counts is None else _sampled(model, cells, to, how, library_size)
         else:
-            changes = changes or changes_of(model, how, context)
+            changes = changes or changes_of(model, how, start_of(model, source, context))
             about = _of_donors(about, changes.seen, to)
             pairs = about.drop_duplicates("pair").itertuples()
             found = {row.pair: changes.of(row.group, row.donor, row.source, to) for row in pairs}
@@ -111,6 +112,13 @@ def transfer(
             about["far"] = _far(about, found, to)
             about["skill"] = about["pair"].map({k: c.skill.mean for k, c in found.items() if c and c.skill})
     return _as_anndata(model, source, to, about, expected, counts, found, how)
+
+
+def start_of(model: Conditioned[HasConditions], cells: AnnData, context: AnnData | None) -> AnnData | None:
+    """Return the cells at which groups start: those of the context, or the given ones if donors are new."""
+    key = model.reader.set_up_with.get("donor_key")
+    new = context is None and has_new_donors(cells, key, model.registry)
+    return cells if new else context
 
 
 def described(model: Conditioned[HasConditions], cells: AnnData | None, source: AnnData) -> pd.DataFrame:

@@ -1,0 +1,127 @@
+"""Cells of donors that a model was not trained on."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+import scalloy as sa
+from scalloy import metrics
+from scalloy.benchmark.fit import log_normalised
+from scalloy.blocks.networks import Beside, Layer
+
+NEW = "donor_3"
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Four donors who differ; types respond in much the same way."""
+    adata = sa.datasets.trial(2000, 100, n_types=4, n_donors=4, donor_effect=0.5, seed=0)
+    return ad.AnnData(adata.X, obs=adata.obs, var=adata.var)
+
+
+@pytest.fixture(scope="module")
+def model(cells):
+    """A model of three of the donors."""
+    known = cells[(cells.obs["donor"] != NEW).to_numpy()].copy()
+    sa.CGMDVAE.setup_anndata(known, condition_key="condition", labels_key="cell_type", donor_key="donor")
+    model = sa.CGMDVAE(known, n_hidden=32, n_latent=5)
+    model.train(max_epochs=25, enable_progress_bar=False, accelerator="cpu")
+    return model
+
+
+def new(cells, condition="control"):
+    obs = cells.obs
+    return cells[((obs["donor"] == NEW) & (obs["condition"] == condition)).to_numpy()].copy()
+
+
+@pytest.fixture
+def quiet():
+    """Keep the warning from being an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*has donors that the model has never seen")
+        warnings.filterwarnings("ignore", message="Far from what was seen")
+        yield
+
+
+def skill_of(predicted, cells, name):
+    controls, treated = new(cells), new(cells, "treated")
+    of, seen = ((c.obs["cell_type"] == name).to_numpy() for c in (controls, treated))
+    truth, before = log_normalised(treated.X)[seen].mean(0), log_normalised(controls.X)[of].mean(0)
+    counts = log_normalised(predicted.layers["counts"])
+    return [metrics.skill(x[of].mean(0), truth, before) for x in (np.asarray(predicted.X), counts)]
+
+
+def test_an_unknown_category_is_the_average_of_the_known_ones():
+    torch.manual_seed(0)
+    layer, x = Layer(5, 8, n_cats=(3, 2), norm="none").eval(), torch.randn(4, 5)
+    codes = [torch.tensor([0, -1, 2, -1]), torch.tensor([1, 0, 1, 1])]
+    with torch.no_grad():
+        found = layer(x, codes)
+        first, second = (table.weight for table in layer.covariates.tables)
+        for row, (a, b) in enumerate(zip(*codes, strict=True)):
+            shift = first.mean(0) if a < 0 else first[a]
+            expected = torch.relu(layer.linear(x[row]) + shift + second[b])
+            torch.testing.assert_close(found[row], expected)
+    beside = Beside(5, n_cats=(3, 1))(x, [codes[0], torch.zeros(4).long()])
+    torch.testing.assert_close(beside[:, 5:], torch.eye(4, 3)[[0, 3, 2, 3]] + (codes[0] < 0)[:, None] / 3)
+
+
+def test_they_are_read_with_a_warning_that_comes_once(model, cells):
+    model.reader._told.clear()
+    with pytest.warns(UserWarning, match=r"donors that the model has never seen: donor_3\. They are taken"):
+        labels = model.predict_labels(new(cells))
+    assert (labels.astype(str).to_numpy() == new(cells).obs["cell_type"].astype(str)).mean() > 0.9
+    assert np.isfinite(model.get_latent_representation(new(cells))).all()  # a warning would be an error
+
+
+def test_known_donors_beside_new_ones_are_read_as_before(model, cells, quiet):
+    known = cells[(cells.obs["donor"] == "donor_1").to_numpy()][:50].copy()
+    both = ad.concat([new(cells), known])
+    together = model.get_latent_representation(both)
+    np.testing.assert_allclose(together[-50:], model.get_latent_representation(known), atol=1e-5)
+    renamed = known.copy()
+    renamed.obs["donor"] = "somebody"
+    apart = model.get_latent_representation(renamed)
+    assert np.abs(apart - together[-50:]).max() > 0.01
+
+
+def test_their_response_is_predicted_from_their_own_controls(model, cells, quiet):
+    predicted = model.transfer(new(cells), to="treated")
+    same = model.transfer(new(cells), to="treated", context=new(cells))
+    np.testing.assert_array_equal(predicted.X, same.X)
+    for name in ("type_0", "type_1", "type_2", "type_3"):
+        assert min(skill_of(predicted, cells, name)) > 0.3
+    assert f"type_0 of {NEW} from control" in predicted.uns["transfer"]["shift"]
+
+
+def test_so_it_is_in_a_file(model, cells, quiet, tmp_path):
+    given = new(cells)
+    model.write_transfer(tmp_path / "treated.h5ad", given, to="treated")
+    written = ad.read_h5ad(tmp_path / "treated.h5ad")
+    np.testing.assert_allclose(written.X, model.transfer(given, to="treated").X, atol=1e-6)
+    given.write_h5ad(tmp_path / "given.h5ad")
+    backed = ad.read_h5ad(tmp_path / "given.h5ad", backed="r")
+    model.write_transfer(tmp_path / "again.h5ad", backed, to="treated")
+    np.testing.assert_allclose(ad.read_h5ad(tmp_path / "again.h5ad").X, written.X, atol=1e-6)
+
+
+def test_a_loaded_model_reads_them_as_well(model, cells, quiet, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = sa.load(tmp_path / "model")
+    found = loaded.get_latent_representation(new(cells))
+    np.testing.assert_allclose(found, model.get_latent_representation(new(cells)), atol=1e-5)
+
+
+def test_a_missing_donor_is_still_an_error(model, cells):
+    given = new(cells)
+    given.obs["donor"] = given.obs["donor"].astype(object).where(np.arange(given.n_obs) > 0, None)
+    with pytest.raises(ValueError, match="donor"):
+        model.get_latent_representation(given)
+    del given.obs["donor"]
+    with pytest.raises(KeyError, match="donor"):
+        model.get_latent_representation(given)
