@@ -7,7 +7,7 @@ import pytest
 
 import scalloy as sa
 from scalloy.benchmark import vcc2026
-from scalloy.benchmark.rivals import Rival
+from scalloy.benchmark.judging import HALF
 from scalloy.benchmark.transfer import summary
 
 KEYS = {"condition_key": "condition", "control": "control"}
@@ -31,37 +31,10 @@ def test_unknown_judges_are_named(adata):
 
 
 @pytest.fixture(scope="module")
-def table():
+def table(by_judge):
     """Two clusters under two conditions, predicted by the truth, by no change, and by expression alone."""
     pytest.importorskip("cell_eval2", reason="the extra `judge` is not installed")
-    adata = sa.datasets.simulate(1500, 80, n_clusters=3, n_conditions=3, n_batches=1, seed=0)
-
-    class Oracle:
-        """Returns the real cells, by name of the condition and the cluster."""
-
-        def __init__(self, cells, *_):
-            self.known = cells
-
-        def train(self, **_):
-            """Learn nothing."""
-
-        def transfer(self, cells, to, **_):
-            """Return the real cells."""
-            of = str(cells.obs["cluster"].iloc[0])
-            real = adata[((adata.obs["cluster"] == of) & (adata.obs["condition"] == to)).to_numpy()]
-            out = real[:, list(cells.var_names)].copy()
-            out.layers["counts"] = out.X.copy()
-            return out
-
-    models = {"oracle": Rival(Oracle, seeded=False)}
-    from scalloy.benchmark.rivals import rivals
-
-    for name in ("no change", "mean shift"):
-        models[name] = rivals()[name]
-    held = ["cluster_0", "cluster_1"]
-    return sa.benchmark.transfer(
-        adata, models, labels_key="cluster", hold_out=held, n_genes=80, judge="vcc2026", seeds=[0]
-    )
+    return by_judge("vcc2026")
 
 
 def test_the_truth_is_best_and_no_change_says_nothing(table):
@@ -81,7 +54,7 @@ def test_the_truth_is_best_and_no_change_says_nothing(table):
 
 def test_both_references_are_in_the_table_and_it_can_be_summarised(table):
     by = table.groupby("method")["fold_change_error"].mean()
-    assert by[vcc2026.HALF] < by[vcc2026.GENERIC]
+    assert by[HALF] < by[vcc2026.GENERIC]
     assert set(table["type"]) == {"cluster_0", "cluster_1"}
     assert "expression_error" in summary(table)
     assert np.isfinite(summary(table)[("jaccard", "mean")]).all()

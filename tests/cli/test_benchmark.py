@@ -39,6 +39,18 @@ def test_unseen_cells_are_of_a_column_that_is_there():
     assert done.stderr.startswith("error: `unseen='donor'` is not known. Pass one of: ")
 
 
+def test_every_judge_is_in_the_help_and_can_be_asked(tmp_path):
+    from scalloy.benchmark.transfer import JUDGES
+
+    said = " ".join(run("benchmark", "transfer", "--help").stdout.replace("│", " ").split())
+    assert not [name for name in JUDGES if name not in said]
+    out = tmp_path / "table.csv"
+    asked = ("kang_subset", "--types", "B cells", "--genes", 60, "--model", "no change", "--judge", "systema")
+    done = run("benchmark", "transfer", *asked, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert pd.read_csv(out)["method"].tolist() == ["half of the cells", "no change"]
+
+
 @pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("kind", ["file", "module"])
 def test_a_baseline_and_a_metric_of_a_file(tmp_path, monkeypatch, kind):

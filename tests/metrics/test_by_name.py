@@ -36,6 +36,7 @@ CASES = {
     "rmse_z": {"predicted": "cg", "truth": "cg", "sd": "g"},
     "skill": {**MEANS, "control": "g"},
     "variable_correlation": {"predicted": "cg", "truth": "cg"},
+    "welch": {"cells": "kg", "others": "tg"},
     "wilcoxon": {"cells": "kg", "others": "tg"},
     "within": {"low": "cg", "high": "cg", "truth": "cg"},
 }

@@ -119,6 +119,14 @@ def test_values_that_mean_nothing_are_refused():
     assert np.isnan(metrics.skill(one, one, one))
 
 
+def test_welch_is_scipys():
+    x, y = cells(40), cells(25, seed=1) * 2 + np.array([3.0, 0.5, 0, 0, 0, -1])
+    np.testing.assert_allclose(metrics.welch(x, y), ttest_ind(x, y, equal_var=False).statistic)
+    assert metrics.welch(np.array([[1.0, 2.0]] * 3), np.array([[1.0, 5.0]] * 3)).tolist() == [0, 0]
+    single = metrics.welch(np.array([[4.0]]), np.array([[0.0], [2.0]]))  # mean 1, squared standard error 1
+    np.testing.assert_allclose(single, 3.0)
+
+
 def test_weighted_r2_is_scikit_learns_with_weights_by_welch():
     control, truth = cells(40), cells(25, seed=1) * 2 + np.array([3.0, 0.5, 0, 0, 0, -1])
     predicted = control + np.array([2.0, 0.5, 0.1, 0, 0, -1])

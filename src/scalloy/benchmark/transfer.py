@@ -18,10 +18,11 @@ from sklearn.metrics import roc_auc_score
 from scalloy import metrics
 from scalloy._arguments import one_of
 from scalloy.baselines import Baseline
-from scalloy.benchmark import vcc2026
+from scalloy.benchmark import scperturbench, systema, vcc2026
 from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET, log_normalised
 from scalloy.benchmark.held_out_cells import cells_of, variable_genes, with_counts
+from scalloy.benchmark.judging import Judge
 from scalloy.benchmark.rivals import Rival, chosen
 from scalloy.metrics.registered import scores
 from scalloy.perturbation.fold_changes import rates_after
@@ -31,7 +32,7 @@ TRUTH = "counts_if_"  # layers of simulated cells: their counts under another co
 N_PCS, TOP = 50, 100
 WORTH = 0.1  # skill above which a prediction is worth something
 #: Other judges of predicted counts, by name.
-JUDGES: dict[str, Any] = {"vcc2026": vcc2026}
+JUDGES: dict[str, Judge] = {"vcc2026": vcc2026, "scperturbench": scperturbench, "systema": systema}
 
 
 @keeps_seed()
@@ -305,14 +306,15 @@ def _of_pairs(
     return rows
 
 
-def _by_judge(judge: Any) -> Scored:
+def _by_judge(judge: Judge) -> Scored:
     """Return a function like :func:`_of_pairs` that lets a judge score all pairs together."""
 
     def scored(
         pairs: Sequence[Pair], models: Mapping[str, Rival], seeds: Sequence[int], max_epochs: int | None
     ) -> list[dict[str, Any]]:
         first = pairs[0]
-        keys = {"condition_key": first.asked.condition_key, "control": first.asked.control}
+        asked = first.asked
+        keys = {"condition_key": asked.condition_key, "control": asked.control, "seen": first.train}
         real = ad.concat([first.source, *(p.held for p in pairs)])
         real.obs_names_make_unique()
         known = judge.references(real, **keys)

@@ -28,6 +28,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scalloy.benchmark.cell_eval import to_cell_eval
+from scalloy.benchmark.judging import HALF, halves
 
 COLUMNS = {
     "pds_cosine": "discrimination",
@@ -37,10 +38,12 @@ COLUMNS = {
     "de_wilcoxon_sig_jaccard": "jaccard",
     "de_wilcoxon_lfc_nmae": "fold_change_error",
 }
-GENERIC, HALF = "generic response", "half of the cells"
+GENERIC = "generic response"
 
 
-def judged(predicted: AnnData, real: AnnData, *, condition_key: str, control: str) -> dict[str, float]:
+def judged(
+    predicted: AnnData, real: AnnData, *, condition_key: str, control: str, **_: Any
+) -> dict[str, float]:
     """Return the six metrics of predicted cells; a metric that cannot be computed is not a number.
 
     Parameters
@@ -53,6 +56,8 @@ def judged(predicted: AnnData, real: AnnData, *, condition_key: str, control: st
         Column of ``.obs`` with the condition, in both objects.
     control
         Name of the control condition.
+    **_
+        Further arguments that other judges take, which are ignored.
     """
     package, config = _package(), _config(real, condition_key, control)
     cells = to_cell_eval(predicted, real, condition_key=condition_key, control=control)
@@ -60,7 +65,7 @@ def judged(predicted: AnnData, real: AnnData, *, condition_key: str, control: st
         return _columns(package.aggregate_metrics(package.compute_metrics(*cells, config=config)))
 
 
-def references(real: AnnData, *, condition_key: str, control: str) -> dict[str, dict[str, float]]:
+def references(real: AnnData, *, condition_key: str, control: str, **_: Any) -> dict[str, dict[str, float]]:
     """Return the metrics of the two references: the mean response, and one half of the real cells.
 
     With a single condition, the mean response is the truth, and is left out.
@@ -73,6 +78,8 @@ def references(real: AnnData, *, condition_key: str, control: str) -> dict[str, 
         Column of ``.obs`` with the condition.
     control
         Name of the control condition.
+    **_
+        Further arguments that other judges take, which are ignored.
     """
     package, config = _package(), _config(real, condition_key, control)
     cells = AnnData(sp.csr_matrix(real.X, dtype=np.float32), obs=real.obs[[condition_key]].astype(str))
@@ -83,7 +90,7 @@ def references(real: AnnData, *, condition_key: str, control: str) -> dict[str, 
             made = package.build_generic_baseline(cells, config=config, allow_degenerate=True)
             found[GENERIC] = made.results
         both = replace(config, control_source="pred")
-        found[HALF] = package.compute_metrics(*_halves(cells, condition_key), config=both)
+        found[HALF] = package.compute_metrics(*halves(cells, condition_key), config=both)
         return {name: _columns(package.aggregate_metrics(table)) for name, table in found.items()}
 
 
@@ -106,15 +113,6 @@ def _config(real: AnnData, condition_key: str, control: str) -> Any:
     return replace(
         config, pert_col=condition_key, control=control, target_gene_map=targets, num_threads=1, device="cpu"
     )
-
-
-def _halves(cells: AnnData, condition_key: str) -> list[AnnData]:
-    """Split the cells under each condition into two random halves."""
-    rng = np.random.default_rng(0)
-    half = np.zeros(cells.n_obs, dtype=int)
-    for rows in cells.obs.groupby(condition_key).indices.values():
-        half[rng.permutation(rows)[: len(rows) // 2]] = 1
-    return [cells[half == k].copy() for k in (0, 1)]
 
 
 def _columns(found: Any) -> dict[str, float]:

@@ -42,7 +42,10 @@ def transfer(
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(help="Judge of predicted counts, instead of our scores: vcc2026 (needs cell-eval2)."),
+        typer.Option(
+            help="Judge of predicted counts, instead of our scores: vcc2026 (needs cell-eval2), "
+            "scperturbench or systema."
+        ),
     ] = None,
     everything: Annotated[
         bool,

@@ -28,6 +28,7 @@ from scalloy.metrics.transfer import (
     skill,
     spearman_brown,
     weighted_r2,
+    welch,
     wilcoxon,
 )
 
@@ -60,6 +61,7 @@ __all__ = [
     "spearman_brown",
     "variable_correlation",
     "weighted_r2",
+    "welch",
     "wilcoxon",
     "within",
 ]

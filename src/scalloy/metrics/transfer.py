@@ -209,6 +209,24 @@ def wilcoxon(cells: Table, others: Table) -> np.ndarray:
     return (total - n * (n + m + 1) / 2) / np.sqrt(np.maximum(variance, 1e-12))
 
 
+@by_name(cells="_ genes", others="_ genes")
+def welch(cells: Table, others: Table) -> np.ndarray:
+    """Welch's t statistic of each gene, in the order of ``cells``; 0 for a gene that varies in neither.
+
+    It is above 0 where ``cells`` express more than ``others``. The variance of a single cell counts as 0.
+
+    Examples
+    --------
+    >>> cells, others = np.array([[5, 1], [7, 1]]), np.array([[1, 1], [3, 1]])
+    >>> sa.metrics.welch(cells, others).round(2).tolist()
+    [2.83, 0.0]
+    """
+    cells, others = numbers(2, fit="columns", cells=cells, others=others)
+    squared = sum(x.var(0) / max(len(x) - 1, 1) for x in (cells, others))
+    noise, change = np.sqrt(squared), cells.mean(0) - others.mean(0)
+    return np.divide(change, noise, out=np.zeros(len(noise)), where=noise > 0)
+
+
 @by_name(predicted="_ genes", truth="_ genes", control="_ genes")
 def de_overlap(predicted: Table, truth: Table, control: Table, k: int = 100) -> float:
     """Share of the ``k`` most changed genes that predicted and true cells have in common.
@@ -233,7 +251,7 @@ def de_overlap(predicted: Table, truth: Table, control: Table, k: int = 100) -> 
 def weighted_r2(predicted: Table, truth: Table, control: Table) -> float:
     """R2 of the change of means, in which genes count as much as they truly change.
 
-    The weight of a gene is the squared size of Welch's t statistic between true and control cells, after the
+    The weight of a gene is the squared size of :func:`welch` between true and control cells, after the
     sizes were brought to between 0 and 1 (Mejia et al., arXiv 2506.22641). So many genes that do not change
     cannot hide those that do. No change has 0 at most. It is not a number if no gene changes, or all by the
     same amount.
@@ -255,9 +273,7 @@ def weighted_r2(predicted: Table, truth: Table, control: Table) -> float:
     predicted, truth, control = numbers(
         2, fit="columns", least=2, predicted=predicted, truth=truth, control=control
     )
-    noise = np.sqrt(truth.var(0, ddof=1) / len(truth) + control.var(0, ddof=1) / len(control))
-    change = truth.mean(0) - control.mean(0)
-    size = np.divide(np.abs(change), noise, out=np.zeros_like(noise), where=noise > 0)
+    change, size = truth.mean(0) - control.mean(0), np.abs(welch(truth, control))
     size = size - size.min()
     if not size.max() > 0:
         return float("nan")
