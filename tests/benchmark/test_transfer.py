@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from anndata import AnnData
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from typer.testing import CliRunner
@@ -156,7 +157,7 @@ def test_digits_and_style_are_told_as_in_the_thesis(monkeypatch, tmp_path):
     drawn = rng.integers(0, 3, 400)
     strokes = (rng.random((3, 60)) < 0.4)[drawn]
     grey = np.where(rng.random(strokes.shape) < 0.05, ~strokes, strokes).astype(np.float32)
-    images = sa.datasets.AnnData(grey, obs={"digit": drawn.astype(str)})
+    images = AnnData(grey, obs={"digit": drawn.astype(str)})
     monkeypatch.setattr(sa.datasets, "digits", lambda *_, **__: images.copy())
     small = {"n_hidden": 32, "n_layers": 1}
     frame = published.digits(seeds=[0], n_clusters=3, share=0.2, max_epochs=40, **small)
@@ -359,7 +360,7 @@ def test_intervals_of_several_groups_are_averaged_by_their_cells():
     from scalloy.benchmark.transfer import _over_pairs
 
     obs = pd.DataFrame({"transfer_pair": ["a", "b", "b", "b"]}, index=list("wxyz"))
-    out = sa.datasets.AnnData(np.zeros((4, 2)), obs=obs)
+    out = AnnData(np.zeros((4, 2)), obs=obs)
     sd = pd.DataFrame({"b": [1.0, 2.0], "a": [5.0, 6.0]})
     np.testing.assert_allclose(_over_pairs(out, sd), [2.0, 3.0])
     np.testing.assert_allclose(_over_pairs(out[:1, :].copy(), sd), [5.0, 6.0])
