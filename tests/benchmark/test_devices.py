@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scalloy.benchmark.cost import conditional
+from scalloy.benchmark.cost import conditional, predictions
 from scalloy.benchmark.devices import devices
 from scalloy.benchmark.gpu import Rows, floors, gpu, seconds
 
@@ -56,6 +56,13 @@ def test_two_processes_beside_one(processes):
 
 
 @pytest.mark.slow
+def test_cost_of_predictions():
+    """The first one learns from other types; later ones cost less for each cell of many than of few."""
+    table = predictions("kang_subset", n_genes=150, max_epochs=2, repeats=1, few=20).set_index("what")
+    assert table.loc["few", "cells"] == 20 < table.loc["all", "cells"]
+    assert table.loc["first", "ratio"] > 3 * table.loc["few", "ratio"] > 3 * table.loc["all", "ratio"] > 0
+
+
 def test_cost_of_cgmdvae():
     frame = conditional("kang_subset", batch_size=(128,), n_genes=100, max_epochs=2, repeats=1)
     assert list(frame["with"])[:2] == ["conditions", "conditions and labels"]

@@ -1,8 +1,9 @@
-"""Cost of model parts: time of an epoch of GMVAE and CGMDVAE relative to VAE, and of VAEs relative to AE."""
+"""Cost of model parts relative to VAE or AE, and cost of predictions relative to training."""
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -169,6 +170,68 @@ def conditional(
             for k, r in ratios.items()
         ]
     return pd.DataFrame(rows)
+
+
+@keeps_seed()
+def predictions(
+    data: str = "kang", *, n_genes: int = 2000, max_epochs: int = 5, repeats: int = 3, few: int = 50
+) -> pd.DataFrame:
+    """Measure predictions of CGMDVAE under another condition: processor time relative to training.
+
+    One type is never seen treated. ``first`` is the first prediction of some of its controls, which includes
+    learning from the other types; ``few`` predicts them once more; ``all`` predicts all controls, once the
+    changes of all types are known.
+
+    Parameters
+    ----------
+    data
+        Name of a data set with columns ``condition`` (with ``"control"``) and ``cell_type``.
+    n_genes, max_epochs, repeats
+        Most variable genes that are kept, epochs of each measurement, and number of measurements, as in
+        :func:`cost`.
+    few
+        Number of cells of the first predictions.
+
+    Returns
+    -------
+    One row for each of the three: ``cells``, and the time of a cell relative to that of a cell in an epoch of
+    training (``ratio``, with ``lowest`` and ``highest``).
+    """
+    adata = load(data, n_genes)
+    control = (adata.obs["condition"] == "control").to_numpy()
+    held = adata.obs["cell_type"].value_counts().index[-2]
+    of = (adata.obs["cell_type"] == held).to_numpy()
+    to = next(c for c in adata.obs["condition"].unique() if c != "control")
+    trained, every = adata[~of | control].copy(), adata[control].copy()
+    some = adata[of & control][:few].copy()
+    ratios: dict[str, list[float]] = {"first": [], "few": [], "all": []}
+    for seed in range(repeats):
+        CGMDVAE.setup_anndata(trained, condition_key="condition", labels_key="cell_type")
+        made, clock = CGMDVAE(trained), Clock(time.process_time)
+        timed = {"callbacks": [clock], "early_stopping": False, "check_val_every_n_epoch": 10**6}
+        made.train(max_epochs=max_epochs, **timed, **QUIET)
+        step = float(np.median(clock.seconds[1:])) / trained.n_obs
+        if not seed:
+            _seconds(made, some, to)  # compiles what is compiled at the first call
+            made.train(max_epochs=1, **QUIET)  # and forgets what was learned
+        for name, cells in (("first", some), ("few", some), ("", every), ("all", every)):
+            seconds = _seconds(made, cells, to)
+            if name:
+                ratios[name].append(seconds / cells.n_obs / step)
+    sizes = {"first": some.n_obs, "few": some.n_obs, "all": every.n_obs}
+    return pd.DataFrame(
+        {"what": k, "cells": sizes[k], "ratio": np.median(r), "lowest": min(r), "highest": max(r)}
+        for k, r in ratios.items()
+    )
+
+
+def _seconds(model: CGMDVAE, cells: AnnData, to: str) -> float:
+    """Return the processor time of a prediction, whatever it warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        begin = time.process_time()
+        model.transfer(cells, to)
+        return time.process_time() - begin
 
 
 def _epoch(

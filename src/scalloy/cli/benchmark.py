@@ -155,11 +155,14 @@ def likelihoods(
 def cost(
     what: Annotated[
         str,
-        typer.Option(help="components (of GMVAE), conditional (CGMDVAE) or autoencoders (VAEs against AE)."),
+        typer.Option(
+            help="components (of GMVAE), conditional (CGMDVAE), autoencoders (VAEs against AE) or transfer "
+            "(predictions under another condition)."
+        ),
     ] = "components",
     data: Annotated[
         str | None,
-        typer.Option(help="Data set (default pbmc4k_dcc, kang or pbmc3k, in the order of --what)."),
+        typer.Option(help="Data set (default pbmc4k_dcc, kang, pbmc3k or kang, in the order of --what)."),
     ] = None,
     clusters: Annotated[
         list[int] | None,
@@ -169,19 +172,22 @@ def cost(
     repeats: Annotated[int, typer.Option(help="Number of measurements.")] = 3,
     out: Out = None,
 ) -> None:
-    """Measure how long an epoch of our larger models takes.
+    """Measure how long an epoch of our larger models takes, or a prediction.
 
-    The table holds the processor time of GMVAE and CGMDVAE as a ratio to VAE's, or of VAEs to AE's.
+    The table holds the processor time of GMVAE and CGMDVAE as a ratio to VAE's, of VAEs to AE's, or of a cell
+    in a prediction to that of a cell in training.
     """
     from scalloy._arguments import one_of
-    from scalloy.benchmark.cost import autoencoders, conditional
+    from scalloy.benchmark.cost import autoencoders, conditional, predictions
     from scalloy.benchmark.cost import cost as run
 
     settings = {"max_epochs": epochs, "repeats": repeats}
-    if one_of("what", what, ("components", "conditional", "autoencoders")) == "autoencoders":
+    if one_of("what", what, ("components", "conditional", "autoencoders", "transfer")) == "autoencoders":
         show(autoencoders(data or "pbmc3k", **settings), out)
     elif what == "conditional":
         show(conditional(data or "kang", **settings), out)
+    elif what == "transfer":
+        show(predictions(data or "kang", **settings), out)
     else:
         show(run(data or "pbmc4k_dcc", n_clusters=clusters or (1, 10, 50), **settings), out)
 
