@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 import scalloy as sa
-from scalloy.models._core.changes import _noise
+from scalloy.models._core.decoding import _noise
 
 RUN = {"max_epochs": 15, "enable_progress_bar": False, "accelerator": "cpu"}
 TO, HELD = "treated_1", "cluster_0"

@@ -200,7 +200,8 @@ def test_a_donor_with_two_cells_on_one_side_is_not_compared():
 
 
 def test_a_change_starts_at_the_donors_own_cells_and_its_interval_is_stretched(monkeypatch):
-    from scalloy.models._core.changes import How, changes_of
+    from scalloy.models._core.changes import changes_of
+    from scalloy.models._core.decoding import How
     from scalloy.perturbation import group_effects
 
     every = patients()

@@ -13,28 +13,22 @@ cells, or others that are given; the change of a group is the same for every cel
 
 Rates do not depend on the total to which a user scales expression: shifts are predicted on the scale of the
 median cell of the model (500 counts at least), and then computed for the user's scale.
-
-The noise in a sampled code of a cell is a function of the name of the cell and the seed. So the cell is
-decoded in the same way whether it is alone or among others, in any order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-import torch
 from anndata import AnnData
-from scipy.special import ndtri
 
 from scalloy._arguments import warn
 from scalloy.kernels.csr import cell_totals, dense
+from scalloy.models._core.decoding import Decoded, How, batches, decode, log_scaled
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
-from scalloy.models._core.protocols import Conditioned, ModelOf
+from scalloy.models._core.protocols import Conditioned
 from scalloy.perturbation.composition import common_factor
 from scalloy.perturbation.donors import AT_LEAST, Seen
 from scalloy.perturbation.fold_changes import Sample
@@ -42,46 +36,11 @@ from scalloy.perturbation.group_effects import Shift, Shown, combined
 from scalloy.perturbation.left_out import ExpectedSkill, promised
 from scalloy.perturbation.pseudobulk import level, log_per_level, rate_at
 from scalloy.perturbation.redraw_counts import SHAPE
-from scalloy.vae.base import Batch, Distributions, HasConditions, Latents
-from scalloy.vae.routes import moved
+from scalloy.vae.base import HasConditions
 
 SHALLOWEST = 500.0  # smallest scale of shifts; on smaller ones, a few cells with many counts sway the mean
 MOST_SUMS = 30_000_000  # largest number of sums of genes over groups, donors and conditions
 MOST_CELLS = 2000  # largest number of cells of a group from which its change is found
-
-
-@dataclass(frozen=True)
-class How:
-    """Settings of a prediction: route, samples of the code per cell, total to scale counts to, and seed.
-
-    Without samples (``None``), the mean of the code is decoded.
-    """
-
-    route: str
-    n_samples: int | None
-    target_sum: float
-    seed: int = 0
-
-
-@dataclass
-class Decoded:
-    """Expression of each cell, cells x genes: observed, and expected before and after the change.
-
-    For count data there are also the observed ``counts``, and the expected share of each gene in the counts
-    of the cell, ``share_before`` and ``share`` (after the change).
-    """
-
-    observed: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-    counts: sp.csr_matrix | None = None
-    share_before: np.ndarray | None = None
-    share: np.ndarray | None = None
-
-    @property
-    def middle(self) -> np.ndarray:
-        """Mean of the expected expression before and after the change."""
-        return (self.before + self.after) / 2
 
 
 @dataclass
@@ -286,89 +245,6 @@ def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Seen, n
         model._kept.clear()
         model._kept[key] = _shown(model, target_sum)
     return model._kept[key]
-
-
-def decode(
-    model: ModelOf[HasConditions],
-    cells: AnnData | None,
-    code: int,
-    how: How,
-    rows: np.ndarray | None = None,
-    scales: tuple[float, ...] = (),
-) -> list[Decoded]:
-    """Return the observed expression, and the mean of the expected one before and after the change.
-
-    Parameters
-    ----------
-    model
-        A trained model with conditions.
-    cells
-        New cells with the genes of the model; ``None`` is the model's own.
-    code
-        Index of the condition after the change.
-    how
-        Settings of the prediction.
-    rows
-        Positions of the cells to decode; ``None`` is all.
-    scales
-        Further totals to which counts are scaled; there is one more result for each.
-    """
-    likelihood, scales = model.module.likelihood, (how.target_sum, *scales)
-    draws_counts, n = likelihood.draws_counts, how.n_samples or 1
-    parts, counts = [], []
-    for batch, names in batches(model, cells, rows):
-        q, changed = model.module.encode(batch), replace(batch, c=torch.full_like(batch.b, code))
-        sums: list[Any] = [0.0] * (2 * len(scales) + 2 * draws_counts)
-        for s in range(n):
-            latents = drawn(q, names, how.seed, None if how.n_samples is None else s)
-            new = moved(model.module, batch, code, q, latents, how.route)
-            ps = [model.module.decode(*given)["x"] for given in ((batch, latents), (changed, new))]
-            each = [likelihood.mean_observed(p, scale) for scale in scales for p in ps]
-            each += [likelihood.fraction(p) for p in ps] if draws_counts else []
-            sums = [a + b for a, b in zip(sums, each, strict=True)] if s else each
-        seen = [likelihood.observed(batch.x, scale) for scale in scales]
-        parts.append([t.cpu().numpy() for t in (*seen, *(v / n if n > 1 else v for v in sums))])
-        if draws_counts:
-            counts.append(sp.csr_matrix(dense(batch.x).cpu().numpy()))
-    found = [np.concatenate(of) if len(of) > 1 else of[0] for of in zip(*parts, strict=True)]
-    k, shares = len(scales), found[3 * len(scales) :]
-    also = (sp.vstack(counts, format="csr"), *shares) if draws_counts else ()
-    return [Decoded(found[i], found[k + 2 * i], found[k + 2 * i + 1], *also) for i in range(k)]
-
-
-def log_scaled(counts: sp.csr_matrix | None, scale: float) -> np.ndarray:
-    """Return ``log1p`` of counts scaled to the same total in each cell, dense."""
-    assert counts is not None
-    ell = np.maximum(np.asarray(counts.sum(axis=1)), 1e-12)
-    return counts.multiply(scale / ell).tocsr().log1p().toarray()
-
-
-def drawn(q: Distributions, names: np.ndarray, seed: int, sample: int | None) -> Latents:
-    """Draw a sample of each latent (``None``: its mean); the noise of a cell depends on its name alone."""
-    if sample is None:
-        return {letter: of.mean for letter, of in q.items()}
-    out = {}
-    for i, (letter, of) in enumerate(q.items()):
-        noise = _noise(names, of.mean.shape[-1], (seed, sample, i))
-        out[letter] = of.mean + of.stddev * torch.as_tensor(noise).to(of.mean)
-    return out
-
-
-def _noise(names: np.ndarray, n: int, key: tuple[int, ...]) -> np.ndarray:
-    """Return standard normal numbers, cells x ``n``, by hashing each name with the key and the column."""
-    salt = pd.util.hash_array(np.array([f"{key}, {j}" for j in range(n)], dtype=object))
-    mixed = pd.util.hash_array((pd.util.hash_array(names)[:, None] ^ salt).ravel())
-    return ndtri(((mixed >> np.uint64(12)) + 0.5) / 2.0**52).reshape(len(names), n)
-
-
-def batches(
-    model: ModelOf[HasConditions], cells: AnnData | None, rows: np.ndarray | None = None
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yield batches of cells with the names of the cells."""
-    names, begin = np.asarray(model.reader.names(cells, rows), dtype=object), 0
-    for batch in model.reader.batches(cells, rows, decodes=True):
-        yield batch, names[begin : begin + len(batch.b)]
-        begin += len(batch.b)
 
 
 def _shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Seen, np.ndarray]:

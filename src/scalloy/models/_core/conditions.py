@@ -16,7 +16,8 @@ from anndata import AnnData
 
 from scalloy._arguments import category, one_of, totals, warn, whole
 from scalloy.data.chunks import pieces_of, write_pieces
-from scalloy.models._core.changes import How, changes_of
+from scalloy.models._core.changes import changes_of
+from scalloy.models._core.decoding import How
 from scalloy.models._core.protocols import Conditioned, ModelOf
 from scalloy.models._core.reader import DECODED_ENTRIES
 from scalloy.models._core.transfer import start_of

@@ -38,17 +38,8 @@ from anndata import AnnData
 from scalloy import _keys
 from scalloy._arguments import few, warn
 from scalloy._seeds import seeded
-from scalloy.models._core.changes import (
-    Change,
-    Changes,
-    Decoded,
-    How,
-    batches,
-    changes_of,
-    decode,
-    drawn,
-    moved,
-)
+from scalloy.models._core.changes import Change, Changes, changes_of
+from scalloy.models._core.decoding import Decoded, How, batches, decode, drawn
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
 from scalloy.models._core.protocols import Conditioned, ModelOf
 from scalloy.models._core.unknowns import has_new_donors
@@ -56,10 +47,14 @@ from scalloy.perturbation.donors import Seen
 from scalloy.perturbation.redraw_counts import kept_share, redraw, with_depth
 from scalloy.vae.base import HasConditions
 from scalloy.vae.cgmdvae import CGMDVAE
+from scalloy.vae.routes import moved
 
 # columns that scanpy computes from counts
 OF_COUNTS = "(log1p_)?(total_counts|n_genes_by_counts).*|pct_counts_.*|n_counts|n_genes"
 COUNTS = "counts"  # layer of the predicted counts
+# what has to be decoded of cells with the change of their group, and of cells without
+BY_CHANGE = frozenset({"middle", "share"})
+BY_DECODER = BY_CHANGE | {"after", "share_before"}
 
 
 def transfer(
@@ -94,9 +89,9 @@ def transfer(
     source = model.reader.cells(cells)
     how = How(route, n_samples, float(target_sum), seed)
     with torch.no_grad(), seeded(seed):
-        (made,) = decode(model, cells, model.reader.conditions.index(to), how)
-        about = described(model, cells, source)
+        about, code = described(model, cells, source), model.reader.conditions.index(to)
         if route != "auto":
+            (made,) = decode(model, cells, code, how, keep=frozenset({"after"}))
             expected, found = made.after, dict[str, Change | None]()
             counts = None if made.counts is None else _sampled(model, cells, to, how, library_size)
         else:
@@ -106,6 +101,8 @@ def transfer(
             found = {row.pair: changes.of(row.group, row.donor, row.source, to) for row in pairs}
             _warn_of_strays(about, changes.seen, to)
             _warn_of_worse(found, to)
+            keep = BY_DECODER if None in found.values() else BY_CHANGE
+            (made,) = decode(model, cells, code, how, keep=keep)
             names = pd.util.hash_array(source.obs_names.to_numpy().astype(object))
             rng = np.random.default_rng([seed, int(names.sum() % 2**32)])  # pieces have draws of their own
             expected, counts = _changed(made, about["pair"], found, library_size, rng)
@@ -188,10 +185,12 @@ def _changed(
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, sp.csr_matrix | None]:
     """Return expected expression and counts of each cell: by the change of its group, or by the decoder."""
-    expected, parts, order = made.after.copy(), [], []
+    expected, parts, order = np.empty_like(made.middle), [], []
     for pair, rows in pairs.groupby(pairs, sort=True).indices.items():
-        if (change := found[pair]) is not None:
-            expected[rows] = made.middle[rows] * change.factor + change.offset
+        change = found[pair]
+        expected[rows] = (
+            made.after[rows] if change is None else made.middle[rows] * change.factor + change.offset
+        )
         if made.counts is not None:
             parts.append(_redrawn(made, rows, change, library_size, rng))
             order.append(rows)
@@ -210,10 +209,10 @@ def _redrawn(
     """Thin or add to the counts of cells of one group; the decoder says in which cells a gene rises most."""
     assert made.counts is not None
     assert made.share is not None
-    assert made.share_before is not None
     counts, share = made.counts[rows], made.share[rows]
     ell = np.asarray(counts.sum(axis=1), dtype=np.float32)
     if change is None:
+        assert made.share_before is not None
         before, after, shape, rise = made.share_before[rows], share, None, None
         added, pattern = ell * np.maximum(after - before, 0.0), after
     else:
