@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 
 import scalloy as sa
+from scalloy.benchmark.fit import log_normalised
 from scalloy.models._core.decoding import _noise
 
 RUN = {"max_epochs": 15, "enable_progress_bar": False, "accelerator": "cpu"}
@@ -293,3 +294,13 @@ def test_groups_that_respond_differently_are_warned_of():
     model = fit(sa.CGMDVAE, alike[~held.to_numpy()].copy(), labels="cell_type")
     out = model.transfer(controls.copy(), to="treated")  # a warning would be an error
     assert out.uns["transfer"]["expected_skill"]["worse"].tolist() == [0]
+
+
+def test_a_change_that_was_seen_is_reached_on_the_scale_of_the_user(simulated, unseen):
+    """Shifts are found at 500 counts per cell, and converted to the scale that is asked for."""
+    model, _ = unseen
+    before, after = of(simulated, "cluster_1"), of(simulated, "cluster_1", TO)
+    for scale in (500.0, 2000.0):
+        seen = log_normalised(after.X, scale).mean(0) - log_normalised(before.X, scale).mean(0)
+        found = model.transfer(before, to=TO, target_sum=scale).uns["transfer"]["shift"].iloc[:, 0]
+        assert np.abs(found - seen).max() < 0.1 * np.abs(seen).max()
