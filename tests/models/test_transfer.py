@@ -13,7 +13,7 @@ from scipy import stats
 
 import scalloy as sa
 from scalloy.benchmark.fit import log_normalised
-from scalloy.models._core.decoding import _noise
+from scalloy.models._core.decoding import How, _noise, decode
 
 RUN = {"max_epochs": 15, "enable_progress_bar": False, "accelerator": "cpu"}
 TO, HELD = "treated_1", "cluster_0"
@@ -329,3 +329,20 @@ def test_a_promise_is_no_larger_than_the_uncertainty_leaves(unseen):
     assert known["mean"] == pytest.approx(min(left, known["left_out"]), abs=0.02)
     assert out.obs["transfer_skill"].unique().tolist() == [known["mean"]]
     assert left < known["left_out"]  # it is the uncertainty that counts here
+
+
+def test_cells_are_decoded_before_and_after_and_in_the_middle(unseen):
+    model, cells = unseen
+    code = model.reader.conditions.index(TO)
+    with torch.no_grad():
+        made, scaled = decode(model, cells, code, How("auto", None, 1e4), scales=(500.0,))
+        (brief,) = decode(model, cells, code, How("auto", None, 1e4), keep=frozenset({"share"}))
+        sampled = decode(model, cells, code, How("auto", 1, 1e4))[0]
+    for found, scale in ((made, 1e4), (scaled, 500.0)):
+        np.testing.assert_allclose(found.middle, (found.before + found.after) / 2, rtol=1e-5)
+        np.testing.assert_allclose(found.observed, log_normalised(cells.X, scale), rtol=1e-4, atol=1e-6)
+    assert brief.middle.size == brief.after.size == 0
+    np.testing.assert_allclose(brief.share, made.share)
+    np.testing.assert_allclose(made.share.sum(1), 1, rtol=1e-4)
+    np.testing.assert_allclose(made.share, sampled.share)  # counts are draws
+    assert np.abs(made.after - sampled.after).max() > 0.01

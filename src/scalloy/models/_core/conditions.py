@@ -79,7 +79,7 @@ def transfer(
         :class:`~scalloy.CGMDVAE`). The equations are in :mod:`scalloy.models._core.transfer`.
     n_samples
         Number of samples of the code over which expectations are taken; ``None`` decodes its mean, which
-        takes the least time.
+        takes the least time (and one sample for the counts, which are drawn in any case).
     library_size
         Total of the sampled counts of each cell; ``None`` keeps its own, apart from the changes of its genes.
     seed

@@ -89,20 +89,26 @@ def decode(
     likelihood, scales = model.module.likelihood, (how.target_sum, *scales)
     parts: list[list[dict[str, np.ndarray]]] = [[] for _ in scales]
     counts, n = list[sp.csr_matrix](), how.n_samples or 1
+    shares = keep & {"share_before", "share"} if likelihood.draws_counts else frozenset()
     for batch, names in batches(model, cells, rows):
-        q, changed = model.module.encode(batch), replace(batch, c=torch.full_like(batch.b, code))
+        q = model.module.encode(batch)
+
+        def both(latents: Latents, batch: Batch = batch, q: Distributions = q) -> list[Any]:
+            """Decode before and after the change."""
+            new = moved(model.module, batch, code, q, latents, how.route)
+            given = (batch, latents), (replace(batch, c=torch.full_like(batch.b, code)), new)
+            return [model.module.decode(*each)["x"] for each in given]
+
         sums: list[dict[str, Any]] = [{} for _ in scales]
         for s in range(n):
-            latents = drawn(q, names, how.seed, None if how.n_samples is None else s)
-            new = moved(model.module, batch, code, q, latents, how.route)
-            ps = [model.module.decode(*given)["x"] for given in ((batch, latents), (changed, new))]
+            ps = both(drawn(q, names, how.seed, None if how.n_samples is None else s))
+            of_both = {"before": ps[0], "after": ps[1]}
             for scale, of in zip(scales, sums, strict=True):
-                _add(
-                    of, {"before": ps[0], "after": ps[1]}, partial(likelihood.mean_observed, target_sum=scale)
-                )
-            if likelihood.draws_counts:
-                both = {"share_before": ps[0], "share": ps[1]}
-                _add(sums[0], {k: p for k, p in both.items() if k in keep}, likelihood.fraction)
+                _add(of, of_both, partial(likelihood.mean_observed, target_sum=scale))
+            if shares:  # counts are draws, so without samples their shares are those of one
+                ps = ps if how.n_samples is not None else both(drawn(q, names, how.seed, 0))
+                of_both = {"share_before": ps[0], "share": ps[1]}
+                _add(sums[0], {k: of_both[k] for k in shares}, likelihood.fraction)
         for scale, of, part in zip(scales, sums, parts, strict=True):
             found = {k: v / n if n > 1 else v for k, v in of.items()}
             if "middle" in keep:
