@@ -129,3 +129,17 @@ def test_a_missing_donor_is_still_an_error(model, cells):
     del given.obs["donor"]
     with pytest.raises(KeyError, match="donor"):
         model.get_latent_representation(given)
+
+
+def test_a_donor_without_cells_is_new_though_the_column_has_the_category(cells):
+    known = (cells.obs["donor"] != NEW).to_numpy()
+    trained = ad.AnnData(cells.X[known], obs=cells.obs[known], var=cells.var)  # keeps unused categories
+    assert NEW in trained.obs["donor"].cat.categories
+    keys = {"condition_key": "condition", "labels_key": "cell_type", "donor_key": "donor"}
+    sa.CGMDVAE.setup_anndata(trained, **keys)
+    assert NEW in trained.obs["donor"].cat.categories  # what was given stays as it was
+    model = sa.CGMDVAE(trained, n_hidden=8, n_latent=3)
+    model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
+    assert model.reader.sizes.n_cats == (3,)
+    with pytest.warns(UserWarning, match="never seen: donor_3"):
+        model.get_latent_representation(new(cells))

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -91,7 +92,7 @@ class OneModality:
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, given["batch_key"]),
             of_labels,
             NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, given["size_factor_key"], required=False),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, removed_beside_batches(given)),
+            OccurringCategories(REGISTRY_KEYS.CAT_COVS_KEY, removed_beside_batches(given)),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, given["continuous_covariate_keys"]),
         ]
         if self.condition:
@@ -106,6 +107,21 @@ class OneModality:
 
     def joined(self, data: Any, registry: dict[str, Any]) -> AnnData:
         return data
+
+
+class OccurringCategories(CategoricalJointObsField):
+    """Categorical columns of which only the categories of some cells count.
+
+    A column may still have the category of a donor whose cells were left out. A model would take this donor
+    for known, though it has learned nothing of him.
+    """
+
+    def _combine_fields(self, adata: AnnData) -> None:
+        super()._combine_fields(adata)
+        columns = adata.obsm[self.attr_key]
+        for key in columns:
+            if isinstance(columns[key].dtype, pd.CategoricalDtype):
+                columns[key] = columns[key].cat.remove_unused_categories()
 
 
 def removed_beside_batches(given: Given) -> list[str] | None:
