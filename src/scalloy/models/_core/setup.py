@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -119,9 +118,8 @@ class OccurringCategories(CategoricalJointObsField):
     def _combine_fields(self, adata: AnnData) -> None:
         super()._combine_fields(adata)
         columns = adata.obsm[self.attr_key]
-        for key in columns:
-            if isinstance(columns[key].dtype, pd.CategoricalDtype):
-                columns[key] = columns[key].cat.remove_unused_categories()
+        for key in columns:  # as plain values, since pandas takes categories in another order for the same
+            columns[key] = columns[key].astype(object)
 
 
 def removed_beside_batches(given: Given) -> list[str] | None:
