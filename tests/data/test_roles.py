@@ -85,7 +85,7 @@ def test_donors_are_removed_like_covariates(cells, quick, tmp_path):
     assert "lane" in model.generate(5).obs
     new = cells[:4].copy()
     new.obs["lane"] = "e"
-    with pytest.raises(ValueError, match=r"never seen: e"):
+    with pytest.warns(UserWarning, match=r"donors that the model has never seen: e"):
         model.get_latent_representation(new)
     other = cells.copy()  # as a covariate they are removed in the same way
     sa.CGMDVAE.setup_anndata(
