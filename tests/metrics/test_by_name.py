@@ -199,3 +199,9 @@ def test_what_a_model_says_by_gene(cells, quick):
         assert metric(left(predicted), left(sorted_by_name)) == pytest.approx(
             metric(left(predicted), left(truth))
         )
+
+
+def test_labels_may_be_half_precision_numbers():
+    labels = np.array([0, 0, 1, 1], dtype=np.float16)
+    assert sa.metrics.hungarian_accuracy(labels, labels) == 1.0
+    assert sa.metrics.purity(labels, [0, 0, 0, 1]) == 0.75

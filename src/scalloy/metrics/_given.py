@@ -49,4 +49,4 @@ def labels(**given: Any) -> list[np.ndarray]:
     if any(pd.isna(x).any() for x in arrays):
         msg = f"Labels are missing (NaN) in {' or '.join(f'`{k}`' for k in given)}. Leave these cells out."
         raise ValueError(msg)
-    return arrays
+    return [x.astype(np.float32) if x.dtype == np.float16 else x for x in arrays]  # pandas knows no halves
