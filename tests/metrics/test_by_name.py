@@ -203,5 +203,5 @@ def test_what_a_model_says_by_gene(cells, quick):
 
 def test_labels_may_be_half_precision_numbers():
     labels = np.array([0, 0, 1, 1], dtype=np.float16)
-    assert sa.metrics.hungarian_accuracy(labels, labels) == 1.0
-    assert sa.metrics.purity(labels, [0, 0, 0, 1]) == 0.75
+    assert metrics.hungarian_accuracy(labels, labels) == 1.0
+    assert metrics.purity(labels, [0, 0, 0, 1]) == 0.75
