@@ -206,11 +206,9 @@ def predictions(
     some = adata[of & control][:few].copy()
     ratios: dict[str, list[float]] = {"first": [], "few": [], "all": []}
     for seed in range(repeats):
-        CGMDVAE.setup_anndata(trained, condition_key="condition", labels_key="cell_type")
-        made, clock = CGMDVAE(trained), Clock(time.process_time)
-        timed = {"callbacks": [clock], "early_stopping": False, "check_val_every_n_epoch": 10**6}
-        made.train(max_epochs=max_epochs, **timed, **QUIET)
-        step = float(np.median(clock.seconds[1:])) / trained.n_obs
+        setup = {"condition_key": "condition", "labels_key": "cell_type"}
+        made, epoch = _trained(trained, seed, max_epochs, CGMDVAE, setup)
+        step = epoch / trained.n_obs
         if not seed:
             _seconds(made, some, to)  # compiles what is compiled at the first call
             made.train(max_epochs=1, **QUIET)  # and forgets what was learned
@@ -234,7 +232,12 @@ def _seconds(model: CGMDVAE, cells: AnnData, to: str) -> float:
         return time.process_time() - begin
 
 
-def _epoch(
+def _epoch(*args: Any, **settings: Any) -> float:
+    """Return the median processor time of an epoch of training, with the arguments of :func:`_trained`."""
+    return _trained(*args, **settings)[1]
+
+
+def _trained(
     adata: AnnData,
     seed: int,
     max_epochs: int,
@@ -243,8 +246,8 @@ def _epoch(
     *,
     batch_size: int = 128,
     **settings: Any,
-) -> float:
-    """Return the median processor time of an epoch of training, without the first epoch."""
+) -> tuple[Any, float]:
+    """Return a trained model, and the median processor time of an epoch without the first."""
     if max_epochs < 2:
         msg = f"`max_epochs={max_epochs}` leaves nothing to measure without the first epoch. Pass 2 or more."
         raise ValueError(msg)
@@ -256,4 +259,4 @@ def _epoch(
         made.module.place_at = 0.0
     timed = {"callbacks": [clock], "early_stopping": False, "check_val_every_n_epoch": 10**6}
     made.train(max_epochs=max_epochs, batch_size=batch_size, **timed, **QUIET)
-    return float(np.median(clock.seconds[1:]))
+    return made, float(np.median(clock.seconds[1:]))

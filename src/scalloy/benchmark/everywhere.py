@@ -141,10 +141,9 @@ def everywhere(
         if held.asked.get("labels_key") != "donor" and not isinstance(chosen, Mapping):
             chosen = [m for m in chosen if m not in OF_DONORS]
         given = {"max_epochs": max_epochs, **held.asked}
-        for seed in seeds if callable(held.data) else [None]:
-            asked = list(seeds) if seed is None else [seed]
-            table = transfer(held.cells(0 if seed is None else seed), chosen, seeds=asked, **given)
-            tables.append(table.assign(set=name, simulated=-1 if seed is None else seed))
+        for asked in [[seed] for seed in seeds] if callable(held.data) else [list(seeds)]:
+            table = transfer(held.cells(asked[0]), chosen, seeds=asked, **given)
+            tables.append(table.assign(set=name, simulated=asked[0] if callable(held.data) else -1))
     frame = pd.concat(tables, ignore_index=True)
     return frame[["set", *frame.columns.drop("set")]]
 

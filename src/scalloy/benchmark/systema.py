@@ -23,7 +23,7 @@ correlation: compare with its row.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 from anndata import AnnData
@@ -68,17 +68,7 @@ def judged(
     return averaged(rows, COLUMNS)
 
 
-def references(real: AnnData, **keys: Any) -> dict[str, dict[str, float]]:
-    """Return the scores of one half of the real cells, taken for a prediction of the other half.
-
-    Parameters
-    ----------
-    real
-        Counts of real cells under the conditions and under the control.
-    **keys
-        Arguments of :func:`judged`.
-    """
-    return half_against_half(judged, real, **keys)
+references = partial(half_against_half, judged)  # one row: one half of the real cells against the other
 
 
 def perturbed_centroid(seen: AnnData, condition_key: str, control: str) -> np.ndarray | None:

@@ -3,8 +3,7 @@ r"""Value of predictions, judged by groups whose change was seen and which are l
     d_o      change of the mean expression of group o, with sampling variance v_o
     p_o      its prediction from the other groups, on the scale of the shift
     q_o      the same, combined with the prediction on the scale of levels
-
-    a_o      its prediction from the other groups as if these were equally similar to it
+    a_o      p_o as if the other groups were equally similar to it
 
     share    sum_o (d_o - p_o)' (q_o - p_o) / sum_o |q_o - p_o|^2, between 0 and 1
     skill    1 - sum_o m_o(f) / sum_o m_o(0)      m_o(f) = |d_o - f_o|^2 - |v_o|_1,  f = p + share (q - p)
@@ -85,9 +84,8 @@ def expected_skill(shift: np.ndarray, predicted: np.ndarray, noise: np.ndarray) 
     """
     missed = (np.square(shift - predicted) - noise).sum(1)
     changed = (np.square(shift) - noise).sum(1)
-    chance = np.sqrt(2 * np.square(noise).sum(1))  # standard deviation of either, from noise alone
     n, total = len(shift), float(changed.sum())
-    if n < 2 or total <= np.sqrt(np.square(chance).sum()):
+    if n < 2 or total <= np.sqrt(2 * np.square(noise).sum()):  # no more than noise alone would often give
         return ExpectedSkill(np.nan, np.nan, np.nan, n)
     skills = 1 - missed * n / total
     mean, sd = min(float(skills.mean()), 1.0), float(skills.std(ddof=1))

@@ -22,11 +22,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 
 from scalloy._arguments import warn
 from scalloy.kernels.csr import cell_totals, dense
-from scalloy.models._core.decoding import Decoded, How, batches, decode, log_scaled
+from scalloy.models._core.decoding import Decoded, How, batches, decode
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
 from scalloy.models._core.protocols import Conditioned
 from scalloy.perturbation.composition import common_factor
@@ -119,8 +120,9 @@ class Changes:
         apart = () if scale == self.how.target_sum else (scale,)
         made, *others = decode(self.model, self.context, code, self.how, rows, () if seen else apart)
         scaled = others[0] if others else made
-        if seen and apart:  # the decoder's shift is not needed
-            scaled = replace(made, observed=log_scaled(made.counts, scale))
+        if seen and apart and made.counts is not None:  # the decoder's shift is not needed
+            counts = torch.from_numpy(made.counts.toarray())
+            scaled = replace(made, observed=self.model.module.likelihood.observed(counts, scale).numpy())
         own = scaled.after.mean(0) - scaled.before.mean(0)
         shift = shown.shift(own, scaled.observed, group, source, to)
         observed, found = made.observed.mean(0), None

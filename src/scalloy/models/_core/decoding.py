@@ -89,6 +89,7 @@ def decode(
     likelihood, scales = model.module.likelihood, (how.target_sum, *scales)
     parts: list[list[dict[str, np.ndarray]]] = [[] for _ in scales]
     counts, n = list[sp.csr_matrix](), how.n_samples or 1
+    expected = {"before", "after"} if "middle" in keep else keep & {"before", "after"}
     shares = keep & {"share_before", "share"} if likelihood.draws_counts else frozenset()
     for batch, names in batches(model, cells, rows):
         q = model.module.encode(batch)
@@ -104,7 +105,9 @@ def decode(
             ps = both(drawn(q, names, how.seed, None if how.n_samples is None else s))
             of_both = {"before": ps[0], "after": ps[1]}
             for scale, of in zip(scales, sums, strict=True):
-                _add(of, of_both, partial(likelihood.mean_observed, target_sum=scale))
+                _add(
+                    of, {k: of_both[k] for k in expected}, partial(likelihood.mean_observed, target_sum=scale)
+                )
             if shares:  # counts are draws, so without samples their shares are those of one
                 ps = ps if how.n_samples is not None else both(drawn(q, names, how.seed, 0))
                 of_both = {"share_before": ps[0], "share": ps[1]}
@@ -134,13 +137,6 @@ def _add(sums: dict[str, Any], given: dict[str, Any], function: Callable[[Any], 
     for name, p in given.items():
         value = function(p)
         sums[name] = sums[name] + value if name in sums else value
-
-
-def log_scaled(counts: sp.csr_matrix | None, scale: float) -> np.ndarray:
-    """Return ``log1p`` of counts scaled to the same total in each cell, dense."""
-    assert counts is not None
-    ell = np.maximum(np.asarray(counts.sum(axis=1)), 1e-12)
-    return counts.multiply(scale / ell).tocsr().log1p().toarray()
 
 
 def drawn(q: Distributions, names: np.ndarray, seed: int, sample: int | None) -> Latents:

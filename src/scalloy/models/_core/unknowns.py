@@ -19,10 +19,8 @@ from torch import Tensor
 from scalloy._arguments import few, warn
 from scalloy.models._core.setup import known_categories
 
-UNLABELLED, NEW = (
-    "_scalloy_unlabelled",
-    "_scalloy_new_donors",
-)  # keys of masks in ``.uns`` while cells are read
+# keys of masks in ``.uns`` while cells are read
+UNLABELLED, NEW = "_scalloy_unlabelled", "_scalloy_new_donors"
 AVERAGE = -1  # code of the average donor
 
 
@@ -62,8 +60,7 @@ def complete_donors(cells: AnnData, key: str, known: np.ndarray, told: set[str])
         Donors of whom the user was warned, to which new ones are added.
     """
     given = cells.obs[key]
-    position = pd.Index(known).astype(str).get_indexer(given.astype(str))
-    if not (new := (position < 0) & given.notna().to_numpy()).any():
+    if not (new := _are_new(given, known)).any():
         return
     if names := sorted(set(given[new].astype(str)) - told):
         told.update(names)
@@ -80,8 +77,12 @@ def has_new_donors(cells: AnnData, key: str | None, registry: dict[str, Any]) ->
     """Return whether any of the cells are of a donor that the model does not know."""
     if key is None or key not in cells.obs:
         return False
-    known = pd.Index(known_categories(registry)[key]).astype(str)
-    return not cells.obs[key].astype(str).isin(known).all()
+    return bool(_are_new(cells.obs[key], known_categories(registry)[key]).any())
+
+
+def _are_new(given: pd.Series, known: np.ndarray) -> np.ndarray:
+    """Return a mask of the donors that are not among the known ones; a missing one is not new."""
+    return given.notna().to_numpy() & ~given.astype(str).isin(known.astype(str)).to_numpy()
 
 
 def masked(tensors: dict[str, Tensor], masks: dict[str, Tensor], n_labels: int) -> dict[str, Tensor]:
