@@ -1,0 +1,366 @@
+"""Conditions with structure, as a user names them: which columns hold perturbations, doses and times.
+
+:class:`Conditions` is what a user passes to ``setup_anndata``. It reads the columns of the cells into a
+:class:`~scalloy.perturbation.design.Design`. What is asked for is read in
+:mod:`scalloy.data.asked_conditions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scalloy._arguments import few
+from scalloy.data import checks
+from scalloy.perturbation.design import Content, Design, design_of
+
+MOST_DESCRIPTORS = 50  # largest number of principal components of what describes perturbations
+MISSING = ("nan", "None", "<NA>", "")
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """Columns that say under which condition each cell is: perturbations, doses, times.
+
+    Pass it as ``conditions=`` to ``setup_anndata`` of a model with conditions, in place of ``condition_key``.
+    Then :meth:`~scalloy.CGMDVAE.transfer` predicts doses, times and combinations that were never seen, and
+    perturbations that were not seen but described.
+
+    Parameters
+    ----------
+    factors
+        Column of ``.obs`` with the name of the perturbation of each cell; several columns if several act
+        together, such as two drugs, or a genotype and a drug; or an entry of ``.obsm`` with the amount of
+        each perturbation (a DataFrame, or an array whose columns are then called 0, 1, ...).
+    control
+        Value that stands for no perturbation, or several such values.
+    dose
+        Numeric column of ``.obs`` with the dose; 0 is the control. For several factors, one for each. In a
+        combination, one number is the dose of each part, and text such as ``"0.5+1"`` has one dose for each.
+    time
+        Numeric column of ``.obs`` with the time.
+    separator
+        Text between the parts of a combination in the names of ``factors``; ``None`` if there are none.
+    descriptors
+        Numbers that describe each perturbation, such as a fingerprint of a drug or an embedding of a gene: a
+        DataFrame with one row for each, or its key in ``.uns``. Rows of perturbations that were not seen are
+        kept, so that these can be predicted.
+    log_dose
+        Whether effects are taken to follow the logarithm of the dose; otherwise the dose itself.
+    key_added
+        Column of ``.obs`` that is written, with one name for each condition.
+
+    Examples
+    --------
+    >>> sa.Conditions("drug", control="DMSO", dose="dose").factors
+    ('drug',)
+    """
+
+    factors: str | Sequence[str]
+    control: str | Sequence[str] = "control"
+    dose: str | Sequence[str] | None = None
+    time: str | None = None
+    separator: str | None = "+"
+    descriptors: pd.DataFrame | str | None = None
+    log_dose: bool = True
+    key_added: str = "conditions"
+    design: Design | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("factors", "control", "dose"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _names(name, value))
+        if not self.factors:
+            msg = "`factors=()` names no column. Pass the column of `adata.obs` with the perturbations."
+            raise ValueError(msg)
+        for name in ("time", "separator", "key_added"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value) and not (value is None and name != "key_added"):
+                msg = f"`{name}={value!r}` is a {type(value).__name__}. Expected text that is not empty."
+                raise TypeError(msg)
+        if self.dose is not None and len(self.dose) not in (1, len(self.factors)):
+            msg = (
+                f"`dose` names {len(self.dose)} columns, and `factors` {len(self.factors)}. Pass one column "
+                "of doses for each factor, in the same order, or one for all."
+            )
+            raise ValueError(msg)
+
+    # cells --------------------------------------------------------------------------------------
+
+    def of_cells(self, adata: AnnData) -> tuple[np.ndarray, list[Content]]:
+        """Read the condition of each cell: its position in a list of contents, and this list.
+
+        Parameters
+        ----------
+        adata
+            Cells with the columns that are named here.
+        """
+        if len(self.factors) == 1 and self.factors[0] not in adata.obs and self.factors[0] in adata.obsm:
+            codes, found = self._from_obsm(adata)
+        else:
+            codes, found = self._from_obs(adata)
+        position = {content: i for i, content in enumerate(dict.fromkeys(found))}
+        return np.array([position[content] for content in found])[codes], list(position)
+
+    def _from_obsm(self, adata: AnnData) -> tuple[np.ndarray, list[Content]]:
+        """Read amounts of perturbations from an entry of ``.obsm``."""
+        key = self.factors[0]
+        if self.dose is not None:
+            msg = f"`.obsm[{key!r}]` holds amounts, so `dose={self.dose[0]!r}` has no use. Leave it out."
+            raise ValueError(msg)
+        table = adata.obsm[key]
+        table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(np.asarray(table))
+        amounts = table.to_numpy(dtype=np.float64)
+        if not (np.isfinite(amounts) & (amounts >= 0)).all():
+            msg = f"`.obsm[{key!r}]` has amounts below zero or not finite. An amount of 0 stands for none."
+            raise ValueError(msg)
+        names = [str(name) for name in table.columns]
+        times = self._times(adata.obs)
+        rows, codes = np.unique(np.column_stack([amounts, times]), axis=0, return_inverse=True)
+        found = [Content.of(dict(zip(names, row[:-1], strict=True)), row[-1]) for row in rows]
+        return codes.ravel(), found
+
+    def _from_obs(self, adata: AnnData) -> tuple[np.ndarray, list[Content]]:
+        """Read names, doses and times of perturbations from columns of ``.obs``."""
+        obs = adata.obs
+        columns = [checks.complete_column(obs, "factors", key).astype(str).to_numpy() for key in self.factors]
+        columns += [self._doses(obs, key).to_numpy() for key in self.dose or ()]
+        table = pd.DataFrame(dict(enumerate([*columns, self._times(obs)])))
+        codes = table.groupby(list(table.columns), sort=False, dropna=False).ngroup().to_numpy()
+        n, found, odd = len(self.factors), list[Content](), list[str]()
+        for row in table.drop_duplicates().itertuples(index=False, name=None):
+            parts, contradictions = self.parts(row[:n], row[n:-1])
+            odd += contradictions
+            found.append(Content.of(parts, row[-1]))
+        if odd:
+            msg = (
+                f"`dose` and `factors` contradict each other: {few(dict.fromkeys(odd))}. The control has no "
+                "dose (0 or missing), every perturbation has one, and no dose is below zero."
+            )
+            raise ValueError(msg)
+        return codes, found
+
+    def parts(self, names: Sequence[str], doses: Sequence[Any]) -> tuple[dict[str, float], list[str]]:
+        """Return the amount of each part, and descriptions of doses that cannot be.
+
+        Parameters
+        ----------
+        names, doses
+            Values of the columns of factors and doses.
+        """
+        parts: dict[str, float] = {}
+        odd = []
+        for i, name in enumerate(names):
+            dose = None if not doses else doses[i if len(doses) > 1 else 0]
+            split = [name] if self.separator is None else name.split(self.separator)
+            split = [part.strip() for part in split]
+            each = self._each_dose(dose, len(split))
+            if each is None:
+                odd.append(f"{name!r} has {len(split)} parts and the doses {dose!r}")
+                continue
+            for part, amount in zip(split, each, strict=True):
+                if part in self.control:
+                    if len(split) == 1 and len(doses) == len(names) and amount not in (None, 0):
+                        odd.append(f"{part!r} has dose {amount:.6g}")
+                elif amount is None or not np.isfinite(amount) or amount < 0:
+                    odd.append(f"{part!r} has dose {amount}")
+                else:
+                    parts[part] = parts.get(part, 0.0) + amount
+        return parts, odd
+
+    def _each_dose(self, dose: Any, n: int) -> list[float | None] | None:
+        """Return the dose of each of ``n`` parts; ``None`` if there are not as many doses."""
+        if self.dose is None:
+            return [1.0] * n
+        if isinstance(dose, str):
+            split = dose.split(self.separator or "+")
+            if len(split) not in (1, n):
+                return None
+            each = [float(v) if v.strip() not in MISSING else None for v in split]
+            return each * n if len(each) == 1 else each
+        return [None if pd.isna(dose) else float(dose)] * n
+
+    def _doses(self, obs: pd.DataFrame, key: str) -> pd.Series:
+        """Return a column of doses: numbers, or text with one number for each part of a combination."""
+        column = checks.find_column(obs, "dose", key)
+        column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            return column.astype(float)
+        text = column.astype(str).str.strip()
+        split = text.drop_duplicates().str.split(self.separator or "+", regex=False).explode().str.strip()
+        number = pd.to_numeric(split[~split.isin(MISSING)], errors="coerce")
+        if number.isna().any():
+            names = split.loc[number.index][number.isna()]
+            msg = (
+                f"`dose={key!r}` holds text that is no number: {few(map(repr, names.unique()))}. Pass a "
+                "column of numbers; one with units can be converted first."
+            )
+            raise TypeError(msg)
+        plain = pd.to_numeric(text.where(~text.isin(MISSING)), errors="coerce")
+        return text if plain.isna().sum() > text.isin(MISSING).sum() else plain
+
+    def _times(self, obs: pd.DataFrame) -> np.ndarray:
+        """Return the time of each cell, 0 if there are no times."""
+        if self.time is None:
+            return np.zeros(len(obs))
+        column = checks.complete_column(obs, "time", self.time)
+        checks.check_numbers(column, "time", self.time)
+        times = column.to_numpy(dtype=np.float64)
+        if (times < 0).any():
+            msg = f"`time={self.time!r}` has times below zero. Count them from the earliest one."
+            raise ValueError(msg)
+        return times
+
+    # design -------------------------------------------------------------------------------------
+
+    def fitted(self, adata: AnnData) -> tuple[Conditions, pd.Categorical]:
+        """Return the same with the design that was found in the cells, and the condition of each cell.
+
+        If this has a design, as that of a trained model has, parts of it keep their scales.
+
+        Parameters
+        ----------
+        adata
+            Cells with the columns that are named here.
+        """
+        codes, own = self.of_cells(adata)
+        contents, known = own, self.design
+        if known is None and not any(not content.parts for content in contents):
+            values = sorted({part for content in contents for part, _ in content.parts})
+            msg = (
+                f"No cell is under `control={self.control[0]!r}`. `factors` holds {few(map(repr, values))}. "
+                "Pass the value of cells without a perturbation."
+            )
+            raise ValueError(msg)
+        if known is None:
+            described = self._described(adata, {p for c in contents for p, _ in c.parts})
+        else:
+            described = as_described(known)
+            contents = [*known.contents, *(c for c in own if c not in known.contents)]
+            self._check_described(described, contents)
+        design = design_of(
+            contents,
+            described=described,
+            known=known,
+            control=self.control[0],
+            separator=self.separator or "+",
+            dosed=self._has_doses(contents) if known is None else known.dosed,
+            timed=self.time is not None,
+            log_dose=self.log_dose,
+        )
+        names = design.names
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            msg = f"Different conditions would have the same name: {few(map(repr, twice))}. Rename the parts."
+            raise ValueError(msg)
+        made = Conditions(**{f.name: getattr(self, f.name) for f in fields(self)} | {"design": design})
+        position = dict(zip(contents, names, strict=True))
+        return made, pd.Categorical(np.array([position[content] for content in own], dtype=object)[codes])
+
+    def _has_doses(self, contents: Iterable[Content]) -> bool:
+        """Return whether amounts are doses, as different ones in ``.obsm`` are, too."""
+        return self.dose is not None or any(v != 1.0 for content in contents for _, v in content.parts)
+
+    def _described(self, adata: AnnData, seen: set[str]) -> dict[str, np.ndarray] | None:
+        """Return principal components of what describes each perturbation."""
+        table = self.descriptors
+        if isinstance(table, str):
+            if table not in adata.uns:
+                msg = f"`descriptors={table!r}` is not in `adata.uns`. It has: {few(adata.uns) or 'nothing'}."
+                raise KeyError(msg)
+            table = adata.uns[table]
+        if table is None:
+            return None
+        if not isinstance(table, pd.DataFrame):
+            msg = (
+                f"`descriptors` is a {type(table).__name__}. Expected a DataFrame whose index has the names "
+                "of the perturbations, or its key in `adata.uns`."
+            )
+            raise TypeError(msg)
+        names = [str(name) for name in table.index]
+        if lacks := sorted(seen.difference(names)):
+            msg = f"`descriptors` has no row for {few(map(repr, lacks))}. Add one for each perturbation."
+            raise ValueError(msg)
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            msg = f"`descriptors` has several rows for {few(map(repr, twice))}. Keep one of each."
+            raise ValueError(msg)
+        try:
+            values = table.to_numpy(dtype=np.float64)
+        except (TypeError, ValueError):
+            values = np.array(np.nan)
+        if not np.isfinite(values).all() or not values.size:
+            msg = "`descriptors` holds something that is no finite number. Fill or remove these columns."
+            raise ValueError(msg)
+        return dict(zip(names, components(values), strict=True))
+
+    @staticmethod
+    def _check_described(described: Mapping[str, Any] | None, contents: Iterable[Content]) -> None:
+        """Check that new parts are among those that a model knows descriptors of."""
+        new = sorted({p for c in contents for p, _ in c.parts}.difference(described or ()))
+        if described is not None and new:
+            msg = f"The model has no descriptors of {few(map(repr, new))}. Train with a row for each."
+            raise ValueError(msg)
+
+    # plain --------------------------------------------------------------------------------------
+
+    def plain(self) -> dict[str, Any]:
+        """Return everything but the descriptors as numbers, text and arrays; the design has the latter."""
+        assert self.design is not None
+        names = ("factors", "control", "dose", "time", "separator", "log_dose", "key_added")
+        out = {name: getattr(self, name) for name in names}
+        out = {name: list(v) if isinstance(v, tuple) else v for name, v in out.items()}
+        return {**out, "design": self.design.plain()}
+
+    @classmethod
+    def from_plain(cls, given: Mapping[str, Any]) -> Conditions:
+        """Make the same again from what :meth:`plain` has returned."""
+        known = dict(given)
+        return cls(design=Design.from_plain(known.pop("design")), **known)
+
+
+def components(values: np.ndarray) -> np.ndarray:
+    """Return principal components of descriptors, scaled so that squares of a row add up to about 1.
+
+    Columns that hardly vary are left out, others are standardised first.
+
+    Parameters
+    ----------
+    values
+        Descriptors, perturbations x numbers.
+    """
+    sd = values.std(0)
+    scaled = (values - values.mean(0))[:, sd > 0] / sd[sd > 0]
+    if not scaled.size:
+        return np.zeros((len(values), 1))
+    left, size, _ = np.linalg.svd(scaled, full_matrices=False)
+    found = (left * size)[:, :MOST_DESCRIPTORS]
+    return np.round(found / max(np.sqrt(np.square(found).sum(1).mean()), 1e-12), 6)
+
+
+def as_described(design: Design) -> dict[str, np.ndarray] | None:
+    """Return the descriptors of a design by the names of its parts."""
+    if design.descriptors is None:
+        return None
+    return dict(zip(design.parts, design.descriptors, strict=True))
+
+
+def _names(argument: str, given: Any) -> tuple[str, ...]:
+    """Return one name or several as a tuple."""
+    names = (given,) if isinstance(given, str) else given
+    if isinstance(names, Mapping) or not isinstance(names, Iterable):
+        names = (names,)
+    names = tuple(names)
+    if odd := [name for name in names if not isinstance(name, str)]:
+        msg = f"`{argument}` has {odd[0]!r}, a {type(odd[0]).__name__}. Expected names, as text."
+        raise TypeError(msg)
+    if len(set(names)) < len(names):
+        msg = f"`{argument}={names!r}` has a name twice. Pass each once."
+        raise ValueError(msg)
+    return names
