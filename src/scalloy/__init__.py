@@ -40,6 +40,7 @@ _MODULES = (
 )
 
 _FUNCTIONS = {
+    "Conditions": "data.conditions",
     "load": "models",
     "report": "reports",
     "search": "tune.search",

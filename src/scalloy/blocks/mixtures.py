@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Normal, kl_divergence
 from torch.distributions import Dirichlet as TorchDirichlet
 
+from scalloy.blocks.composed import Categories, Composition, Rows, n_rows
 from scalloy.blocks.distributions import bounded
-from scalloy.blocks.networks import Stack
+from scalloy.blocks.networks import Stack, looked_up
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -5.0, 3.0
 
@@ -101,9 +102,11 @@ class Components(nn.Module):
 
     Parameters
     ----------
-    n_clusters, n_latent, n_conditions, n_w
-        Numbers of components, latents, conditions and style latents. With ``n_w=0`` there is no style to move
-        the components.
+    n_clusters, n_latent, n_w
+        Numbers of components, latents and style latents. With ``n_w=0`` there is no style to move the
+        components.
+    conditions
+        Number of conditions, or what each is made of.
     n_hidden
         Number of hidden units of the network by which ``w`` moves the components.
     shared
@@ -117,7 +120,7 @@ class Components(nn.Module):
         n_clusters: int,
         n_latent: int,
         *,
-        n_conditions: int = 1,
+        conditions: Categories = 1,
         n_w: int = 0,
         n_hidden: int = 64,
         shared: bool = False,
@@ -126,12 +129,13 @@ class Components(nn.Module):
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(n_clusters, n_latent))
         self.log_scale = nn.Parameter(torch.zeros(n_clusters, n_latent))
-        zeros = torch.zeros(n_conditions, n_clusters, n_latent)
+        self.of_parts = Composition(conditions) if isinstance(conditions, Rows) else None
+        zeros = torch.zeros(max(1, n_rows(conditions)), n_clusters, n_latent)
         self.shift = nn.Parameter(zeros[:, :1].clone()) if shared else None
         self.own = nn.Parameter(zeros) if own else None
         self.moves = None
         if n_w:
-            self.moves = Stack(n_w, n_hidden, 1, n_cats=(n_conditions,) if own else ())
+            self.moves = Stack(n_w, n_hidden, 1, n_cats=(conditions,) if own else ())
             self.head = nn.Linear(n_hidden, 2 * n_clusters * n_latent)
             nn.init.normal_(self.head.weight, std=0.01)
             nn.init.zeros_(self.head.bias)
@@ -140,7 +144,8 @@ class Components(nn.Module):
         """Return ``loc`` and ``scale``, each ``(n or 1, K, L)``."""
         loc, log_scale = self.loc.unsqueeze(0), self.log_scale.unsqueeze(0)
         for moved in (self.shift, self.own):
-            loc = loc if moved is None else loc + moved[c]
+            if moved is not None:
+                loc = loc + (moved[c] if self.of_parts is None else self.of_parts(moved, c))
         if self.moves is not None and w is not None:
             h = self.head(self.moves(w, (c,) if self.own is not None else ()))
             more_loc, more_scale = h.unflatten(-1, (2, *self.loc.shape)).unbind(-3)
@@ -224,7 +229,7 @@ class Empirical(Weights):
 
     def forward(self, c: Tensor) -> Tensor:
         log_pi = torch.log_softmax(self.logits, -1)
-        return log_pi if len(log_pi) == 1 else log_pi[c]
+        return log_pi if len(log_pi) == 1 else looked_up(log_pi, c)
 
     @torch.no_grad()
     def start_at(self, sizes: Tensor) -> None:
@@ -242,12 +247,12 @@ class Dirichlet(Weights):
     def forward(self, c: Tensor) -> Tensor:
         gamma = self.log_gamma.exp()
         log_pi = torch.digamma(gamma) - torch.digamma(gamma.sum(-1, keepdim=True))
-        return log_pi if len(log_pi) == 1 else log_pi[c]
+        return log_pi if len(log_pi) == 1 else looked_up(log_pi, c)
 
     def log_mean(self, c: Tensor) -> Tensor:
         """Return ``log(gamma_k / sum_j gamma_j)``, which is above :meth:`forward` (Jensen)."""
         log_pi = torch.log_softmax(self.log_gamma, -1)
-        return log_pi if len(log_pi) == 1 else log_pi[c]
+        return log_pi if len(log_pi) == 1 else looked_up(log_pi, c)
 
     def divergence(self) -> Tensor:
         gamma = self.log_gamma.exp()

@@ -13,6 +13,7 @@ from torch.distributions import Independent
 from torch.nn.functional import dropout
 
 from scalloy._arguments import one_of, shares, whole
+from scalloy.blocks.composed import Categories, Composed, Composition, Rows, n_rows
 from scalloy.blocks.distributions import Delta, bounded, gaussian
 from scalloy.kernels.csr import SparseLinear, map_values
 
@@ -26,13 +27,13 @@ class Covariates(nn.Module):
     After training, a negative code stands for the average category.
     """
 
-    def __init__(self, n_cats: Sequence[int], n_cont: int, n_out: int) -> None:
+    def __init__(self, n_cats: Sequence[Categories], n_cont: int, n_out: int) -> None:
         super().__init__()
-        tables = [nn.Embedding(k, n_out) if k > 1 else None for k in n_cats]
+        tables = [_table(k, n_out) for k in n_cats]
         self.tables = nn.ModuleList(tables)  # type: ignore[arg-type]  # torch's list takes `None` too
         self.slopes = nn.Linear(n_cont, n_out, bias=False) if n_cont else None
         for table in tables:
-            if table is not None:
+            if isinstance(table, nn.Embedding | Composed):
                 nn.init.normal_(table.weight, std=0.1)
 
     def forward(self, y: Tensor, cats: Sequence[Tensor], cont: Tensor | None) -> Tensor:
@@ -41,15 +42,22 @@ class Covariates(nn.Module):
         for table, codes in zip(self.tables, cats, strict=bool(self.tables)):
             if isinstance(table, nn.Embedding):
                 y = y + (table(codes) if self.training else looked_up(table.weight, codes))
+            elif isinstance(table, Composed):
+                y = y + table(codes)
         return y if self.slopes is None else y + self.slopes(cont)
 
 
+def _table(categories: Categories, n_out: int) -> nn.Module | None:
+    """Return a table with a row for each category; ``None`` if there is nothing to tell apart."""
+    if isinstance(categories, Rows):
+        return Composed(categories, n_out)
+    return nn.Embedding(categories, n_out) if categories > 1 else None
+
+
 def looked_up(table: Tensor, codes: Tensor) -> Tensor:
-    """Return the rows of a table for these codes, and its mean row for negative ones."""
-    rows = table[codes.clamp_min(0)]
-    if (unknown := codes < 0).any():
-        rows = torch.where(unknown.unsqueeze(-1), table.mean(0), rows)
-    return rows
+    """Return the rows of a table for these codes, and its mean row for codes that it does not have."""
+    known = codes.clamp(0, len(table) - 1)
+    return torch.where((known == codes).unsqueeze(-1), table[known], table.mean(0))
 
 
 class Head(nn.Linear):
@@ -72,7 +80,7 @@ class Layer(nn.Module):
         n_in: int,
         n_out: int,
         *,
-        n_cats: Sequence[int] = (),
+        n_cats: Sequence[Categories] = (),
         n_cont: int = 0,
         norm: str = "layer",
         dropout_rate: float = 0.0,
@@ -122,18 +130,19 @@ class Beside(nn.Module):
     The weights of a likelihood's head are then the effects of each latent on each gene.
     """
 
-    def __init__(self, n_in: int, *, n_cats: Sequence[int] = (), n_cont: int = 0) -> None:
+    def __init__(self, n_in: int, *, n_cats: Sequence[Categories] = (), n_cont: int = 0) -> None:
         super().__init__()
         self.n_cats = tuple(n_cats)
-        self.widths = (n_in, *(k if k > 1 else 0 for k in n_cats), n_cont)
+        self.of_parts = nn.ModuleList(Composition(k) for k in n_cats if isinstance(k, Rows))
+        self.widths = (n_in, *map(n_rows, n_cats), n_cont)
         self.n_out = sum(self.widths)
 
     def forward(self, x: Tensor, cats: Sequence[Tensor] = (), cont: Tensor | None = None) -> Tensor:
-        parts = [
-            looked_up(torch.eye(k, dtype=x.dtype, device=x.device), c)
-            for c, k in zip(cats, self.n_cats, strict=True)
-            if k > 1
-        ]
+        composed, parts = iter(self.of_parts), []
+        for c, k in zip(cats, self.n_cats, strict=True):
+            if n := n_rows(k):
+                one_hot = torch.eye(n, dtype=x.dtype, device=x.device)
+                parts.append(next(composed)(one_hot, c) if isinstance(k, Rows) else looked_up(one_hot, c))
         parts += [] if cont is None else [cont]
         return torch.cat([x, *(p.expand(*x.shape[:-1], -1) for p in parts)], -1)
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from scalloy.blocks.distributions import gaussian
+from scalloy.blocks.networks import looked_up
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class StylePrior:
 
     def at(self, c: Tensor) -> Independent:
         """Return ``p(w | c)`` for the condition of each cell."""
-        loc, log_scale = self.table[c].chunk(2, -1)
+        loc, log_scale = looked_up(self.table, c).chunk(2, -1)
         return gaussian(loc, log_scale.exp())
 
     def log_told(self, w: Tensor) -> Tensor:

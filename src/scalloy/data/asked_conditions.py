@@ -34,7 +34,10 @@ def content_of(conditions: Conditions, to: Any) -> Content:
         )
         raise TypeError(msg)
     given, columns = dict(to), {*conditions.factors, *(conditions.dose or ())}
-    time = 0.0 if conditions.time is None else given.pop(conditions.time, design.reference.time)
+    time = 0.0 if conditions.time is None else given.pop(conditions.time, None)
+    if time is None:
+        msg = f"`to={to!r}` says no time. Pass one as well: `{conditions.time!r}: {design.clock[1]:.6g}`."
+        raise ValueError(msg)
     if columns.isdisjoint(given):
         parts = {name: amount for name, amount in given.items() if name not in conditions.control}
     else:
@@ -72,13 +75,14 @@ def _by_name(conditions: Conditions, design: Design, to: str) -> Content:
         return known
     split = [to] if conditions.separator is None else to.split(conditions.separator)
     names = [part.strip() for part in split if part.strip() not in conditions.control]
-    if design.dosed and names:
+    if (design.dosed and names) or design.timed:
+        lacks = " and ".join(["dose"] * bool(design.dosed and names) + ["time"] * design.timed)
         msg = (
-            f"`to={to!r}` is not the name of a condition that was seen, and it says no dose. Seen: "
-            f"{few(design.names)}. Pass doses, as in `to={{{names[0]!r}: 1.0}}`."
+            f"`to={to!r}` is not the name of a condition that was seen, and it says no {lacks}. Seen: "
+            f"{few(design.names)}. Pass a dict, as in `to={{{(names or ['A'])[0]!r}: 1.0}}`."
         )
         raise ValueError(msg)
-    return _checked(design, Content.of(dict.fromkeys(names, 1.0), design.reference.time))
+    return _checked(design, Content.of(dict.fromkeys(names, 1.0)))
 
 
 def _checked(design: Design, content: Content) -> Content:

@@ -162,12 +162,12 @@ class Design:
         assert self.descriptors is not None
         return self.descriptors[:, :MOST_COLUMNS]
 
-    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, contents: Sequence[Content]) -> tuple[np.ndarray, np.ndarray]:
         """Return the columns of each condition that are not zero, and the numbers there, both padded.
 
         Times and doses beyond those that were seen count as the farthest that were.
         """
-        u, t = self.strengths(self.contents).clip(0, 1), self.times(self.contents).clip(0, 1)
+        u, t = self.strengths(contents).clip(0, 1), self.times(contents).clip(0, 1)
         found: list[tuple[list[int], list[float]]] = []
         for strengths, time in zip(u, t, strict=True):
             shared = [float(time)] if self.timed else []

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from scalloy._keys import CONDITION_KEY, SECOND_KEY
+from scalloy.blocks.composed import Categories, Rows
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.kernels.csr import cell_totals, map_values
@@ -45,6 +46,12 @@ class Sizes:
     n_cats: tuple[int, ...] = ()
     n_cont: int = 0
     n_vars2: int = 0
+    rows: Rows | None = None
+
+    @property
+    def conditions(self) -> Categories:
+        """Number of conditions or, if they are made of parts, the parts of each."""
+        return self.n_conditions if self.rows is None else self.rows
 
     @property
     def removed(self) -> tuple[int, ...]:

@@ -92,7 +92,7 @@ class CGMDVAE(VAEModule):
         self.likelihood, self.prior = likelihood, prior
         self.n_latent, self.ridge, self.place_at = networks.n_latent, ridge, place_at
         self.plain, n_hidden = nothing_removed(sizes), networks.n_hidden
-        known: dict[str, Any] = {"n_cats": (*sizes.removed, sizes.n_conditions), "n_cont": sizes.n_cont}
+        known: dict[str, Any] = {"n_cats": (*sizes.removed, sizes.conditions), "n_cont": sizes.n_cont}
 
         def encoder(n_out: int, seen: dict[str, Any]) -> Encoder:
             return networks.encoder(sizes.n_vars, GaussianHead(n_hidden, n_out, domain), **seen)
@@ -101,7 +101,7 @@ class CGMDVAE(VAEModule):
         seen = sizes.covariates if self.w_prior == "condition" else known
         self.enc_z, self.enc_w = encoder(self.n_latent, known), encoder(n_w, seen) if n_w else None
         if amortised:
-            self.enc_y = networks.decoder(self.n_latent, n_layers=1, n_cats=(sizes.n_conditions,))
+            self.enc_y = networks.decoder(self.n_latent, n_layers=1, n_cats=(sizes.conditions,))
             self.head_y = Head(n_hidden, len(prior.used))
         together = torch.zeros(sizes.n_conditions, 2 * n_w)  # m(c) = 0 and log s(c) = 0
         if self.w_prior == "standard":

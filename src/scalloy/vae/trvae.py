@@ -67,7 +67,7 @@ class TRVAE(VAEModule):
         self.likelihood, self.n_latent, n_hidden = likelihood, networks.n_latent, networks.n_hidden
         self.published_kernel, self.by_label, self.sum_pairs = published_kernel, by_label, sum_pairs
         self.n_conditions, self.n_sets = sizes.n_conditions, sizes.n_labels + 1  # one for unlabelled cells
-        removed, all_known = sizes.removed, (*sizes.removed, sizes.n_conditions)
+        removed, all_known = sizes.removed, (*sizes.removed, sizes.conditions)
         self.after = len(all_known) if inject_all else len(removed)
         known: dict[str, Any] = {"n_cats": all_known, "n_cont": sizes.n_cont}
         self.enc_z = networks.encoder(sizes.n_vars, GaussianHead(n_hidden, self.n_latent), **known)

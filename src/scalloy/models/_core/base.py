@@ -19,6 +19,7 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 from scalloy._methods import FromAbove
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.data.batches import CellLoader
+from scalloy.data.conditions import Conditions
 from scalloy.data.splitter import CellSplitter
 from scalloy.models._core import annotations as writing
 from scalloy.models._core import (
@@ -110,6 +111,7 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         continuous_covariate_keys: Sequence[str] | None = None,
         allow_non_counts: bool = False,
         donor_key: str | None = None,
+        conditions: Conditions | None = None,
         **kwargs: Any,
     ) -> None:
         """Register cells for the model: say where the counts are and what the columns mean.
@@ -145,6 +147,9 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
             each donor with one another; without it, the cells of each batch. Donors that you pass as
             ``batch_key`` need not be passed here as well. A donor who is new is taken to be like the average
             one.
+        conditions
+            Columns with perturbations, doses and times, instead of ``condition_key``, for predictions of
+            doses, times and combinations that were not seen.
         **kwargs
             Further arguments of :meth:`scvi.data.AnnDataManager.register_fields`.
 

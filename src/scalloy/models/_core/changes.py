@@ -30,6 +30,7 @@ from scalloy.kernels.csr import cell_totals, dense
 from scalloy.models._core.decoding import Decoded, How, batches, decode
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
 from scalloy.models._core.protocols import Conditioned
+from scalloy.models._core.targets import Target, knowing
 from scalloy.perturbation.composition import common_factor
 from scalloy.perturbation.donors import AT_LEAST, Seen
 from scalloy.perturbation.fold_changes import Sample
@@ -93,13 +94,13 @@ class Changes:
         self.under = cells.obs[self.model.condition_key].astype(str).to_numpy()
         self.donors = donors_of(self.model, self.context)
 
-    def of(self, group: str, donor: str, source: str, to: str) -> Change | None:
+    def of(self, group: str, donor: str, source: str, target: Target) -> Change | None:
         """Return the change of a group in a donor between two conditions, or ``None``.
 
         It is ``None`` if the context has no such cells, or if the model knows no groups. A group with few
         cells of the donor starts at the cells of all donors, as it does if ``donor`` is empty.
         """
-        key = (group, donor, source, to)
+        key = (group, donor, source, target.name)
         if key not in self.known:
             every = (self.groups == group) & (self.under == source)
             rows = np.flatnonzero(every & (self.donors == donor) if donor else every)
@@ -109,16 +110,17 @@ class Changes:
             if ungrouped or not len(rows):
                 self.known[key] = None
             else:
-                shown, name = self.seen.chosen(group, donor, source, to)
-                self.known[key] = self._find(shown, name, source, to, np.sort(rows))
+                shown, name = self.seen.chosen(group, donor, source, target.name)
+                self.known[key] = self._find(shown, name, source, target, np.sort(rows))
         return self.known[key]
 
-    def _find(self, shown: Shown, group: str, source: str, to: str, rows: np.ndarray) -> Change:
+    def _find(self, shown: Shown, group: str, source: str, target: Target, rows: np.ndarray) -> Change:
         """Compute a change from these rows of the context, and from the changes that others have shown."""
-        code = self.model.reader.conditions.index(to)
+        to = target.name
         scale, seen = self.seen.scale, shown.is_well_seen(group, source, to)
         apart = () if scale == self.how.target_sum else (scale,)
-        made, *others = decode(self.model, self.context, code, self.how, rows, () if seen else apart)
+        with knowing(self.model, target) as code:
+            made, *others = decode(self.model, self.context, code, self.how, rows, () if seen else apart)
         scaled = others[0] if others else made
         if seen and apart and made.counts is not None:  # the decoder's shift is not needed
             counts = torch.from_numpy(made.counts.toarray())

@@ -6,6 +6,7 @@ The functions for users are methods of the models with conditions, :class:`scall
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from scalloy.models._core.changes import changes_of
 from scalloy.models._core.decoding import How
 from scalloy.models._core.protocols import Conditioned, ModelOf
 from scalloy.models._core.reader import DECODED_ENTRIES
+from scalloy.models._core.targets import Target, target_of
 from scalloy.models._core.transfer import start_of
 from scalloy.models._core.transfer import transfer as predicted
 from scalloy.vae.base import HasConditions
@@ -50,7 +52,7 @@ def key(model: ModelOf[HasConditions]) -> str | None:
 def transfer(
     model: Conditioned[HasConditions],
     cells: AnnData | None = None,
-    to: str | None = None,
+    to: str | Mapping[str, Any] | None = None,
     *,
     route: Literal["auto", "decoder", "transport", "style"] = "auto",
     n_samples: int | None = None,
@@ -118,8 +120,8 @@ def transfer(
     return predicted(model, cells, asked(model, to, settings), **settings)
 
 
-def asked(model: Conditioned[HasConditions], to: Any, settings: dict[str, Any]) -> str:
-    """Check the arguments of a prediction, and return the name of the condition to predict."""
+def asked(model: Conditioned[HasConditions], to: Any, settings: dict[str, Any]) -> Target:
+    """Check the arguments of a prediction, and return the condition to predict."""
     if model.condition_key is None:
         name = type(model).__name__
         msg = (
@@ -137,14 +139,14 @@ def asked(model: Conditioned[HasConditions], to: Any, settings: dict[str, Any]) 
     totals(target_sum=settings.get("target_sum", 1e4))
     if (n_samples := settings.get("n_samples")) is not None:
         whole(n_samples=n_samples)
-    return category("to", to, model.reader.conditions)
+    return target_of(model, to)
 
 
 def write_transfer(
     model: Conditioned[HasConditions],
     path: str | Path,
     cells: AnnData | None = None,
-    to: str | None = None,
+    to: str | Mapping[str, Any] | None = None,
     *,
     overwrite: bool = False,
     **kwargs: Any,
@@ -172,13 +174,13 @@ def write_transfer(
     """
     if cells is None or cells is model.adata:
         model.reader.manager()  # raises an error if they were changed; their pieces are read as new cells
-    name, changes = asked(model, to, kwargs), None
+    target, changes = asked(model, to, kwargs), None
     source = model.adata if cells is None else cells
     if kwargs.get("route", "auto") == "auto":
         how = How("auto", kwargs.get("n_samples"), kwargs.get("target_sum", 1e4), kwargs.get("seed", 0))
         changes = changes_of(model, how, start_of(model, source, kwargs.get("context")))
     most = max(1, DECODED_ENTRIES // model.reader.sizes.n_vars)
-    made = (predicted(model, piece, name, changes=changes, **kwargs) for piece in pieces_of(source, most))
+    made = (predicted(model, piece, target, changes=changes, **kwargs) for piece in pieces_of(source, most))
     write_pieces(Path(path), map(_without_shifts, made), overwrite=overwrite, source=source)
 
 

@@ -109,7 +109,7 @@ def components(conditioning: str, sizes: Sizes, n_clusters: int, n_latent: int, 
     """Return the components of a mixture, which the condition moves in this way."""
     one_of("conditioning", conditioning, CONDITIONING)
     shared, own = conditioning in {"shared", "interaction"}, conditioning in {"interaction", "full"}
-    known = {"n_conditions": sizes.n_conditions, "n_w": n_w}
+    known: dict[str, Any] = {"conditions": sizes.conditions, "n_w": n_w}
     return mix.Components(n_clusters, n_latent, shared=shared, own=own, **known)
 
 

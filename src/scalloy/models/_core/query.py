@@ -15,6 +15,7 @@ import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
+from scalloy.blocks.composed import n_rows
 from scalloy.data import checks
 from scalloy.data.genes import shallow
 from scalloy.models._core.setup import Layout, fitting, method_args, set_up
@@ -65,7 +66,7 @@ def load_query_data(cls: Any, adata: Any, reference_model: Any, max_missing: flo
     query = cls(cells, **init)
     query.reader.given, query.reader.max_missing = adata, max_missing
     sizes = reference.sizes
-    extend(query.module, reference.module, (*sizes.removed, sizes.n_conditions))
+    extend(query.module, reference.module, (*sizes.removed, max(1, n_rows(sizes.conditions))))
     query.is_trained_ = True
     return query
 

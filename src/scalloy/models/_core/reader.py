@@ -21,12 +21,15 @@ from scalloy._arguments import category, few
 from scalloy._keys import CONDITION_KEY, SECOND_KEY
 from scalloy._seeds import seeded
 from scalloy._threads import keep_to_cores
+from scalloy.blocks.composed import Rows
 from scalloy.data import checks
 from scalloy.data.batches import CellLoader
 from scalloy.data.cell_table import Cells, as_positions
 from scalloy.data.chunks import in_memory
+from scalloy.data.conditions import Conditions
 from scalloy.models._core import unknowns
 from scalloy.models._core.setup import Layout, fitting, known_categories, method_args
+from scalloy.models._core.structure import rows_of
 from scalloy.vae.base import Batch, Sizes, VAEModule
 
 DECODED_ENTRIES = 8_000_000  # largest number of cells x genes that are decoded at once
@@ -73,6 +76,7 @@ class CellReader:
         self.given: Any = None
         self.max_missing = 0.0
         self._table: Cells | None = None
+        self._structure: tuple[Any, Conditions | None] | None = None
         self._told: set[str] = set()  # new donors of whom the user was warned
 
     # what the model knows -----------------------------------------------------------------------
@@ -122,8 +126,24 @@ class CellReader:
             n_conditions=len(self.conditions) if CONDITION_KEY in fields else 1,
             n_cont=stats.get("n_extra_continuous_covs", 0),
             n_vars2=stats.get(f"n_{SECOND_KEY}", 0),
+            rows=self._rows(),
             **covariates,
         )
+
+    @property
+    def structure(self) -> Conditions | None:
+        """Meaning of the conditions; ``None`` if they are mere names."""
+        given = self.set_up_with.get("conditions")
+        if self._structure is None or self._structure[0] is not given:
+            self._structure = given, None if given is None else Conditions.from_plain(given)
+        return self._structure[1]
+
+    def _rows(self) -> Rows | None:
+        """Return the parts of each condition, if conditions are made of parts."""
+        if (structure := self.structure) is None:
+            return None
+        assert structure.design is not None
+        return rows_of(structure.design, self.conditions)
 
     def _state(self, field: str) -> dict[str, Any]:
         """Return what is known of a registered field, such as its categories."""

@@ -33,6 +33,7 @@ from scalloy.data import checks
 from scalloy.data.fingerprint import Seal
 from scalloy.data.genes import aligned, counted
 from scalloy.data.roles import check_roles
+from scalloy.models._core.structure import with_column, with_names
 
 _OWNERS: WeakValueDictionary[str, AnnData] = WeakValueDictionary()  # which AnnData has which identity
 Given = dict[str, Any]  # arguments of `setup_anndata` by their names
@@ -73,7 +74,7 @@ class OneModality:
     unlabeled: bool = False
 
     def lacks(self) -> frozenset[str]:
-        takes = {"condition_key": self.condition, "donor_key": self.condition}
+        takes = dict.fromkeys(("condition_key", "conditions", "donor_key"), self.condition)
         takes["unlabeled_category"] = self.unlabeled
         return frozenset(name for name, taken in takes.items() if not taken)
 
@@ -147,8 +148,9 @@ def set_up(cls: Any, adata: AnnData, args: dict[str, Any], **kwargs: Any) -> Non
         ``extend_categories`` (whether they may have others too).
     """
     layout: Layout = cls.layout
-    given = args["setup_args"]
     checks.check_object(adata)
+    given = with_column(adata, args["setup_args"], extend=kwargs.get("extend_categories", False))
+    args = {**args, "setup_args": given}
     checks.check_keys(adata, given)
     if "source_registry" not in kwargs:
         check_roles(adata, given)
@@ -199,7 +201,7 @@ def fitting(layout: Layout, data: Any, registry: dict[str, Any], max_missing: fl
     adata = checks.check_type(layout.joined(data, registry))
     adata = counted(adata.to_memory() if adata.isbacked else adata, registry["setup_args"].get("layer"))
     names = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
-    return aligned(adata, list(names), max_missing)
+    return with_names(aligned(adata, list(names), max_missing), registry["setup_args"])
 
 
 def method_args(registry: dict[str, Any]) -> dict[str, Any]:

@@ -38,10 +38,12 @@ from anndata import AnnData
 from scalloy import _keys
 from scalloy._arguments import few, warn
 from scalloy._seeds import seeded
+from scalloy.data.asked_conditions import columns_of
 from scalloy.models._core.changes import Change, Changes, changes_of
 from scalloy.models._core.decoding import Decoded, How, batches, decode, drawn
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
 from scalloy.models._core.protocols import Conditioned, ModelOf
+from scalloy.models._core.targets import Target, knowing
 from scalloy.models._core.unknowns import has_new_donors
 from scalloy.perturbation.donors import Seen
 from scalloy.perturbation.redraw_counts import kept_share, redraw, with_depth
@@ -60,7 +62,7 @@ BY_DECODER = BY_CHANGE | {"after", "share_before"}
 def transfer(
     model: Conditioned[HasConditions],
     cells: AnnData | None,
-    to: str,
+    target: Target,
     *,
     route: str = "auto",
     n_samples: int | None = None,
@@ -88,17 +90,18 @@ def transfer(
     cells = cells if cells is None else model.reader.fitting(cells)
     source = model.reader.cells(cells)
     how = How(route, n_samples, float(target_sum), seed)
-    with torch.no_grad(), seeded(seed):
-        about, code = described(model, cells, source), model.reader.conditions.index(to)
+    to = target.name
+    with torch.no_grad(), seeded(seed), knowing(model, target) as code:
+        about = described(model, cells, source)
         if route != "auto":
             (made,) = decode(model, cells, code, how, keep=frozenset({"after"}))
             expected, found = made.after, dict[str, Change | None]()
-            counts = None if made.counts is None else _sampled(model, cells, to, how, library_size)
+            counts = None if made.counts is None else _sampled(model, cells, code, how, library_size)
         else:
             changes = changes or changes_of(model, how, start_of(model, source, context))
             about = _of_donors(about, changes.seen, to)
             pairs = about.drop_duplicates("pair").itertuples()
-            found = {row.pair: changes.of(row.group, row.donor, row.source, to) for row in pairs}
+            found = {row.pair: changes.of(row.group, row.donor, row.source, target) for row in pairs}
             _warn_of_strays(about, changes.seen, to)
             _warn_of_worse(found, to)
             keep = BY_DECODER if None in found.values() else BY_CHANGE
@@ -108,7 +111,7 @@ def transfer(
             expected, counts = _changed(made, about["pair"], found, library_size, rng)
             about["far"] = _far(about, found, to)
             about["skill"] = about["pair"].map({k: c.skill.mean for k, c in found.items() if c and c.skill})
-    return _as_anndata(model, source, to, about, expected, counts, found, how)
+    return _as_anndata(model, source, target, about, expected, counts, found, how)
 
 
 def start_of(model: Conditioned[HasConditions], cells: AnnData, context: AnnData | None) -> AnnData | None:
@@ -253,10 +256,10 @@ def _warn_of_far(about: pd.DataFrame, to: str) -> None:
 
 
 def _sampled(
-    model: ModelOf[HasConditions], cells: AnnData | None, to: str, how: How, library_size: float | None
+    model: ModelOf[HasConditions], cells: AnnData | None, code: int, how: How, library_size: float | None
 ) -> sp.csr_matrix:
     """Return counts that the decoder draws for the cells under the new condition."""
-    parts, code = [], model.reader.conditions.index(to)
+    parts = []
     for batch, names in batches(model, cells):
         q = model.module.encode(batch)
         latents = moved(
@@ -272,7 +275,7 @@ def _sampled(
 def _as_anndata(
     model: Conditioned[HasConditions],
     source: AnnData,
-    to: str,
+    target: Target,
     about: pd.DataFrame,
     expected: np.ndarray,
     counts: Any,
@@ -280,6 +283,7 @@ def _as_anndata(
     how: How,
 ) -> AnnData:
     """Return the prediction with the columns of the cells that are still true."""
+    to = target.name
     out = AnnData(expected.astype(np.float32), obs=still_true(source, model.name), var=source.var.copy())
     out.obs_names = source.obs_names.astype(str) + f"-{to}"  # so that both can be in one object
     out.obs["transfer_of"] = source.obs_names.astype(str)
@@ -287,7 +291,11 @@ def _as_anndata(
         layer = model.registry["setup_args"].get("layer") or COUNTS
         out.layers[COUNTS] = counts
         out.layers[layer] = out.layers[COUNTS]
-    out.obs[model.condition_key] = pd.Categorical([to] * out.n_obs, categories=model.reader.conditions)
+    conditions = model.reader.conditions + ([] if target.seen else [to])
+    out.obs[model.condition_key] = pd.Categorical([to] * out.n_obs, categories=conditions)
+    if (structure := model.reader.structure) is not None and target.content is not None:
+        for key, value in columns_of(structure, target.content).items():
+            out.obs[key] = value
     out.obs["transfer_from"] = pd.Categorical(about["source"])
     out.obs["transfer_group"] = pd.Categorical(about["group"])
     said: dict[str, Any] = {"model": type(model).__name__, "to": to, "route": how.route}

@@ -1,0 +1,104 @@
+"""Conditions with structure in the set-up of a model.
+
+A model with ``conditions=`` knows its conditions by name, as one with ``condition_key=`` does: the names are
+in a column that is written at set-up. Their meaning is in the arguments of the set-up, which are saved with
+the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scalloy.blocks.composed import Rows
+from scalloy.data.conditions import Conditions
+from scalloy.data.genes import shallow
+from scalloy.perturbation.design import Design
+
+
+def with_column(adata: AnnData, given: dict[str, Any], *, extend: bool = False) -> dict[str, Any]:
+    """Write the column with the names of the conditions, and return the arguments of the set-up with it.
+
+    Parameters
+    ----------
+    adata
+        Cells, to which the column is added.
+    given
+        Arguments of the set-up.
+    extend
+        Whether a trained model is extended by conditions that are new.
+    """
+    asked = given.get("conditions")
+    if asked is None:
+        return given
+    first = isinstance(asked, Conditions)
+    if not first and not isinstance(asked, dict):
+        msg = (
+            f"`conditions={asked!r}` is a {type(asked).__name__}. Expected `sa.Conditions(...)`; a single "
+            "column of names is `condition_key=`."
+        )
+        raise TypeError(msg)
+    conditions = asked if first else Conditions.from_plain(asked)
+    key = conditions.key_added
+    if first and given.get("condition_key") not in (None, key):
+        msg = (
+            f"`condition_key={given['condition_key']!r}` and `conditions=` both say what the conditions are. "
+            "Leave `condition_key` out."
+        )
+        raise ValueError(msg)
+    if first or extend:
+        conditions, names = conditions.fitted(adata)
+    else:
+        names = pd.Categorical(names_in(conditions, adata))
+    adata.obs[key] = names
+    return {**given, "condition_key": key, "conditions": conditions.plain()}
+
+
+def names_in(conditions: Conditions, adata: AnnData) -> np.ndarray:
+    """Return the name of the condition of each cell, known or not."""
+    codes, contents = conditions.of_cells(adata)
+    assert conditions.design is not None
+    return np.array([conditions.design.name_of(c) for c in contents], dtype=object)[codes]
+
+
+def with_names(adata: AnnData, given: dict[str, Any]) -> AnnData:
+    """Return new cells with the column of conditions; the same object if it is there already.
+
+    Parameters
+    ----------
+    adata
+        New cells, which are not changed.
+    given
+        Arguments of the set-up of the model.
+    """
+    if given.get("conditions") is None:
+        return adata
+    conditions = Conditions.from_plain(given["conditions"])
+    key = conditions.key_added
+    there = {*conditions.factors, *(conditions.dose or ()), *filter(None, [conditions.time])}
+    if key in adata.obs and not there <= {*adata.obs, *adata.obsm}:
+        return adata
+    names = names_in(conditions, adata)
+    if key in adata.obs and (adata.obs[key].astype(str).to_numpy() == names).all():
+        return adata
+    cells = shallow(adata)
+    cells.obs[key] = pd.Categorical(names)
+    return cells
+
+
+def rows_of(design: Design, names: list[str]) -> Rows:
+    """Return what each condition is made of, in the order of the codes of a model.
+
+    Parameters
+    ----------
+    design
+        Design of the conditions.
+    names
+        Names of the conditions in the order of their codes.
+    """
+    contents = dict(zip(design.names, design.contents, strict=True))
+    index, value = design.rows([contents[name] for name in names])
+    return Rows(index, value, design.n_columns)
