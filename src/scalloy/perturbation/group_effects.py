@@ -81,6 +81,16 @@ class Shown:
         """List the groups that were seen under both conditions."""
         return [g for g, c in self.moments if c == source and (g, to) in self.moments]
 
+    def pairs(self, source: str, to: str) -> dict[str, tuple[Moments, Moments]]:
+        """Return the moments of each group before and after a change, if it was seen under both conditions.
+
+        Parameters
+        ----------
+        source, to
+            Conditions before and after.
+        """
+        return {g: (self.moments[g, source], self.moments[g, to]) for g in self.others(source, to)}
+
     def is_well_seen(self, group: str, source: str, to: str) -> bool:
         """Return whether the change of a group was seen in enough cells to be taken as it is."""
         sizes = [m.n for c in (source, to) if (m := self.moments.get((group, c))) is not None]
@@ -164,7 +174,7 @@ class Shown:
             levels = by_levels.left_out_predictions()
             both = np.stack(
                 [
-                    _on_both_scales(control, genes, self.scale, left_out, levels, k)
+                    on_both_scales(control, genes, self.scale, left_out, levels, k)
                     for k, (control, _) in enumerate(pairs)
                 ]
             )
@@ -248,13 +258,26 @@ def weight(own: np.ndarray, others: np.ndarray, missed: float, kinship: float = 
     return float(np.clip((missed - shared) / max(float(np.square(own - others).sum()), 1e-12), 0.0, 0.5))
 
 
-def _on_both_scales(
+def on_both_scales(
     control: Moments, genes: np.ndarray, scale: float, by_shift: LeftOut, by_levels: LeftOut, k: int
 ) -> np.ndarray:
     """Return the shift of the ``k``-th group that was left out, predicted on both scales.
 
     A shift is converted into a change of levels as if the counts of a gene were spread over cells after the
     change as they were before.
+
+    Parameters
+    ----------
+    control
+        Moments of the cells before the change.
+    genes
+        Positions of the genes.
+    scale
+        Total count to which cells were scaled before the logarithm.
+    by_shift, by_levels
+        Predictions on either scale.
+    k
+        Position of the group among them.
     """
     assert control.bulk is not None
     rate, mean = control.bulk.rate[genes], control.mean[genes]

@@ -67,7 +67,9 @@ def stacked_share(shift: np.ndarray, one: np.ndarray, both: np.ndarray) -> float
     return float(np.clip(((shift - one) * apart).sum() / size, 0.0, 1.0)) if size > NOTHING else 1.0
 
 
-def expected_skill(shift: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> ExpectedSkill:
+def expected_skill(
+    shift: np.ndarray, predicted: np.ndarray, noise: np.ndarray, of_error: np.ndarray | None = None
+) -> ExpectedSkill:
     """Return the skill to expect for another group from those that were left out.
 
     The interval is that of Student's t for one more group. There is no expectation with fewer than two
@@ -81,8 +83,10 @@ def expected_skill(shift: np.ndarray, predicted: np.ndarray, noise: np.ndarray) 
         Predictions of them.
     noise
         Sampling variance of the observed changes, groups x genes.
+    of_error
+        What noise adds to the squared errors, if that is something else.
     """
-    missed = (np.square(shift - predicted) - noise).sum(1)
+    missed = (np.square(shift - predicted) - (noise if of_error is None else of_error)).sum(1)
     changed = (np.square(shift) - noise).sum(1)
     n, total = len(shift), float(changed.sum())
     if n < 2 or total <= np.sqrt(2 * np.square(noise).sum()):  # no more than noise alone would often give

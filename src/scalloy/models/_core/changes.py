@@ -26,6 +26,7 @@ import torch
 from anndata import AnnData
 
 from scalloy._arguments import warn
+from scalloy.data.asked_conditions import design_in
 from scalloy.kernels.csr import cell_totals, dense
 from scalloy.models._core.decoding import Decoded, How, batches, decode
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
@@ -34,10 +35,11 @@ from scalloy.models._core.targets import Target, knowing
 from scalloy.perturbation.composition import common_factor
 from scalloy.perturbation.donors import AT_LEAST, Seen
 from scalloy.perturbation.fold_changes import Sample
-from scalloy.perturbation.group_effects import Shift, Shown, combined
+from scalloy.perturbation.group_effects import Shift, combined
 from scalloy.perturbation.left_out import ExpectedSkill, promised
 from scalloy.perturbation.pseudobulk import level, log_per_level, rate_at
 from scalloy.perturbation.redraw_counts import SHAPE
+from scalloy.perturbation.structured import Learned, Structured
 from scalloy.vae.base import HasConditions
 
 SHALLOWEST = 500.0  # smallest scale of shifts; on smaller ones, a few cells with many counts sway the mean
@@ -87,6 +89,7 @@ class Changes:
     seen: Seen
     groups: np.ndarray
     context: AnnData | None = None
+    structured: Structured | None = None
     known: dict[tuple[str, ...], Change | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -110,11 +113,28 @@ class Changes:
             if ungrouped or not len(rows):
                 self.known[key] = None
             else:
-                shown, name = self.seen.chosen(group, donor, source, target.name)
-                self.known[key] = self._find(shown, name, source, target, np.sort(rows))
+                learned, name = self._learned(group, donor, source, target)
+                self.known[key] = self._find(learned, name, source, target, np.sort(rows))
         return self.known[key]
 
-    def _find(self, shown: Shown, group: str, source: str, target: Target, rows: np.ndarray) -> Change:
+    def _learned(self, group: str, donor: str, source: str, target: Target) -> tuple[Learned, str]:
+        """Return what a change is learned from, and the name that the group has there.
+
+        If the change was not seen, it is the one whose predictions of what was left out were better: of the
+        same change in other groups, or of all changes by what conditions have in common.
+        """
+        shown, name = self.seen.chosen(group, donor, source, target.name)
+        if self.structured is None or target.content is None or shown.is_well_seen(name, source, target.name):
+            return shown, name
+        structured = self.structured.of(target.name, target.content)
+        others = shown.others(source, target.name)
+        if others:
+            by_groups = shown.worth(others, source, target.name).skill.left_out
+            if by_groups >= structured.worth([group], source, target.name).skill.left_out:
+                return shown, name
+        return structured, group
+
+    def _find(self, shown: Learned, group: str, source: str, target: Target, rows: np.ndarray) -> Change:
         """Compute a change from these rows of the context, and from the changes that others have shown."""
         to = target.name
         scale, seen = self.seen.scale, shown.is_well_seen(group, source, to)
@@ -145,7 +165,7 @@ class Changes:
         return Change(shift, factor, offset, found, skill)
 
     def _with_rates(
-        self, shown: Shown, made: Decoded, shift: Shift, group: str, source: str, to: str
+        self, shown: Learned, made: Decoded, shift: Shift, group: str, source: str, to: str
     ) -> tuple[Shift, Rates]:
         """Return the change of the rates, and the shift that corresponds to it on the scale of the user."""
         assert made.counts is not None
@@ -227,16 +247,16 @@ def changes_of(model: Conditioned[HasConditions], how: How, context: AnnData | N
     until its weights change.
     """
     context = None if context is None else model.reader.fitting(context)
-    seen, groups = shown(model, how.target_sum)
+    seen, groups, structured = shown(model, how.target_sum)
     if context is not None and context is not model.adata:
-        return Changes(model, how, seen, groups_of(model, context), context)
+        return Changes(model, how, seen, groups_of(model, context), context, structured)
     if (key := ("changes", how)) not in model._kept:
-        model._kept[key] = Changes(model, how, seen, groups)
+        model._kept[key] = Changes(model, how, seen, groups, structured=structured)
     return model._kept[key]
 
 
-def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Seen, np.ndarray]:
-    """Return what the groups of the model's cells have shown, and the group of each cell.
+def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Seen, np.ndarray, Structured | None]:
+    """Return what the groups of the model's cells have shown, the group of each cell, and the structure.
 
     Both are found once for the weights as they are, which the versions of the parameters tell. Counts are
     scaled to the total of the median cell, other data as the user asks.
@@ -247,7 +267,10 @@ def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Seen, n
         model.reader.manager()  # refuses own cells that were changed in place meanwhile
     else:
         model._kept.clear()
-        model._kept[key] = _shown(model, target_sum)
+        seen, groups = _shown(model, target_sum)
+        structure = model.reader.structure
+        by_parts = None if structure is None else Structured(seen, design_in(structure))
+        model._kept[key] = seen, groups, by_parts
     return model._kept[key]
 
 
