@@ -11,7 +11,7 @@ from scalloy._arguments import one_of, positive
 from scalloy._seeds import repeatable
 from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.networks import UNBOUNDED, Domain, NetworkSettings
-from scalloy.models._core import clusters, conditions, factories, generate, groups, labels
+from scalloy.models._core import clusters, conditions, factories, generate, groups, labels, responses
 from scalloy.models._core.annotations import LATENT
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood, MixtureWeights
@@ -105,6 +105,9 @@ class CGMDVAE(ScalloyModel):
     write_transfer = conditions.write_transfer
     predict = conditions.predict
     get_transfer_groups = groups.get_transfer_groups
+    dose_response = responses.dose_response
+    interactions = responses.interactions
+    get_nearest_conditions = responses.get_nearest_conditions
     _group_unlabelled = groups.as_predicted
     conditions = property(conditions.names)
 

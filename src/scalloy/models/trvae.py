@@ -9,7 +9,7 @@ from anndata import AnnData
 from scalloy._arguments import one_of, whole
 from scalloy._seeds import repeatable
 from scalloy.blocks.networks import NetworkSettings
-from scalloy.models._core import conditions, groups
+from scalloy.models._core import conditions, groups, responses
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood
 from scalloy.models._core.setup import OneModality
@@ -66,6 +66,9 @@ class TRVAE(ScalloyModel):
     write_transfer = conditions.write_transfer
     predict = conditions.predict
     get_transfer_groups = groups.get_transfer_groups
+    dose_response = responses.dose_response
+    interactions = responses.interactions
+    get_nearest_conditions = responses.get_nearest_conditions
     _group_unlabelled = groups.all_alike
     conditions = property(conditions.names)
 

@@ -128,9 +128,8 @@ class Structured:
         found = self.predicted("shift", group, source, to)
         pooled = Pooled(found.mean, found.sd, np.nan, np.nan)
         mean = with_decoder(own, pooled, self.worth([group], source, to).kinship)
-        far = bool(self.design.beyond(self.contents[to]))
         sd = pooled.sd_of_mean(cells)
-        return Shift(mean, sd, self._most_telling(found), far, uncertainty=found.sd)
+        return Shift(mean, sd, self._most_telling(found), far=False, uncertainty=found.sd)
 
     def level_change(
         self, own: np.ndarray, before: np.ndarray, group: str, source: str, to: str

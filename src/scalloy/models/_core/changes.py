@@ -117,6 +117,18 @@ class Changes:
                 self.known[key] = self._find(learned, name, source, target, np.sort(rows))
         return self.known[key]
 
+    def predicted(self, group: str, source: str, target: Target) -> Change | None:
+        """Return the change of a group as it is predicted, even if it was seen."""
+        assert self.structured is not None
+        assert target.content is not None
+        key = ("predicted", group, source, target.name)
+        if key not in self.known:
+            rows = np.flatnonzero((self.groups == group) & (self.under == source))
+            rows = np.sort(np.random.default_rng(self.how.seed).permutation(rows)[:MOST_CELLS])
+            learned = self.structured.of(target.name, target.content)
+            self.known[key] = self._find(learned, group, source, target, rows) if len(rows) else None
+        return self.known[key]
+
     def _learned(self, group: str, donor: str, source: str, target: Target) -> tuple[Learned, str]:
         """Return what a change is learned from, and the name that the group has there.
 

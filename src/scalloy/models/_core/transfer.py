@@ -38,7 +38,7 @@ from anndata import AnnData
 from scalloy import _keys
 from scalloy._arguments import few, warn
 from scalloy._seeds import seeded
-from scalloy.data.asked_conditions import columns_of
+from scalloy.data.asked_conditions import columns_of, design_in
 from scalloy.models._core.changes import Change, Changes, changes_of
 from scalloy.models._core.decoding import Decoded, How, batches, decode, drawn
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
@@ -109,7 +109,8 @@ def transfer(
             names = pd.util.hash_array(source.obs_names.to_numpy().astype(object))
             rng = np.random.default_rng([seed, int(names.sum() % 2**32)])  # pieces have draws of their own
             expected, counts = _changed(made, about["pair"], found, library_size, rng)
-            about["far"] = _far(about, found, to)
+            about["beyond"] = _is_beyond(model, target)
+            about["far"] = _far(about, found, to) | about["beyond"].to_numpy()
             about["skill"] = about["pair"].map({k: c.skill.mean for k, c in found.items() if c and c.skill})
     return _as_anndata(model, source, target, about, expected, counts, found, how)
 
@@ -234,6 +235,18 @@ def _far(about: pd.DataFrame, found: dict[str, Change | None], to: str) -> np.nd
     return about["pair"].map(of_pair).to_numpy(dtype=bool) & (about["source"] != to).to_numpy()
 
 
+def _is_beyond(model: Conditioned[HasConditions], target: Target) -> bool:
+    """Return whether a condition lies beyond those that were seen, with a warning of what does."""
+    if (structure := model.reader.structure) is None or target.content is None:
+        return False
+    if beyond := design_in(structure).beyond(target.content):
+        warn(
+            f"{target.name!r} lies beyond what the model has seen: {few(beyond)}. "
+            "`.obs['transfer_far']` marks these cells, and `.obs['transfer_skill']` has the skill to expect.",
+        )
+    return bool(beyond)
+
+
 def _warn_of_far(about: pd.DataFrame, to: str) -> None:
     """Warn of groups that are far, or say what would help if the model knows no groups."""
     far = about[about["far"]]
@@ -307,7 +320,7 @@ def _as_anndata(
         out.obs["transfer_skill"] = about["skill"].to_numpy(dtype=np.float64)
         out.obs["transfer_pair"] = pd.Categorical(about["pair"].map(_keys.safe))
         said |= _explained(found, [str(v) for v in out.var_names])
-        _warn_of_far(about, to)
+        _warn_of_far(about.assign(far=about["far"] & ~about["beyond"]), to)
     out.uns["transfer"] = said
     return out
 
