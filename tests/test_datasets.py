@@ -142,3 +142,132 @@ def test_donors_and_composition_of_a_trial():
 
     assert between_donors(apart) > 3 * between_donors(same)
     assert moved(apart) > 0.15 > 0.05 > moved(same)
+
+
+SCREEN = {"n_types": 2, "n_drugs": 4, "n_unseen": 1, "n_pairs": 3, "doses": (1.0, 3.0, 10.0)}
+
+
+def naive_mean(adata, n, parts, time):
+    """Mean counts of one cell, written out gene by gene from what is stored."""
+    curves, known = adata.uns["dose_curves"], adata.uns["screen"]
+    k = int(adata.obs["cell_type"].iloc[n].removeprefix("type_"))
+    times = known["times"]
+
+    def strength(drug, dose):
+        kind, m, h, onset = curves.loc[drug, ["kind", "halfway", "slope", "onset"]]
+        of = {"hill": lambda d: d**h / (d**h + m**h), "log": lambda d: np.log(1 + d / m), "flat": lambda d: 1}
+        s = of[kind](dose) / of[kind](10.0)
+        return s * (1 - np.exp(-time / onset)) / (1 - np.exp(-times[-1] / onset)) if len(times) else s
+
+    eta = []
+    for g in range(adata.n_vars):
+        value = np.log(adata.layers["mean_control"][n, g])
+        if len(times):
+            value += (time - times[0]) / (times[-1] - times[0]) * known["drift"][k, g]
+        for drug, dose in parts.items():
+            value += strength(drug, dose) * known["responses"][k, list(curves.index).index(drug), g]
+        if len(parts) == 2:
+            both = np.prod([strength(drug, dose) for drug, dose in parts.items()])
+            value += both * adata.uns["interactions"].loc["+".join(sorted(parts))].iloc[g]
+        eta.append(value)
+    share = np.exp(eta) / np.exp(eta).sum()
+    return adata.layers["mean_control"][n].sum() * share
+
+
+@pytest.mark.parametrize("times", [(), (6.0, 24.0, 72.0)])
+def test_a_screen_has_the_truth_of_every_condition(times):
+    adata = sa.datasets.screen(2500, 30, **SCREEN, times=times, theta=3.0, seed=4)
+    assert (adata.X != sa.datasets.screen(2500, 30, **SCREEN, times=times, theta=3.0, seed=4).X).nnz == 0
+    mean, x = np.asarray(adata.layers["mean"], dtype=float), adata.X.toarray()
+    standardised = (x - mean) / np.sqrt(mean + mean**2 / 3.0)  # NB variance
+    assert standardised.var() == pytest.approx(1, abs=0.1)
+    assert standardised.mean() == pytest.approx(0, abs=0.02)
+    assert set(adata.obs) == {"cell_type", "drug", "dose", *(["time"] if times else [])}
+    for n in (0, 1, 2, *np.flatnonzero(adata.obs["drug"].str.contains("+", regex=False))[:3]):
+        drug, dose = adata.obs["drug"].iloc[n], adata.obs["dose"].iloc[n]
+        time = adata.obs["time"].iloc[n] if times else 0.0
+        split = () if drug == "control" else zip(drug.split("+"), map(float, dose.split("+")), strict=True)
+        np.testing.assert_allclose(naive_mean(adata, n, dict(split), time), mean[n], rtol=1e-4)
+    time = times[1] if times else 0.0
+    never = [{"drug_4": 3.0}, {"drug_0": 30.0}, {"drug_1": 2.0}, {"drug_1": 10.0, "drug_2": 5.0}]
+    for parts in never:  # a drug without cells, a dose beyond, an inner dose, doses of a combination
+        found = sa.datasets.true_means(adata, parts, time=time if times else None)
+        np.testing.assert_allclose(found[7], naive_mean(adata, 7, parts, time), rtol=1e-4)
+    assert adata.obs["drug"].nunique() == 1 + 4 + 3
+
+
+def test_true_changes_are_those_of_the_mean_rates_of_a_type():
+    adata = sa.datasets.screen(400, 25, **SCREEN, seed=2)
+    parts = {"drug_0": 3.0, "drug_2": 10.0}
+    found = sa.datasets.true_changes(adata, parts)
+    assert list(found.index) == ["type_0", "type_1"]
+    before, after = (
+        np.asarray(adata.layers["mean_control"], dtype=float),
+        sa.datasets.true_means(adata, parts),
+    )
+    for name, change in found.iterrows():
+        rows = np.flatnonzero(adata.obs["cell_type"] == name)
+        rates = [np.mean([m[n] / m[n].sum() for n in rows], axis=0) for m in (before, after)]
+        np.testing.assert_allclose(change, np.log(rates[1] / rates[0]), rtol=1e-6, atol=1e-9)
+    nothing = sa.datasets.true_changes(adata, {})
+    np.testing.assert_allclose(nothing, 0, atol=1e-9)
+
+
+def test_pairs_of_a_screen_interact_on_few_genes():
+    """A third of the pairs does: synergies go with the two drugs, antagonisms against them."""
+    adata = sa.datasets.screen(300, 400, n_drugs=8, n_unseen=1, silent=1, seed=1)
+    table = adata.uns["interactions"]
+    assert table.shape == (9 * 8 / 2, 400)
+    some = (table != 0).mean(axis=1)
+    assert 0.15 < (some > 0).mean() < 0.4
+    assert some[some > 0].between(0.05, 0.16).all()
+    assert not some[table.index.str.contains("drug_7")].any()  # it is silent
+    responses = adata.uns["screen"]["responses"].mean(0)
+    agree = set()
+    for name in table.index[some > 0]:
+        a, b = (int(drug.removeprefix("drug_")) for drug in name.split("+"))
+        both, own = responses[a] + responses[b], table.loc[name].to_numpy()
+        agree |= set(np.sign(both * own)[both * own != 0]) if len(agree) < 2 else set()
+        assert len(set(np.sign(both * own)[both * own != 0])) == 1
+    assert agree == {-1.0, 1.0}
+    assert not sa.datasets.true_changes(adata, {"drug_7": 10.0}).to_numpy().round(9).any()
+    pairs = [d for d in adata.obs["drug"].unique() if "+" in d]
+    assert len(pairs) == 6
+    assert 0 < some[pairs].gt(0).sum() < 6
+
+
+def test_described_drugs_of_a_screen_are_alike_as_far_as_asked():
+    """Effects are a linear function of the descriptors, or have nothing to do with them."""
+    for described, least, most in ((1.0, 0.999, 1.001), (0.0, -1.0, 0.3)):
+        made = {"n_drugs": 60, "n_pairs": 0, "n_types": 1, "shared": 1.0, "doses": (1.0,)}
+        adata = sa.datasets.screen(200, 100, **made, described=described, seed=5)
+        d, r = adata.uns["descriptors"].to_numpy(), adata.uns["screen"]["responses"][0]
+        missed = r - d @ np.linalg.lstsq(d, r, rcond=None)[0]
+        assert least <= 1 - np.square(missed).sum() / np.square(r).sum() <= most
+        assert adata.obs["dose"].dtype == float
+        assert len(d) == 62
+
+
+def test_a_screen_is_read_and_written(tmp_path):
+    from scalloy.data.conditions import Conditions
+
+    adata = sa.datasets.screen(600, 25, **SCREEN, times=(1.0, 2.0), seed=2)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    again = sa.data.read(tmp_path / "a.h5ad")
+    asked = {"parts": {"drug_0": 2.0, "drug_4": 2.0}, "time": 1.5}
+    found, back = (sa.datasets.true_changes(x, **asked) for x in (adata, again))
+    np.testing.assert_allclose(found, back, rtol=1e-6)
+    told = Conditions("drug", dose="dose", time="time", descriptors="descriptors")
+    design = told.fitted(again)[0].design
+    assert len(design.contents) == 2 * (1 + 4 * 3 + 3 * 2)
+    assert "drug_4" in design.parts
+
+
+def test_what_a_screen_does_not_have():
+    adata = sa.datasets.screen(100, 25, **SCREEN)
+    with pytest.raises(ValueError, match="`parts` has the drug 'aspirin', which the screen does not have"):
+        sa.datasets.true_changes(adata, {"aspirin": 1.0})
+    with pytest.raises(ValueError, match=r"`time=3.0` was given, and the screen has no times"):
+        sa.datasets.true_means(adata, {"drug_0": 1.0}, time=3.0)
+    with pytest.raises(ValueError, match="`adata` does not have all genes of the screen"):
+        sa.datasets.true_changes(adata[:, 1:], {"drug_0": 1.0})

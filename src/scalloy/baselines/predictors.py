@@ -202,8 +202,7 @@ class Baseline:
 
     def _counts(self, cells: AnnData) -> np.ndarray:
         """Return the counts of cells as a dense array."""
-        x = cells.X if self.layer is None else cells.layers[self.layer]
-        return np.asarray(x.todense() if sp.issparse(x) else x, dtype=np.float32)
+        return dense(cells.X if self.layer is None else cells.layers[self.layer])
 
     def _predicted(self, seen: Seen, x: np.ndarray) -> np.ndarray:
         """Predict the cells ``x`` of one type by a method that needs neither counts nor pooling."""
@@ -319,6 +318,11 @@ def with_mean_shift(x: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """
     keep = 1 + np.minimum(shift, 0) / np.maximum(x.mean(0), 1e-12)
     return x * keep.clip(0) + np.maximum(shift, 0)
+
+
+def dense(counts: np.ndarray | sp.spmatrix) -> np.ndarray:
+    """Return counts as a dense array."""
+    return np.asarray(counts.todense() if sp.issparse(counts) else counts, dtype=np.float32)
 
 
 def log_scaled(fractions: np.ndarray, target_sum: float) -> np.ndarray:

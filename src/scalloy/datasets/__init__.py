@@ -1,6 +1,7 @@
 """Real data shipped with the package, larger data sets to download, and simulations with a known truth."""
 
 from scalloy.datasets.real import DOWNLOADS, citeseq, digits, fetch, kang, labelled, pbmc3k
+from scalloy.datasets.screens import screen, true_changes, true_means
 from scalloy.datasets.simulated import blobs, poisson_genes, programs, simulate, trial
 
 __all__ = [
@@ -14,6 +15,9 @@ __all__ = [
     "pbmc3k",
     "poisson_genes",
     "programs",
+    "screen",
     "simulate",
     "trial",
+    "true_changes",
+    "true_means",
 ]

@@ -9,6 +9,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scalloy.datasets import draws
+
 
 def simulate(
     n_obs: int = 2000,
@@ -64,7 +66,7 @@ def simulate(
     k = rng.choice(n_clusters, n_obs, p=shares / shares.sum())
     c, b = rng.integers(n_conditions, size=n_obs), rng.integers(n_batches, size=n_obs)
 
-    sparse_effects = partial(_sparse_effects, rng, n_vars)
+    sparse_effects = partial(draws.sparse_effects, rng, n_vars)
     gene = rng.normal(0, 1.2, n_vars)
     cluster = sparse_effects(n_clusters, 0.3, 1.2)
     factors = rng.normal(size=(n_obs, 2)) @ sparse_effects(2, 0.3, 0.25)
@@ -79,11 +81,11 @@ def simulate(
 
     def mean_under(code: np.ndarray) -> np.ndarray:
         eta = gene + cluster[k] + factors + shift[code] + own[k, code] + batch[b]
-        return _means(eta, ell).astype(np.float32)
+        return draws.means(eta, ell).astype(np.float32)
 
     names = ["control", *[f"treated_{i}" for i in range(1, n_conditions)]]
     mean = mean_under(c)
-    counts = _counts(rng, mean, theta)
+    counts = draws.counts(rng, mean, theta)
     obs = pd.DataFrame(
         {
             "cluster": pd.Categorical([f"cluster_{i}" for i in k]),
@@ -170,7 +172,7 @@ def trial(
         treated, rng.choice(n_types, n_obs, p=after / after.sum()), rng.choice(n_types, n_obs, p=before)
     )
 
-    sparse_effects = partial(_sparse_effects, rng, n_vars)
+    sparse_effects = partial(draws.sparse_effects, rng, n_vars)
     rest = rng.normal(0, 1.2, n_vars) + sparse_effects(n_types, 0.3, 1.2)[k]
     rest += rng.normal(0, donor_effect, (n_donors, n_vars))[d]
     rest += rng.normal(size=(n_obs, 2)) @ sparse_effects(2, 0.3, 0.25)
@@ -182,9 +184,9 @@ def trial(
 
     def mean_under(treated: np.ndarray) -> np.ndarray:
         eta = rest + (treated * strength)[:, None] * response[k]
-        return _means(eta, ell).astype(np.float32)
+        return draws.means(eta, ell).astype(np.float32)
 
-    counts = _counts(rng, mean_under(treated), theta)
+    counts = draws.counts(rng, mean_under(treated), theta)
     obs = pd.DataFrame(
         {
             "cell_type": pd.Categorical([f"type_{i}" for i in k]),
@@ -247,8 +249,8 @@ def programs(
     effect = rng.normal(0, 1.0, (n_programs, n_vars)) * (rng.random((n_programs, n_vars)) < 0.1)
     effect = effect if signed else 1.5 * np.abs(effect)
     eta = rng.normal(0, 1.2, n_vars) + activity @ effect
-    mean = _means(eta, library * rng.lognormal(0, 0.3, (n_obs, 1)))
-    counts = _counts(rng, mean, theta).astype(np.float32)
+    mean = draws.means(eta, library * rng.lognormal(0, 0.3, (n_obs, 1)))
+    counts = draws.counts(rng, mean, theta).astype(np.float32)
     obs = pd.DataFrame(index=[f"cell_{i}" for i in range(n_obs)])
     adata = AnnData(
         sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"gene_{i}" for i in range(n_vars)])
@@ -326,23 +328,3 @@ def blobs(
     obs.index = [f"point_{i}" for i in range(len(obs))]
     var = pd.DataFrame(index=[f"x{i}" for i in range(n_vars)])
     return AnnData(np.concatenate(parts).astype(np.float32), obs=obs, var=var)
-
-
-def _sparse_effects(
-    rng: np.random.Generator, n_vars: int, rows: int, share: float, scale: float
-) -> np.ndarray:
-    """Return normal effects on a random share of the genes, rows x genes, and 0 on the others."""
-    return rng.normal(0, scale, (rows, n_vars)) * (rng.random((rows, n_vars)) < share)
-
-
-def _means(eta: np.ndarray, ell: np.ndarray) -> np.ndarray:
-    """Return the means ``ell softmax(eta)`` of the counts of each cell."""
-    share = np.exp(eta - eta.max(axis=1, keepdims=True))
-    return ell * share / share.sum(axis=1, keepdims=True)
-
-
-def _counts(rng: np.random.Generator, mean: np.ndarray, theta: float) -> np.ndarray:
-    """Draw negative binomial counts, of which each cell has at least one."""
-    counts = rng.poisson(rng.gamma(theta, mean / theta))
-    counts[counts.sum(axis=1) == 0, 0] = 1
-    return counts
