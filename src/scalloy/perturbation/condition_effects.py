@@ -29,7 +29,7 @@ from scipy.optimize import minimize, nnls
 from scalloy.perturbation.condition_kernel import Context, Kernel
 from scalloy.perturbation.design import Content, Design
 
-GENES, CONTEXTS = 150, 96  # largest numbers from which weights are learned, and of contexts for a prediction
+GENES, CONTEXTS = 64, 96  # largest numbers from which weights are learned, and of contexts for a prediction
 CHUNK = 64  # genes at a time
 DILUTIONS = (0.0, 0.15, 0.3, 0.5)
 FEW_COMBINATIONS = 3  # smallest number of combinations from which the dilution is learned

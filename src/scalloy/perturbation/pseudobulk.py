@@ -25,9 +25,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 SCALE = 5e4  # total count to which rates are scaled before the logarithm
 PSEUDO = 0.5  # counts that are added to a gene before its variance is computed, so that it is not zero
+SUMMED = (
+    100  # number of counts over which probabilities are summed; means of a quarter of it and more are many
+)
 WELL_KNOWN = 0.9  # quantile of the weights of genes at which they are capped
 
 
@@ -61,6 +65,33 @@ class Pseudobulk:
         rate = (self.counts + PSEUDO) / total
         variance = rate / total + dispersion * np.square(rate) * self.square_total / total**2
         return variance * np.square(SCALE / (1 + SCALE * rate))
+
+    def variance_of_few(self, dispersion: np.ndarray, usual: np.ndarray) -> np.ndarray:
+        """Return the sampling variance of the level of each gene, which is exact for small counts, too.
+
+        Counts are taken to be negative binomial. Their expected number is the mean of the observed one and
+        the usual one, so that a gene without counts here is not taken to be without noise.
+
+        Parameters
+        ----------
+        dispersion
+            Negative binomial dispersion by gene.
+        usual
+            Usual rate of each gene.
+        """
+        total = max(self.total, 1e-12)
+        mean = np.maximum((self.counts + usual * total) / 2, 1e-6)
+        spread = dispersion * self.square_total / total**2
+        slope = SCALE / (total + SCALE * mean)
+        out = (mean + spread * np.square(mean)) * np.square(slope)
+        few = mean < SUMMED / 4
+        k = np.arange(SUMMED)[:, None]
+        size = 1 / np.maximum(spread[few], 1e-6)
+        chance = stats.nbinom.pmf(k, size, size / (size + mean[few]))
+        value = np.log1p(SCALE / total * k)
+        first = (chance * value).sum(0)
+        out[few] = np.maximum((chance * np.square(value)).sum(0) - np.square(first), 0.0)
+        return out
 
 
 def level(rate: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ from scalloy.models._core.targets import Target, knowing
 from scalloy.perturbation.composition import common_factor
 from scalloy.perturbation.donors import AT_LEAST, Seen
 from scalloy.perturbation.fold_changes import Sample
-from scalloy.perturbation.group_effects import Shift, combined
+from scalloy.perturbation.group_effects import Shift, Worth, combined
 from scalloy.perturbation.left_out import ExpectedSkill, promised
 from scalloy.perturbation.pseudobulk import level, log_per_level, rate_at
 from scalloy.perturbation.redraw_counts import SHAPE
@@ -44,6 +44,7 @@ from scalloy.vae.base import HasConditions
 
 SHALLOWEST = 500.0  # smallest scale of shifts; on smaller ones, a few cells with many counts sway the mean
 MOST_SUMS = 30_000_000  # largest number of sums of genes over groups, donors and conditions
+NOTHING_KNOWN = Worth(0.0, ExpectedSkill(np.nan, np.nan, np.nan, 0))
 MOST_CELLS = 2000  # largest number of cells of a group from which its change is found
 
 
@@ -196,8 +197,8 @@ class Changes:
             by_shift = sample.rates_after(wanted - made.observed.mean(0))
             own = level(before * pattern / decoded) - level(before)
             by_levels = shown.level_change(own, level(before), group, source, to)
-            share = shown.worth(shift.others, source, to).share if by_levels else 0.0
-            after, sd = self._combined(sample, shift, by_shift, by_levels, share)
+            worth = shown.worth(shift.others, source, to) if by_levels else NOTHING_KNOWN
+            after, sd = self._combined(sample, shift, by_shift, by_levels, worth)
             common = common_factor(before, after)
             after, shape = common * after, np.full_like(after, SHAPE)
         now, then = (asked.mean_logs(rate, shape) for rate in (before, after))
@@ -217,7 +218,7 @@ class Changes:
         shift: Shift,
         by_shift: np.ndarray,
         by_levels: tuple[np.ndarray, np.ndarray] | None,
-        share: float,
+        worth: Worth,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the rates after a change, and the standard deviation of the change of levels.
 
@@ -231,15 +232,18 @@ class Changes:
             Rates that correspond to it.
         by_levels
             Predicted change of levels and its standard deviation; ``None`` if there is none.
-        share
-            How far it is believed.
+        worth
+            Value of predictions on this scale.
         """
         if by_levels is None or shift.uncertainty is None:
             return by_shift, np.full_like(by_shift, np.nan)
         slope = sample.slopes(by_shift, np.full_like(by_shift, SHAPE))
         sd_shift = shift.uncertainty / np.maximum(slope * log_per_level(by_shift), 1e-12)
         now = level(sample.every)
-        change, sd = combined(level(by_shift) - now, by_levels[0], sd_shift, by_levels[1], share)
+        sds = sd_shift, by_levels[1]
+        change, sd = combined(
+            level(by_shift) - now, by_levels[0], *sds, worth.share, by_precision=worth.by_precision
+        )
         return np.where(change == 0, sample.every, rate_at(now + change)), sd
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy import stats
 
@@ -99,7 +100,8 @@ def dose_response(
         assert target.content is not None
         beyond = bool(design.beyond(target.content))
         for group in groups:
-            change = changes.predicted(group, start, target) if dose else None
+            with torch.no_grad():
+                change = changes.predicted(group, start, target) if target.name != start else None
             mean, sd = _of_counts(change, len(model.reader.var_names))
             found = pd.DataFrame({"group": group, "dose": dose, "gene": names, "log_fold_change": mean[rows]})
             parts.append(found.assign(sd=sd[rows], beyond=beyond))
