@@ -14,7 +14,8 @@ Levels are close to logarithms of rates, so their differences are log fold chang
 hardly any counts, whose logarithm would be mostly noise. Unlike means of logarithms over cells, they do not
 depend on how deeply single cells were sequenced.
 
-The dispersion of a gene is estimated from the squared deviations of its counts in all cells. The estimate is
+The dispersion of a gene is estimated from the squared deviations of its counts in all cells, which are
+divided by 1 - sum_i ell_i^2 / N^2 in each group, since they are from the group's own rate. The estimate is
 uncertain for genes with few counts, so it is shrunk to the mean over genes as far as its standard error asks
 (normal model, empirical Bayes).
 """
@@ -127,7 +128,8 @@ def dispersions(
     observed, poisson, curved = (np.zeros_like(squares[0], dtype=np.float64) for _ in range(3))
     for group, square, product in zip(groups, squares, products, strict=True):
         expected = np.square(group.rate) * group.square_total
-        observed = observed + square - 2 * group.rate * product + expected
+        lost = min(group.square_total / max(group.total, 1e-12) ** 2, 0.5)  # to the rate, which was fitted
+        observed = observed + (square - 2 * group.rate * product + expected) / (1 - lost)
         poisson, curved = poisson + group.counts, curved + expected
     curved = np.maximum(curved, 1e-12)
     found = (observed - poisson) / curved

@@ -64,6 +64,16 @@ class Structured:
         """Groups and conditions that were seen against the control."""
         return [(group, self.contents[name]) for group, name in self._pairs]
 
+    def n_cells(self, group: str, content: Content) -> int:
+        """Return the smaller number of cells of a group under the control and under a condition.
+
+        Parameters
+        ----------
+        group, content
+            Group, and content of the condition.
+        """
+        return int(min(m.n for m in self._pairs[group, self.design.name_of(content)]))
+
     def effects(self, scale: str) -> ConditionEffects:
         """Return the Gaussian process on a scale, ``"shift"`` or ``"levels"``.
 
@@ -88,8 +98,11 @@ class Structured:
             assert self.seen.dispersion is not None
             bulks = {id(m): m.bulk for m in every if m.bulk is not None}
             value = {k: level(bulk.rate) for k, bulk in bulks.items()}
-            usual = np.mean([bulk.rate for bulk in bulks.values()], axis=0)
-            noise = {k: b.variance_of_few(self.seen.dispersion, usual) for k, b in bulks.items()}
+            noise = {}
+            for group in {group for group, _ in self._pairs}:
+                own = {id(m) for (g, _), pair in self._pairs.items() if g == group for m in pair}
+                usual = np.mean([bulks[k].rate for k in own], axis=0)
+                noise |= {k: bulks[k].variance_of_few(self.seen.dispersion, usual) for k in own}
         change = np.stack([value[id(after)] - value[id(before)] for before, after in pairs])
         of_cells, of_control = (np.stack([noise[id(pair[k])] for pair in pairs]) for k in (1, 0))
         groups = [group for group, _ in self._pairs]

@@ -103,7 +103,7 @@ def transfer(
             pairs = about.drop_duplicates("pair").itertuples()
             found = {row.pair: changes.of(row.group, row.donor, row.source, target) for row in pairs}
             _warn_of_strays(about, changes.seen, to)
-            _warn_of_worse(found, to)
+            _warn_of_worse(found, to, structured=model.reader.structure is not None)
             keep = BY_DECODER if None in found.values() else BY_CHANGE
             (made,) = decode(model, cells, code, how, keep=keep)
             names = pd.util.hash_array(source.obs_names.to_numpy().astype(object))
@@ -167,16 +167,17 @@ def _warn_of_strays(about: pd.DataFrame, seen: Seen, to: str) -> None:
             )
 
 
-def _warn_of_worse(found: dict[str, Change | None], to: str) -> None:
-    """Warn if groups that were left out would have been predicted worse than by no change."""
+def _warn_of_worse(found: dict[str, Change | None], to: str, *, structured: bool) -> None:
+    """Warn if what was left out would have been predicted worse than by no change."""
     of: dict[tuple[int, int], list[str]] = {}
     for pair, change in found.items():
         if change is not None and change.skill is not None and change.skill.worse and change.skill.mean > 0:
             of.setdefault((change.skill.worse, change.skill.contexts), []).append(pair)
     for (worse, contexts), pairs in of.items():
+        kind = "groups under such conditions" if structured else "groups"
         warn(
-            f"Groups respond differently under {to!r}: left out in turn, {worse} of {contexts} would have "
-            f"been predicted worse than by no change. So may be {few(sorted(pairs))}. "
+            f"Responses differ under {to!r}: {worse} of {contexts} {kind}, left out in turn, would have been "
+            f"predicted worse than by no change. So may be {few(sorted(pairs))}. "
             "`.obs['transfer_skill']` has the skill to expect.",
         )
 
