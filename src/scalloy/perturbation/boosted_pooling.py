@@ -59,7 +59,7 @@ AXES: dict[str, tuple[str, ...]] = {
 
 
 class Rows(NamedTuple):
-    """What trees learn from of a group: features of its genes, and the errors of its pooled change.
+    """Training data of trees from one group: features of its genes, and errors of its pooled change.
 
     ``sd`` is the standard deviation of that change, one value for each of the genes.
     """
