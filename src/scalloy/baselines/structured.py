@@ -331,7 +331,8 @@ def _regressed(x: np.ndarray, y: np.ndarray, to: np.ndarray) -> np.ndarray:
     middle, scale = x.mean(0), np.sqrt(np.square(x - x.mean(0)).sum(1).mean()) or 1.0
     x, to = (x - middle) / scale, (to - middle) / scale
     gammas = [1 / (width * (typical_distance(x) or 1.0)) for width in WIDTHS]
-    kernels = [*({"kernel": "rbf", "gamma": gamma} for gamma in gammas), {"kernel": "linear"}]
+    kernels: list[dict[str, Any]] = [{"kernel": "rbf", "gamma": gamma} for gamma in gammas]
+    kernels.append({"kernel": "linear"})
     folds = list(KFold(min(len(x), FOLDS), shuffle=True, random_state=0).split(x))
 
     def predicted(settings: dict[str, Any], rows: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -318,7 +318,7 @@ def _predictions(
     for hold_out in held:
         fold = task.fold(hold_out)
         for name, predictor in known.items():
-            for seed in seeds if predictor.seeded or len(seeds) == 1 else (-1,):
+            for seed in seeds if predictor.seeded or _is_simulated(task.cells) else (-1,):
                 predict = predictor.trained(fold, max(seed, 0))
                 for group, content in hold_out.scored:
                     if (found := predict(group, content)) is not None:
@@ -354,7 +354,11 @@ def _judged(
     made: dict[tuple[str, str, int], list[AnnData]] = {}
     for _, (group, content), fold, name, seed, found in _predictions(task, held, known, seeds):
         source = fold.source[group]
-        counts = found.counts if found.counts is not None else counts_after(source, found.change, 1e4, seed)
+        counts = (
+            found.counts
+            if found.counts is not None
+            else counts_after(source, found.change, 1e4, max(seed, 0))
+        )
         cells = AnnData(np.zeros(source.shape, dtype=np.float32), obs=source.obs[[]], var=source.var)
         cells.layers["counts"], cells.obs[CONDITION] = counts, task.design.name_of(content)
         made.setdefault((group, name, seed), []).append(cells)
