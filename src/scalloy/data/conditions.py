@@ -179,6 +179,8 @@ class Conditions:
             split = [name] if self.separator is None else name.split(self.separator)
             split = [part.strip() for part in split]
             each = self._each_dose(dose, len(split))
+            if len(doses) < len(names) and set(split) <= set(self.control):
+                continue  # the doses are those of the other factors
             if each is None:
                 odd.append(f"{name!r} has {len(split)} parts and the doses {dose!r}")
                 continue
@@ -201,11 +203,11 @@ class Conditions:
             return [1.0] * n
         if isinstance(dose, str):
             split = self._split_doses(dose)
-            if len(split) not in (1, n):
+            if len(split) not in (1, n) or not all(_is_number(v) for v in split if v not in MISSING):
                 return None
             each = [float(v) if v not in MISSING else None for v in split]
             return each * n if len(each) == 1 else each
-        return [None if pd.isna(dose) else float(dose)] * n
+        return [None if not _is_number(dose) or pd.isna(dose) else float(dose)] * n
 
     def _doses(self, obs: pd.DataFrame, key: str) -> pd.Series:
         """Return a column of doses: numbers, or text with one number for each part of a combination."""
@@ -375,21 +377,19 @@ def as_described(design: Design) -> dict[str, np.ndarray] | None:
     return dict(zip(design.parts, design.descriptors, strict=True))
 
 
-def _is_number(text: str) -> bool:
-    """Return whether text is a number."""
+def _is_number(given: Any) -> bool:
+    """Return whether something is a number, or text of one."""
     try:
-        float(text)
-    except ValueError:
+        float(given)
+    except (TypeError, ValueError):
         return False
     return True
 
 
 def _names(argument: str, given: Any) -> tuple[str, ...]:
     """Return one name or several as a tuple."""
-    names = (given,) if isinstance(given, str) else given
-    if isinstance(names, Mapping) or not isinstance(names, Iterable):
-        names = (names,)
-    names = tuple(names)
+    single = isinstance(given, str | Mapping) or not isinstance(given, Iterable)
+    names = (given,) if single else tuple(given)
     if odd := [name for name in names if not isinstance(name, str)]:
         msg = f"`{argument}` has {odd[0]!r}, a {type(odd[0]).__name__}. Expected names, as text."
         raise TypeError(msg)
