@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -118,22 +119,9 @@ class ConditionEffects:
         parts, noise = kernel.of(seen.contexts, seen.contexts), seen.covariance(genes)
         y, size = seen.change[:, genes].T, self.size[genes]
         start = np.log(np.full(len(parts), 1.0 / len(parts)))
-
-        def loss(log_weights: np.ndarray) -> tuple[float, np.ndarray]:
-            weights = np.exp(log_weights)
-            covariance = np.tensordot(weights, parts, 1)
-            total, pull = 0.0, np.zeros_like(covariance)
-            for one, of_gene, s in zip(y, noise, size, strict=True):
-                factor = cho_factor(s * covariance + of_gene + TINY * np.eye(len(of_gene)), lower=True)
-                inverse = cho_solve(factor, np.eye(len(of_gene)))
-                alpha = inverse @ one
-                total += 0.5 * one @ alpha + np.log(np.diag(factor[0])).sum()
-                pull += s * (inverse - np.outer(alpha, alpha))
-            gradient = 0.5 * weights * np.tensordot(parts, pull, 2)
-            return total / len(y), gradient / len(y)
-
         bounds = [(np.log(LEAST) - 7, np.log(30.0))] * len(parts)
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": STEPS})
+        settings: dict[str, Any] = {"method": "L-BFGS-B", "bounds": bounds, "options": {"maxiter": STEPS}}
+        found = minimize(unlikelihood, start, (parts, noise, y, size), jac=True, **settings)
         return float(found.fun), kernel, np.exp(found.x)
 
     # predictions --------------------------------------------------------------------------------
@@ -218,6 +206,37 @@ class ConditionEffects:
         root = np.sqrt(self.seen.shared[:, every])
         both = (found.weight[:, same] * root[found.rows[same]].T).sum(1) * root[context]
         return self.seen.variance[context, every] - 2 * both
+
+
+def unlikelihood(
+    log_weights: np.ndarray, parts: np.ndarray, noise: np.ndarray, y: np.ndarray, size: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Return the mean negative log marginal likelihood of genes, but for a constant, and its gradient.
+
+    Parameters
+    ----------
+    log_weights
+        Logarithms of the weights of the components.
+    parts
+        Components of the covariance, components x contexts x contexts.
+    noise
+        Covariance of the noise, genes x contexts x contexts.
+    y
+        Changes that were seen, genes x contexts.
+    size
+        Mean square of the effects on each gene.
+    """
+    weights = np.exp(log_weights)
+    covariance = np.tensordot(weights, parts, 1)
+    total, pull = 0.0, np.zeros_like(covariance)
+    for one, of_gene, s in zip(y, noise, size, strict=True):
+        factor = cho_factor(s * covariance + of_gene + TINY * np.eye(len(of_gene)), lower=True)
+        inverse = cho_solve(factor, np.eye(len(of_gene)))
+        alpha = inverse @ one
+        total += 0.5 * one @ alpha + np.log(np.diag(factor[0])).sum()
+        pull += s * (inverse - np.outer(alpha, alpha))
+    gradient = 0.5 * weights * np.tensordot(parts, pull, 2)
+    return total / len(y), gradient / len(y)
 
 
 def sizes(seen: Observed, design: Design) -> tuple[np.ndarray, np.ndarray]:
