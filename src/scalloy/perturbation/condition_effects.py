@@ -34,7 +34,8 @@ GENES, CONTEXTS = 64, 96  # largest numbers from which weights are learned, and 
 CHUNK = 64  # genes at a time
 DILUTIONS = (0.0, 0.15, 0.3, 0.5)
 FEW_COMBINATIONS = 3  # smallest number of combinations from which the dilution is learned
-STEPS = 60  # largest number of steps of the optimiser
+STEPS, FURTHER_STEPS = 60, 15  # largest number of steps of the optimiser, at first and for further dilutions
+MOST_KEPT = 1000  # largest number of contexts whose covariance is kept
 LEAST, TINY = 1e-3, 1e-12
 PRIOR = 4.0  # number of contexts that the mean over genes is worth
 
@@ -101,16 +102,20 @@ class ConditionEffects:
     size: np.ndarray = field(init=False)  # s_g^2
     kernel: Kernel = field(init=False)
     weights: np.ndarray = field(init=False)
+    _kept: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         several = len({group for group, _ in self.seen.contexts}) > 1
         self.size, scale = sizes(self.seen, self.design)
         combined = sum(len(content.parts) > 1 for _, content in self.seen.contexts)
         tried = DILUTIONS if combined >= FEW_COMBINATIONS else DILUTIONS[:1]
-        fits = [self._fitted(Kernel(self.design, scale, a, several)) for a in tried]
+        fits, start = [], None
+        for a in tried:
+            fits.append(self._fitted(Kernel(self.design, scale, a, several), start))
+            start = fits[-1][2]
         _, self.kernel, self.weights = min(fits, key=lambda fit: fit[0])
 
-    def _fitted(self, kernel: Kernel) -> tuple[float, Kernel, np.ndarray]:
+    def _fitted(self, kernel: Kernel, start: np.ndarray | None) -> tuple[float, Kernel, np.ndarray]:
         """Return the negative marginal likelihood, and the weights at which it is smallest."""
         rng = np.random.default_rng(0)
         seen = self.seen.of(np.sort(rng.permutation(len(self.seen.contexts))[:CONTEXTS]))
@@ -118,10 +123,11 @@ class ConditionEffects:
         genes = np.sort(np.argsort(-clear, kind="stable")[:GENES])
         parts, noise = kernel.of(seen.contexts, seen.contexts), seen.covariance(genes)
         y, size = seen.change[:, genes].T, self.size[genes]
-        start = np.log(np.full(len(parts), 1.0 / len(parts)))
+        begin = np.log(np.full(len(parts), 1.0 / len(parts)) if start is None else start)
         bounds = [(np.log(LEAST) - 7, np.log(30.0))] * len(parts)
-        settings: dict[str, Any] = {"method": "L-BFGS-B", "bounds": bounds, "options": {"maxiter": STEPS}}
-        found = minimize(unlikelihood, start, (parts, noise, y, size), jac=True, **settings)
+        steps = STEPS if start is None else FURTHER_STEPS
+        settings: dict[str, Any] = {"method": "L-BFGS-B", "bounds": bounds, "options": {"maxiter": steps}}
+        found = minimize(unlikelihood, begin, (parts, noise, y, size), jac=True, **settings)
         return float(found.fun), kernel, np.exp(found.x)
 
     # predictions --------------------------------------------------------------------------------
@@ -135,6 +141,15 @@ class ConditionEffects:
             Groups and conditions.
         """
         return np.tensordot(self.weights, self.kernel.of(these, those), 1)
+
+    def _within(self, rows: np.ndarray) -> np.ndarray:
+        """Return the covariance of contexts that were seen; that of all is kept, unless there are many."""
+        if len(self.seen.contexts) > MOST_KEPT:
+            contexts = [self.seen.contexts[i] for i in rows]
+            return self.covariance(contexts, contexts)
+        if self._kept is None:
+            self._kept = self.covariance(self.seen.contexts, self.seen.contexts)
+        return self._kept[np.ix_(rows, rows)]
 
     def predict(
         self,
@@ -168,12 +183,11 @@ class ConditionEffects:
         if not len(rows):
             nothing = np.zeros(len(every))
             return Predicted(nothing, np.sqrt(self.size[every] * prior), rows, np.zeros((len(nothing), 0)))
-        between = sign @ self.covariance(ends, [self.seen.contexts[i] for i in rows])
+        between = sign @ self.covariance(ends, self.seen.contexts)
         if len(rows) > CONTEXTS:
-            chosen = np.sort(np.argsort(-np.abs(between), kind="stable")[:CONTEXTS])
-            rows, between = rows[chosen], between[chosen]
-        seen = self.seen.of(rows)
-        within = self.covariance(seen.contexts, seen.contexts)
+            rows = np.sort(rows[np.argsort(-np.abs(between[rows]), kind="stable")[:CONTEXTS]])
+        seen, between = self.seen.of(rows), between[rows]
+        within = self._within(rows)
         mean, variance = np.zeros(len(every)), np.zeros(len(every))
         weight = np.zeros((len(mean), len(rows)))
         for begin in range(0, len(mean), CHUNK):
