@@ -7,7 +7,14 @@ import pytest
 
 from scalloy.perturbation import pseudobulk
 from scalloy.perturbation.group_moments import Sums
-from scalloy.perturbation.pseudobulk import Pseudobulk, dispersions, level, log_per_level, rate_at
+from scalloy.perturbation.pseudobulk import (
+    SUMMED,
+    Pseudobulk,
+    dispersions,
+    level,
+    log_per_level,
+    rate_at,
+)
 
 GENES = 60
 
@@ -98,3 +105,35 @@ def test_genes_without_counts_have_the_mean_dispersion_and_a_finite_variance():
     nothing = Pseudobulk(np.zeros(3), 0.0, 0.0)
     np.testing.assert_array_equal(nothing.rate, 0)
     np.testing.assert_array_equal(dispersions([nothing], [np.zeros(3)], [np.zeros(3)]), 0)
+
+
+# few counts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mean", [0.01, 0.1, 0.5, 2.0, 8.0, 24.0, 26.0, 100.0])
+@pytest.mark.parametrize("dispersion", [0.0, 0.5])
+def test_the_variance_of_few_counts_is_that_of_draws(mean, dispersion):
+    """Monte Carlo: counts of a group are negative binomial, and their level is a logarithm."""
+    rng, total, n = np.random.default_rng(0), 1e5, 200_000
+    cells = 40  # of the same size
+    spread = dispersion / cells
+    rate = rng.gamma(1 / spread, spread, n) * mean if spread else mean
+    drawn = level(rng.poisson(rate, n) / total)
+    group = Pseudobulk(np.array([mean]), total, total**2 / cells)
+    found = group.variance_of_few(np.array([dispersion]), np.array([mean / total]))
+    tolerance = 0.02 if mean < SUMMED / 4 else 0.1  # a tangent for many counts, a sum over counts for few
+    assert found == pytest.approx(drawn.var(), rel=tolerance)
+
+
+def test_genes_without_counts_are_not_taken_to_be_without_noise():
+    """Their expected count is half of the usual one; so is that of a gene with many and no usual count."""
+    group = Pseudobulk(np.array([0.0, 3.0, 0.0]), 1e4, 1e6)
+    usual = np.array([3e-4, 3e-4, 0.0])
+    found = group.variance_of_few(np.full(3, 0.1), usual)
+    as_usual = Pseudobulk(np.array([1.5]), 1e4, 1e6).variance_of_few(np.full(1, 0.1), np.full(1, 1.5e-4))
+    assert found[0] == pytest.approx(as_usual[0])
+    assert found[1] > 0
+    assert 0 <= found[2] < 1e-3
+    many = Pseudobulk(np.array([50.0, 1.0]), 1e4, 1e6).variance_of_few(np.full(2, 0.1), np.full(2, 5e-3))
+    assert np.isfinite(many).all()
+    assert np.isfinite(Pseudobulk(np.zeros(2), 0.0, 0.0).variance_of_few(np.zeros(2), np.zeros(2))).all()

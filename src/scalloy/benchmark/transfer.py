@@ -378,7 +378,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     out = spread(by_seed[columns].mean().reset_index(), ["method"], columns, digits=3)
     if "skill" not in frame:
         return out
-    out[("worst_skill", "mean")] = by_seed["skill"].min().groupby("method").mean().round(3)
+    out[("worst_skill", "mean")] = by_seed["skill"].min().groupby("method").mean().round(3) + 0.0
     if "expected_skill" in frame:
         out[("promise_auroc", "mean")] = promise_auroc(frame).round(3)
     return out

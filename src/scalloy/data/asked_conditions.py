@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,8 @@ def content_of(conditions: Conditions, to: Any) -> Content:
         parts = {name: amount for name, amount in given.items() if name not in conditions.control}
     else:
         parts = _by_columns(conditions, given)
-    for name, amount in {**parts, conditions.time or "time": time}.items():
-        if isinstance(amount, bool | str) or not np.isscalar(amount) or not 0 <= float(amount) < np.inf:
+    for name, amount in [*parts.items(), (conditions.time or "time", time)]:
+        if isinstance(amount, bool | np.bool_) or not isinstance(amount, Real) or not 0 <= amount < np.inf:
             msg = f"`to` has {amount!r} for {name!r}. Expected an amount: a finite number from 0."
             raise ValueError(msg)
     return _checked(design, Content.of(parts, float(time)))
@@ -86,8 +87,8 @@ def _by_name(conditions: Conditions, design: Design, to: str) -> Content:
 
 
 def _checked(design: Design, content: Content) -> Content:
-    """Check that every part of a condition was seen or described."""
-    for part, _ in content.parts:
+    """Check that every part of a condition was seen or described, and that its name is its own."""
+    for part, amount in content.parts:
         if part not in design.parts:
             near = difflib.get_close_matches(part, design.parts, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -96,6 +97,16 @@ def _checked(design: Design, content: Content) -> Content:
                 f"Known: {few(design.parts)}.{hint}"
             )
             raise ValueError(msg)
+        if not design.dosed and amount != 1:
+            msg = (
+                f"`to` has the dose {amount:.6g} of {part!r}, and the model knows no doses. Pass 1, or train "
+                "a model on cells with doses."
+            )
+            raise ValueError(msg)
+    name = design.name_of(content)
+    if dict(zip(design.names, design.contents, strict=True)).get(name, content) != content:
+        msg = f"`to` would have the name of another condition, {name!r}. Rename the parts, and train again."
+        raise ValueError(msg)
     return content
 
 
@@ -110,15 +121,17 @@ def columns_of(conditions: Conditions, content: Content) -> dict[str, Any]:
         Content of the condition.
     """
     out: dict[str, Any] = {}
-    parts, joint = list(content.parts), conditions.separator or "+"
+    parts, last = list(content.parts), len(conditions.factors) - 1
+    joint, doses = conditions.separator or "+", conditions.dose or ()
+    if len(doses) == 1 and len({amount for _, amount in parts}) > 1:
+        last = 0  # one column of doses cannot say which factor has which
     for i, key in enumerate(conditions.factors):
-        own = parts if len(conditions.factors) == 1 else parts[i : i + 1]
+        own = parts[i : i + 1] if i < last else parts[i:] if i == last else []
         out[key] = joint.join(part for part, _ in own) or conditions.control[0]
-        if conditions.dose is not None and i < len(conditions.dose):
-            doses = [amount for _, amount in own]
-            out[conditions.dose[i]] = (
-                joint.join(f"{v:.6g}" for v in doses) if len(set(doses)) > 1 else (doses or [0.0])[0]
-            )
+        if i < len(doses) and (own or len(doses) > 1 or not parts):
+            each = [amount for _, amount in own]
+            text = joint.join(f"{v:.6g}" for v in each)
+            out[doses[i]] = text if len(set(each)) > 1 else (each or [0.0])[0]
     if conditions.time is not None:
         out[conditions.time] = content.time
     return out

@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from scalloy._arguments import few
@@ -76,9 +78,10 @@ class Conditions:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, _names(name, value))
-        if not self.factors:
-            msg = "`factors=()` names no column. Pass the column of `adata.obs` with the perturbations."
-            raise ValueError(msg)
+        for name, lacks in {"factors": "column with perturbations", "control": "value without one"}.items():
+            if not getattr(self, name):
+                msg = f"`{name}=()` is empty. Pass the name of the {lacks}."
+                raise ValueError(msg)
         for name in ("time", "separator", "key_added"):
             value = getattr(self, name)
             if not (isinstance(value, str) and value) and not (value is None and name != "key_added"):
@@ -88,6 +91,12 @@ class Conditions:
             msg = (
                 f"`dose` names {len(self.dose)} columns, and `factors` {len(self.factors)}. Pass one column "
                 "of doses for each factor, in the same order, or one for all."
+            )
+            raise ValueError(msg)
+        if self.key_added in (*self.factors, *(self.dose or ()), self.time):
+            msg = (
+                f"`key_added={self.key_added!r}` is one of the columns that are read, and it would be "
+                "overwritten. Pass another name."
             )
             raise ValueError(msg)
 
@@ -115,14 +124,23 @@ class Conditions:
             msg = f"`.obsm[{key!r}]` holds amounts, so `dose={self.dose[0]!r}` has no use. Leave it out."
             raise ValueError(msg)
         table = adata.obsm[key]
+        table = table.toarray() if sp.issparse(table) else table
         table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(np.asarray(table))
-        amounts = table.to_numpy(dtype=np.float64)
+        names = [str(name) for name in table.columns]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            msg = f"`.obsm[{key!r}]` has several columns for {few(map(repr, twice))}. Keep one of each."
+            raise ValueError(msg)
+        try:
+            amounts = table.to_numpy(dtype=np.float64)
+        except (TypeError, ValueError):
+            msg = f"`.obsm[{key!r}]` holds something that is no number. Pass the amount of each perturbation."
+            raise TypeError(msg) from None
         if not (np.isfinite(amounts) & (amounts >= 0)).all():
             msg = f"`.obsm[{key!r}]` has amounts below zero or not finite. An amount of 0 stands for none."
             raise ValueError(msg)
-        names = [str(name) for name in table.columns]
-        times = self._times(adata.obs)
-        rows, codes = np.unique(np.column_stack([amounts, times]), axis=0, return_inverse=True)
+        kept = [i for i, name in enumerate(names) if name not in self.control]
+        names, times = [names[i] for i in kept], self._times(adata.obs)
+        rows, codes = np.unique(np.column_stack([amounts[:, kept], times]), axis=0, return_inverse=True)
         found = [Content.of(dict(zip(names, row[:-1], strict=True)), row[-1]) for row in rows]
         return codes.ravel(), found
 
@@ -141,7 +159,7 @@ class Conditions:
         if odd:
             msg = (
                 f"`dose` and `factors` contradict each other: {few(dict.fromkeys(odd))}. The control has no "
-                "dose (0 or missing), every perturbation has one, and no dose is below zero."
+                "dose (0 or missing), every perturbation has a name and a dose, and no dose is below zero."
             )
             raise ValueError(msg)
         return codes, found
@@ -161,8 +179,13 @@ class Conditions:
             split = [name] if self.separator is None else name.split(self.separator)
             split = [part.strip() for part in split]
             each = self._each_dose(dose, len(split))
+            if len(doses) < len(names) and set(split) <= set(self.control):
+                continue  # the doses are those of the other factors
             if each is None:
                 odd.append(f"{name!r} has {len(split)} parts and the doses {dose!r}")
+                continue
+            if "" in split and "" not in self.control:
+                odd.append(f"{name!r} has a part without a name")
                 continue
             for part, amount in zip(split, each, strict=True):
                 if part in self.control:
@@ -179,12 +202,12 @@ class Conditions:
         if self.dose is None:
             return [1.0] * n
         if isinstance(dose, str):
-            split = dose.split(self.separator or "+")
-            if len(split) not in (1, n):
+            split = self._split_doses(dose)
+            if len(split) not in (1, n) or not all(_is_number(v) for v in split if v not in MISSING):
                 return None
-            each = [float(v) if v.strip() not in MISSING else None for v in split]
+            each = [float(v) if v not in MISSING else None for v in split]
             return each * n if len(each) == 1 else each
-        return [None if pd.isna(dose) else float(dose)] * n
+        return [None if not _is_number(dose) or pd.isna(dose) else float(dose)] * n
 
     def _doses(self, obs: pd.DataFrame, key: str) -> pd.Series:
         """Return a column of doses: numbers, or text with one number for each part of a combination."""
@@ -192,18 +215,20 @@ class Conditions:
         column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
             return column.astype(float)
-        text = column.astype(str).str.strip()
-        split = text.drop_duplicates().str.split(self.separator or "+", regex=False).explode().str.strip()
-        number = pd.to_numeric(split[~split.isin(MISSING)], errors="coerce")
-        if number.isna().any():
-            names = split.loc[number.index][number.isna()]
+        text = column.astype(str)
+        split = {v for value in text.unique() for v in self._split_doses(value)}.difference(MISSING)
+        if odd := sorted(v for v in split if not _is_number(v)):
             msg = (
-                f"`dose={key!r}` holds text that is no number: {few(map(repr, names.unique()))}. Pass a "
+                f"`dose={key!r}` holds text that is no number: {few(map(repr, odd))}. Pass a "
                 "column of numbers; one with units can be converted first."
             )
             raise TypeError(msg)
-        plain = pd.to_numeric(text.where(~text.isin(MISSING)), errors="coerce")
-        return text if plain.isna().sum() > text.isin(MISSING).sum() else plain
+        return text
+
+    def _split_doses(self, text: str) -> list[str]:
+        """Return the doses in a text, each still as text; the sign of an exponent separates none."""
+        separator = re.escape(self.separator or "+")
+        return [v.strip() for v in re.split(rf"(?<![0-9.][eE]){separator}", text)]
 
     def _times(self, obs: pd.DataFrame) -> np.ndarray:
         """Return the time of each cell, 0 if there are no times."""
@@ -242,7 +267,7 @@ class Conditions:
             described = self._described(adata, {p for c in contents for p, _ in c.parts})
         else:
             described = as_described(known)
-            contents = [*known.contents, *(c for c in own if c not in known.contents)]
+            contents = list(dict.fromkeys([*known.contents, *own]))
             self._check_described(described, contents)
         design = design_of(
             contents,
@@ -283,6 +308,7 @@ class Conditions:
                 "of the perturbations, or its key in `adata.uns`."
             )
             raise TypeError(msg)
+        table = table[[str(name) not in self.control for name in table.index]]
         names = [str(name) for name in table.index]
         if lacks := sorted(seen.difference(names)):
             msg = f"`descriptors` has no row for {few(map(repr, lacks))}. Add one for each perturbation."
@@ -351,16 +377,23 @@ def as_described(design: Design) -> dict[str, np.ndarray] | None:
     return dict(zip(design.parts, design.descriptors, strict=True))
 
 
+def _is_number(given: Any) -> bool:
+    """Return whether something is a number, or text of one."""
+    try:
+        float(given)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _names(argument: str, given: Any) -> tuple[str, ...]:
     """Return one name or several as a tuple."""
-    names = (given,) if isinstance(given, str) else given
-    if isinstance(names, Mapping) or not isinstance(names, Iterable):
-        names = (names,)
-    names = tuple(names)
+    single = isinstance(given, str | Mapping) or not isinstance(given, Iterable)
+    names = (given,) if single else tuple(given)
     if odd := [name for name in names if not isinstance(name, str)]:
         msg = f"`{argument}` has {odd[0]!r}, a {type(odd[0]).__name__}. Expected names, as text."
         raise TypeError(msg)
-    if len(set(names)) < len(names):
-        msg = f"`{argument}={names!r}` has a name twice. Pass each once."
+    if len(set(names)) < len(names) or ("" in names and argument != "control"):
+        msg = f"`{argument}={names!r}` has a name twice, or one without a letter. Pass each column once."
         raise ValueError(msg)
     return names

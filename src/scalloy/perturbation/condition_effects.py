@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -29,11 +30,12 @@ from scipy.optimize import minimize, nnls
 from scalloy.perturbation.condition_kernel import Context, Kernel
 from scalloy.perturbation.design import Content, Design
 
-GENES, CONTEXTS = 150, 96  # largest numbers from which weights are learned, and of contexts for a prediction
+GENES, CONTEXTS = 64, 96  # largest numbers from which weights are learned, and of contexts for a prediction
 CHUNK = 64  # genes at a time
 DILUTIONS = (0.0, 0.15, 0.3, 0.5)
 FEW_COMBINATIONS = 3  # smallest number of combinations from which the dilution is learned
-STEPS = 60  # largest number of steps of the optimiser
+STEPS, FURTHER_STEPS = 60, 15  # largest number of steps of the optimiser, at first and for further dilutions
+MOST_KEPT = 1000  # largest number of contexts whose covariance is kept
 LEAST, TINY = 1e-3, 1e-12
 PRIOR = 4.0  # number of contexts that the mean over genes is worth
 
@@ -100,16 +102,20 @@ class ConditionEffects:
     size: np.ndarray = field(init=False)  # s_g^2
     kernel: Kernel = field(init=False)
     weights: np.ndarray = field(init=False)
+    _kept: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         several = len({group for group, _ in self.seen.contexts}) > 1
         self.size, scale = sizes(self.seen, self.design)
         combined = sum(len(content.parts) > 1 for _, content in self.seen.contexts)
         tried = DILUTIONS if combined >= FEW_COMBINATIONS else DILUTIONS[:1]
-        fits = [self._fitted(Kernel(self.design, scale, a, several)) for a in tried]
+        fits, start = [], None
+        for a in tried:
+            fits.append(self._fitted(Kernel(self.design, scale, a, several), start))
+            start = fits[-1][2]
         _, self.kernel, self.weights = min(fits, key=lambda fit: fit[0])
 
-    def _fitted(self, kernel: Kernel) -> tuple[float, Kernel, np.ndarray]:
+    def _fitted(self, kernel: Kernel, start: np.ndarray | None) -> tuple[float, Kernel, np.ndarray]:
         """Return the negative marginal likelihood, and the weights at which it is smallest."""
         rng = np.random.default_rng(0)
         seen = self.seen.of(np.sort(rng.permutation(len(self.seen.contexts))[:CONTEXTS]))
@@ -117,23 +123,11 @@ class ConditionEffects:
         genes = np.sort(np.argsort(-clear, kind="stable")[:GENES])
         parts, noise = kernel.of(seen.contexts, seen.contexts), seen.covariance(genes)
         y, size = seen.change[:, genes].T, self.size[genes]
-        start = np.log(np.full(len(parts), 1.0 / len(parts)))
-
-        def loss(log_weights: np.ndarray) -> tuple[float, np.ndarray]:
-            weights = np.exp(log_weights)
-            covariance = np.tensordot(weights, parts, 1)
-            total, pull = 0.0, np.zeros_like(covariance)
-            for one, of_gene, s in zip(y, noise, size, strict=True):
-                factor = cho_factor(s * covariance + of_gene + TINY * np.eye(len(of_gene)), lower=True)
-                inverse = cho_solve(factor, np.eye(len(of_gene)))
-                alpha = inverse @ one
-                total += 0.5 * one @ alpha + np.log(np.diag(factor[0])).sum()
-                pull += s * (inverse - np.outer(alpha, alpha))
-            gradient = 0.5 * weights * np.tensordot(parts, pull, 2)
-            return total / len(y), gradient / len(y)
-
+        begin = np.log(np.full(len(parts), 1.0 / len(parts)) if start is None else start)
         bounds = [(np.log(LEAST) - 7, np.log(30.0))] * len(parts)
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": STEPS})
+        steps = STEPS if start is None else FURTHER_STEPS
+        settings: dict[str, Any] = {"method": "L-BFGS-B", "bounds": bounds, "options": {"maxiter": steps}}
+        found = minimize(unlikelihood, begin, (parts, noise, y, size), jac=True, **settings)
         return float(found.fun), kernel, np.exp(found.x)
 
     # predictions --------------------------------------------------------------------------------
@@ -147,6 +141,15 @@ class ConditionEffects:
             Groups and conditions.
         """
         return np.tensordot(self.weights, self.kernel.of(these, those), 1)
+
+    def _within(self, rows: np.ndarray) -> np.ndarray:
+        """Return the covariance of contexts that were seen; that of all is kept, unless there are many."""
+        if len(self.seen.contexts) > MOST_KEPT:
+            contexts = [self.seen.contexts[i] for i in rows]
+            return self.covariance(contexts, contexts)
+        if self._kept is None:
+            self._kept = self.covariance(self.seen.contexts, self.seen.contexts)
+        return self._kept[np.ix_(rows, rows)]
 
     def predict(
         self,
@@ -180,12 +183,11 @@ class ConditionEffects:
         if not len(rows):
             nothing = np.zeros(len(every))
             return Predicted(nothing, np.sqrt(self.size[every] * prior), rows, np.zeros((len(nothing), 0)))
-        between = sign @ self.covariance(ends, [self.seen.contexts[i] for i in rows])
+        between = sign @ self.covariance(ends, self.seen.contexts)
         if len(rows) > CONTEXTS:
-            chosen = np.sort(np.argsort(-np.abs(between), kind="stable")[:CONTEXTS])
-            rows, between = rows[chosen], between[chosen]
-        seen = self.seen.of(rows)
-        within = self.covariance(seen.contexts, seen.contexts)
+            rows = np.sort(rows[np.argsort(-np.abs(between[rows]), kind="stable")[:CONTEXTS]])
+        seen, between = self.seen.of(rows), between[rows]
+        within = self._within(rows)
         mean, variance = np.zeros(len(every)), np.zeros(len(every))
         weight = np.zeros((len(mean), len(rows)))
         for begin in range(0, len(mean), CHUNK):
@@ -218,6 +220,37 @@ class ConditionEffects:
         root = np.sqrt(self.seen.shared[:, every])
         both = (found.weight[:, same] * root[found.rows[same]].T).sum(1) * root[context]
         return self.seen.variance[context, every] - 2 * both
+
+
+def unlikelihood(
+    log_weights: np.ndarray, parts: np.ndarray, noise: np.ndarray, y: np.ndarray, size: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Return the mean negative log marginal likelihood of genes, but for a constant, and its gradient.
+
+    Parameters
+    ----------
+    log_weights
+        Logarithms of the weights of the components.
+    parts
+        Components of the covariance, components x contexts x contexts.
+    noise
+        Covariance of the noise, genes x contexts x contexts.
+    y
+        Changes that were seen, genes x contexts.
+    size
+        Mean square of the effects on each gene.
+    """
+    weights = np.exp(log_weights)
+    covariance = np.tensordot(weights, parts, 1)
+    total, pull = 0.0, np.zeros_like(covariance)
+    for one, of_gene, s in zip(y, noise, size, strict=True):
+        factor = cho_factor(s * covariance + of_gene + TINY * np.eye(len(of_gene)), lower=True)
+        inverse = cho_solve(factor, np.eye(len(of_gene)))
+        alpha = inverse @ one
+        total += 0.5 * one @ alpha + np.log(np.diag(factor[0])).sum()
+        pull += s * (inverse - np.outer(alpha, alpha))
+    gradient = 0.5 * weights * np.tensordot(parts, pull, 2)
+    return total / len(y), gradient / len(y)
 
 
 def sizes(seen: Observed, design: Design) -> tuple[np.ndarray, np.ndarray]:

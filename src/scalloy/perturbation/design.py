@@ -36,8 +36,16 @@ class Content(NamedTuple):
 
     @classmethod
     def of(cls, parts: Mapping[str, float], time: float = 0.0) -> Content:
-        """Make the content of a condition, leaving out parts without an amount."""
-        return cls(tuple(sorted((k, float(v)) for k, v in parts.items() if v)), float(time))
+        """Make the content of a condition, leaving out parts without an amount.
+
+        Numbers are rounded to six digits, as in names: 0.1 + 0.2 is the dose 0.3, in single precision, too.
+        """
+        amounts = sorted((k, _rounded(v)) for k, v in parts.items() if v)
+        return cls(tuple(amounts), _rounded(time) if time else 0.0)
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.6g}")
 
 
 @dataclass(frozen=True)
@@ -192,7 +200,7 @@ class Design:
         """Return the design as numbers, text and arrays, from which :meth:`from_plain` makes it again."""
         return {
             "parts": list(self.parts),
-            "amounts": [{"parts": dict(c.parts), "time": c.time} for c in self.contents],
+            "amounts": [{"parts": [list(part) for part in c.parts], "time": c.time} for c in self.contents],
             "lowest": self.lowest,
             "highest": self.highest,
             "control": self.control,
@@ -208,7 +216,7 @@ class Design:
     def from_plain(cls, given: Mapping[str, Any]) -> Design:
         """Make a design from what :meth:`plain` has returned."""
         known = dict(given)
-        contents = tuple(Content.of(c["parts"], c["time"]) for c in known.pop("amounts"))
+        contents = tuple(Content.of(dict(c["parts"]), c["time"]) for c in known.pop("amounts"))
         low, high, start = known.pop("clock")
         return cls(
             parts=tuple(known.pop("parts")),

@@ -52,13 +52,15 @@ class Worth:
 
     ``share`` is how far the scale of levels is believed, ``skill`` the skill to expect for another group,
     ``stretch`` the factor by which standard deviations have to be larger, and ``kinship`` how far similar
-    groups respond alike.
+    groups respond alike. Predictions on the two scales are weighted by their precision, too, unless
+    ``by_precision`` is false.
     """
 
     share: float
     skill: ExpectedSkill
     stretch: float = 1.0
     kinship: float = 1.0
+    by_precision: bool = True
 
 
 @dataclass
@@ -174,7 +176,7 @@ class Shown:
             levels = by_levels.left_out_predictions()
             both = np.stack(
                 [
-                    on_both_scales(control, genes, self.scale, left_out, levels, k)
+                    BothScales.of(control, genes, self.scale).combined(left_out, levels, k)
                     for k, (control, _) in enumerate(pairs)
                 ]
             )
@@ -258,38 +260,53 @@ def weight(own: np.ndarray, others: np.ndarray, missed: float, kinship: float = 
     return float(np.clip((missed - shared) / max(float(np.square(own - others).sum()), 1e-12), 0.0, 0.5))
 
 
-def on_both_scales(
-    control: Moments, genes: np.ndarray, scale: float, by_shift: LeftOut, by_levels: LeftOut, k: int
-) -> np.ndarray:
-    """Return the shift of the ``k``-th group that was left out, predicted on both scales.
+@dataclass(frozen=True)
+class BothScales:
+    """Conversion of shifts of some cells and genes into changes of their levels, and back.
 
-    A shift is converted into a change of levels as if the counts of a gene were spread over cells after the
-    change as they were before.
-
-    Parameters
-    ----------
-    control
-        Moments of the cells before the change.
-    genes
-        Positions of the genes.
-    scale
-        Total count to which cells were scaled before the logarithm.
-    by_shift, by_levels
-        Predictions on either scale.
-    k
-        Position of the group among them.
+    It is as if the counts of a gene were spread over cells after a change as they were before.
     """
-    assert control.bulk is not None
-    rate, mean = control.bulk.rate[genes], control.mean[genes]
-    before, now = level(rate), np.expm1(mean)
-    part = np.divide(now, scale * rate, out=np.full_like(rate, np.nan), where=rate > 0)
-    part = scale * np.where(part > 0, part, np.median(part[part > 0]) if (part > 0).any() else 1.0)
-    then = np.expm1(mean + by_shift.mean[k])
-    after = np.maximum(rate + (then - now) / part, 0.0)
-    slope = (1 + np.maximum(then, 0.0)) / part * SCALE / (1 + SCALE * after)
-    sds = by_shift.sd[k] * slope, by_levels.sd[k]
-    change, _ = combined(level(after) - before, by_levels.mean[k], *sds)
-    return np.log1p(np.maximum(now + part * (rate_at(before + change) - rate), 0.0)) - mean
+
+    rate: np.ndarray
+    mean: np.ndarray
+    part: np.ndarray  # of the scaled counts of a gene in those that its mean logarithm amounts to
+
+    @classmethod
+    def of(cls, control: Moments, genes: np.ndarray, scale: float) -> BothScales:
+        """Find the conversion for the cells before a change.
+
+        Parameters
+        ----------
+        control
+            Moments of the cells.
+        genes
+            Positions of the genes.
+        scale
+            Total count to which cells were scaled before the logarithm.
+        """
+        assert control.bulk is not None
+        rate, mean = control.bulk.rate[genes], control.mean[genes]
+        part = np.divide(np.expm1(mean), scale * rate, out=np.full_like(rate, np.nan), where=rate > 0)
+        usual = np.median(part[part > 0]) if (part > 0).any() else 1.0
+        return cls(rate, mean, scale * np.where(part > 0, part, usual))
+
+    def levels(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the change of levels that corresponds to a shift, and its derivative by the shift."""
+        then = np.expm1(self.mean + shift)
+        after = np.maximum(self.rate + (then - np.expm1(self.mean)) / self.part, 0.0)
+        slope = (1 + np.maximum(then, 0.0)) / self.part * SCALE / (1 + SCALE * after)
+        return level(after) - level(self.rate), slope
+
+    def shift(self, change: np.ndarray) -> np.ndarray:
+        """Return the shift that corresponds to a change of levels."""
+        now, more = np.expm1(self.mean), rate_at(level(self.rate) + change) - self.rate
+        return np.log1p(np.maximum(now + self.part * more, 0.0)) - self.mean
+
+    def combined(self, by_shift: LeftOut, by_levels: LeftOut, k: int) -> np.ndarray:
+        """Return the shift of the ``k``-th group that was left out, predicted on both scales."""
+        change, slope = self.levels(by_shift.mean[k])
+        sds = by_shift.sd[k] * slope, by_levels.sd[k]
+        return self.shift(combined(change, by_levels.mean[k], *sds)[0])
 
 
 def combined(
@@ -298,6 +315,8 @@ def combined(
     sd_shift: np.ndarray,
     sd_levels: np.ndarray,
     share: float = 1.0,
+    *,
+    by_precision: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the change of levels from the two scales on which it was predicted, and its standard deviation.
 
@@ -314,8 +333,10 @@ def combined(
         Standard deviations of the two, in units of levels.
     share
         How far the second prediction is believed (:mod:`scalloy.perturbation.left_out`).
+    by_precision
+        Whether precision counts, too; otherwise ``share`` is the weight of the second prediction.
     """
     uncertain = np.square(sd_shift)
     total = np.maximum(uncertain + np.square(sd_levels), 1e-18)
-    weight = share * uncertain / total
+    weight = share * uncertain / total if by_precision else share
     return by_shift + weight * (by_levels - by_shift), sd_shift + weight * (sd_levels - sd_shift)

@@ -14,7 +14,8 @@ Levels are close to logarithms of rates, so their differences are log fold chang
 hardly any counts, whose logarithm would be mostly noise. Unlike means of logarithms over cells, they do not
 depend on how deeply single cells were sequenced.
 
-The dispersion of a gene is estimated from the squared deviations of its counts in all cells. The estimate is
+The dispersion of a gene is estimated from the squared deviations of its counts in all cells, which are
+divided by 1 - sum_i ell_i^2 / N^2 in each group, since they are from the group's own rate. The estimate is
 uncertain for genes with few counts, so it is shrunk to the mean over genes as far as its standard error asks
 (normal model, empirical Bayes).
 """
@@ -25,9 +26,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 SCALE = 5e4  # total count to which rates are scaled before the logarithm
 PSEUDO = 0.5  # counts that are added to a gene before its variance is computed, so that it is not zero
+SUMMED = (
+    100  # number of counts over which probabilities are summed; means of a quarter of it and more are many
+)
 WELL_KNOWN = 0.9  # quantile of the weights of genes at which they are capped
 
 
@@ -61,6 +66,33 @@ class Pseudobulk:
         rate = (self.counts + PSEUDO) / total
         variance = rate / total + dispersion * np.square(rate) * self.square_total / total**2
         return variance * np.square(SCALE / (1 + SCALE * rate))
+
+    def variance_of_few(self, dispersion: np.ndarray, usual: np.ndarray) -> np.ndarray:
+        """Return the sampling variance of the level of each gene, which is exact for small counts, too.
+
+        Counts are taken to be negative binomial. Their expected number is the mean of the observed one and
+        the usual one, so that a gene without counts here is not taken to be without noise.
+
+        Parameters
+        ----------
+        dispersion
+            Negative binomial dispersion by gene.
+        usual
+            Usual rate of each gene.
+        """
+        total = max(self.total, 1e-12)
+        mean = np.maximum((self.counts + usual * total) / 2, 1e-6)
+        spread = dispersion * self.square_total / total**2
+        slope = SCALE / (total + SCALE * mean)
+        out = (mean + spread * np.square(mean)) * np.square(slope)
+        few = mean < SUMMED / 4
+        k = np.arange(SUMMED)[:, None]
+        size = 1 / np.maximum(spread[few], 1e-6)
+        chance = stats.nbinom.pmf(k, size, size / (size + mean[few]))
+        value = np.log1p(SCALE / total * k)
+        first = (chance * value).sum(0)
+        out[few] = np.maximum((chance * np.square(value)).sum(0) - np.square(first), 0.0)
+        return out
 
 
 def level(rate: np.ndarray) -> np.ndarray:
@@ -96,7 +128,8 @@ def dispersions(
     observed, poisson, curved = (np.zeros_like(squares[0], dtype=np.float64) for _ in range(3))
     for group, square, product in zip(groups, squares, products, strict=True):
         expected = np.square(group.rate) * group.square_total
-        observed = observed + square - 2 * group.rate * product + expected
+        lost = min(group.square_total / max(group.total, 1e-12) ** 2, 0.5)  # to the rate, which was fitted
+        observed = observed + (square - 2 * group.rate * product + expected) / (1 - lost)
         poisson, curved = poisson + group.counts, curved + expected
     curved = np.maximum(curved, 1e-12)
     found = (observed - poisson) / curved

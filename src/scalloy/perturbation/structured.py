@@ -20,7 +20,7 @@ from scalloy.perturbation.boosted_pooling import LeftOut
 from scalloy.perturbation.condition_effects import ConditionEffects, Observed, Predicted
 from scalloy.perturbation.design import SAME, Content, Design
 from scalloy.perturbation.donors import Seen
-from scalloy.perturbation.group_effects import Shift, Shown, Worth, on_both_scales, with_decoder
+from scalloy.perturbation.group_effects import BothScales, Shift, Shown, Worth, with_decoder
 from scalloy.perturbation.group_moments import Moments
 from scalloy.perturbation.left_out import ExpectedSkill, expected_skill, stacked_share, stretch
 from scalloy.perturbation.pooling import Pooled
@@ -64,6 +64,16 @@ class Structured:
         """Groups and conditions that were seen against the control."""
         return [(group, self.contents[name]) for group, name in self._pairs]
 
+    def n_cells(self, group: str, content: Content) -> int:
+        """Return the smaller number of cells of a group under the control and under a condition.
+
+        Parameters
+        ----------
+        group, content
+            Group, and content of the condition.
+        """
+        return int(min(m.n for m in self._pairs[group, self.design.name_of(content)]))
+
     def effects(self, scale: str) -> ConditionEffects:
         """Return the Gaussian process on a scale, ``"shift"`` or ``"levels"``.
 
@@ -88,7 +98,11 @@ class Structured:
             assert self.seen.dispersion is not None
             bulks = {id(m): m.bulk for m in every if m.bulk is not None}
             value = {k: level(bulk.rate) for k, bulk in bulks.items()}
-            noise = {k: bulk.level_variance(self.seen.dispersion) for k, bulk in bulks.items()}
+            noise = {}
+            for group in {group for group, _ in self._pairs}:
+                own = {id(m) for (g, _), pair in self._pairs.items() if g == group for m in pair}
+                usual = np.mean([bulks[k].rate for k in own], axis=0)
+                noise |= {k: bulks[k].variance_of_few(self.seen.dispersion, usual) for k in own}
         change = np.stack([value[id(after)] - value[id(before)] for before, after in pairs])
         of_cells, of_control = (np.stack([noise[id(pair[k])] for pair in pairs]) for k in (1, 0))
         groups = [group for group, _ in self._pairs]
@@ -207,21 +221,20 @@ class Structured:
         by_shift, noise = left_out("shift")
         observed = self.effects("shift").seen
         shift, own_noise = observed.change[np.ix_(rows, genes)], observed.variance[np.ix_(rows, genes)]
-        one = both = by_shift.mean
+        share, made, sd = 0.0, by_shift.mean, by_shift.sd
         if self.seen.dispersion is not None:
             by_levels, _ = left_out("levels")
             controls = [list(self._pairs.values())[i][0] for i in rows]
-            both = np.stack(
-                [
-                    on_both_scales(control, genes, self.seen.scale, by_shift, by_levels, k)
-                    for k, control in enumerate(controls)
-                ]
-            )
-        share = stacked_share(shift, one, both)
-        made = one + share * (both - one)
-        sd = np.hypot(by_shift.sd, made - one)
+            scales = [BothScales.of(control, genes, self.seen.scale) for control in controls]
+            by_own = np.stack([of.levels(d)[0] for of, d in zip(scales, made, strict=True)])
+            levels = self.effects("levels").seen.change[np.ix_(rows, genes)]
+            share = stacked_share(levels, by_own, by_levels.mean)
+            change = by_own + share * (by_levels.mean - by_own)
+            made = np.stack([of.shift(d) for of, d in zip(scales, change, strict=True)])
+            sd = np.hypot(sd, made - by_shift.mean)
         skill = expected_skill(shift, made, own_noise, noise)
-        return Worth(share, skill, stretch(shift - made, sd, np.maximum(noise, 0.0)))
+        wide = stretch(shift - made, sd, np.maximum(noise, 0.0))
+        return Worth(share, skill, wide, by_precision=False)
 
 
 def kind_of(content: Content, others: Sequence[Content]) -> tuple[object, ...]:

@@ -35,7 +35,7 @@ from scalloy.models._core.targets import Target, knowing
 from scalloy.perturbation.composition import common_factor
 from scalloy.perturbation.donors import AT_LEAST, Seen
 from scalloy.perturbation.fold_changes import Sample
-from scalloy.perturbation.group_effects import Shift, combined
+from scalloy.perturbation.group_effects import Shift, Worth, combined
 from scalloy.perturbation.left_out import ExpectedSkill, promised
 from scalloy.perturbation.pseudobulk import level, log_per_level, rate_at
 from scalloy.perturbation.redraw_counts import SHAPE
@@ -44,6 +44,7 @@ from scalloy.vae.base import HasConditions
 
 SHALLOWEST = 500.0  # smallest scale of shifts; on smaller ones, a few cells with many counts sway the mean
 MOST_SUMS = 30_000_000  # largest number of sums of genes over groups, donors and conditions
+NOTHING_KNOWN = Worth(0.0, ExpectedSkill(np.nan, np.nan, np.nan, 0))
 MOST_CELLS = 2000  # largest number of cells of a group from which its change is found
 
 
@@ -105,9 +106,8 @@ class Changes:
         """
         key = (group, donor, source, target.name)
         if key not in self.known:
-            every = (self.groups == group) & (self.under == source)
-            rows = np.flatnonzero(every & (self.donors == donor) if donor else every)
-            rows = rows if len(rows) >= AT_LEAST else np.flatnonzero(every)
+            rows = self._rows(group, donor, source)
+            rows = rows if len(rows) >= AT_LEAST else self._rows(group, "", source)
             rows = np.random.default_rng(self.how.seed).permutation(rows)[:MOST_CELLS]
             ungrouped = group == UNGROUPED and group not in self.model.reader.labels
             if ungrouped or not len(rows):
@@ -123,7 +123,7 @@ class Changes:
         assert target.content is not None
         key = ("predicted", group, source, target.name)
         if key not in self.known:
-            rows = np.flatnonzero((self.groups == group) & (self.under == source))
+            rows = self._rows(group, "", source)
             rows = np.sort(np.random.default_rng(self.how.seed).permutation(rows)[:MOST_CELLS])
             learned = self.structured.of(target.name, target.content)
             self.known[key] = self._find(learned, group, source, target, rows) if len(rows) else None
@@ -145,6 +145,15 @@ class Changes:
             if by_groups >= structured.worth([group], source, target.name).skill.left_out:
                 return shown, name
         return structured, group
+
+    def number(self, group: str, donor: str, source: str) -> int:
+        """Return the number of cells of a group in a donor under a condition that the context has."""
+        return len(self._rows(group, donor, source))
+
+    def _rows(self, group: str, donor: str, source: str) -> np.ndarray:
+        """Return the positions of the cells of a group in a donor, or if that is empty, in all donors."""
+        every = (self.groups == group) & (self.under == source)
+        return np.flatnonzero(every & (self.donors == donor) if donor else every)
 
     def _find(self, shown: Learned, group: str, source: str, target: Target, rows: np.ndarray) -> Change:
         """Compute a change from these rows of the context, and from the changes that others have shown."""
@@ -196,8 +205,8 @@ class Changes:
             by_shift = sample.rates_after(wanted - made.observed.mean(0))
             own = level(before * pattern / decoded) - level(before)
             by_levels = shown.level_change(own, level(before), group, source, to)
-            share = shown.worth(shift.others, source, to).share if by_levels else 0.0
-            after, sd = self._combined(sample, shift, by_shift, by_levels, share)
+            worth = shown.worth(shift.others, source, to) if by_levels else NOTHING_KNOWN
+            after, sd = self._combined(sample, shift, by_shift, by_levels, worth)
             common = common_factor(before, after)
             after, shape = common * after, np.full_like(after, SHAPE)
         now, then = (asked.mean_logs(rate, shape) for rate in (before, after))
@@ -217,7 +226,7 @@ class Changes:
         shift: Shift,
         by_shift: np.ndarray,
         by_levels: tuple[np.ndarray, np.ndarray] | None,
-        share: float,
+        worth: Worth,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the rates after a change, and the standard deviation of the change of levels.
 
@@ -231,15 +240,18 @@ class Changes:
             Rates that correspond to it.
         by_levels
             Predicted change of levels and its standard deviation; ``None`` if there is none.
-        share
-            How far it is believed.
+        worth
+            Value of predictions on this scale.
         """
         if by_levels is None or shift.uncertainty is None:
             return by_shift, np.full_like(by_shift, np.nan)
         slope = sample.slopes(by_shift, np.full_like(by_shift, SHAPE))
         sd_shift = shift.uncertainty / np.maximum(slope * log_per_level(by_shift), 1e-12)
         now = level(sample.every)
-        change, sd = combined(level(by_shift) - now, by_levels[0], sd_shift, by_levels[1], share)
+        sds = sd_shift, by_levels[1]
+        change, sd = combined(
+            level(by_shift) - now, by_levels[0], *sds, worth.share, by_precision=worth.by_precision
+        )
         return np.where(change == 0, sample.every, rate_at(now + change)), sd
 
 
