@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 import scalloy as sa
 from scalloy.benchmark.fit import log_normalised
 from scalloy.benchmark.hold_outs import KINDS, hold_outs
-from scalloy.benchmark.structured import SETS, Task, Truth, summary
+from scalloy.benchmark.structured import SETS, summary
 from scalloy.benchmark.structured_rivals import Fold, Predicted, Predictor, of_model, predictors
+from scalloy.benchmark.structured_task import Task, Truth
 from scalloy.cli import main
 from scalloy.data.conditions import Conditions
 from scalloy.perturbation.design import Content

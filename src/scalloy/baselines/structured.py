@@ -21,11 +21,12 @@ combination does beyond it is its interaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from itertools import product
 
 import numpy as np
 from sklearn import config_context
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.metrics import pairwise_kernels
 from sklearn.model_selection import KFold
 
 from scalloy._registry import Registry
@@ -330,19 +331,21 @@ def _regressed(x: np.ndarray, y: np.ndarray, to: np.ndarray) -> np.ndarray:
     """Predict by kernel ridge regression with settings by cross-validation; far away it is the mean."""
     middle, scale = x.mean(0), np.sqrt(np.square(x - x.mean(0)).sum(1).mean()) or 1.0
     x, to = (x - middle) / scale, (to - middle) / scale
+    every, n = np.vstack([x, to]), len(x)
     gammas = [1 / (width * (typical_distance(x) or 1.0)) for width in WIDTHS]
-    kernels: list[dict[str, Any]] = [{"kernel": "rbf", "gamma": gamma} for gamma in gammas]
-    kernels.append({"kernel": "linear"})
-    folds = list(KFold(min(len(x), FOLDS), shuffle=True, random_state=0).split(x))
+    kernels = [pairwise_kernels(every, metric="rbf", gamma=gamma) for gamma in gammas]
+    kernels.append(pairwise_kernels(every, metric="linear"))
+    folds = list(KFold(min(n, FOLDS), shuffle=True, random_state=0).split(x))
 
-    def predicted(settings: dict[str, Any], rows: np.ndarray, new: np.ndarray) -> np.ndarray:
-        mean = y[rows].mean(0)
-        return mean + KernelRidge(**settings).fit(x[rows], y[rows] - mean).predict(new)
+    def predicted(kernel: np.ndarray, ridge: float, seen: np.ndarray, new: np.ndarray) -> np.ndarray:
+        mean, model = y[seen].mean(0), KernelRidge(alpha=ridge, kernel="precomputed")
+        model.fit(kernel[np.ix_(seen, seen)], y[seen] - mean)
+        return mean + model.predict(kernel[np.ix_(new, seen)])
 
-    def missed(settings: dict[str, Any]) -> float:
-        found = [np.square(predicted(settings, kept, x[out]) - y[out]).mean() for kept, out in folds]
+    def missed(settings: tuple[np.ndarray, float]) -> float:
+        found = [np.square(predicted(*settings, kept, out) - y[out]).mean() for kept, out in folds]
         return float(np.mean(found))
 
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        best = min(({**kernel, "alpha": ridge} for kernel in kernels for ridge in RIDGES), key=missed)
-        return predicted(best, np.arange(len(x)), to[None])[0]
+        best = min(product(kernels, RIDGES), key=missed)
+        return predicted(*best, np.arange(n), np.array([n]))[0]

@@ -1,4 +1,4 @@
-"""What is held out of data with structured conditions: combinations, doses, times, and perturbations.
+"""Hold-outs of data with structured conditions: combinations, doses, times, types and perturbations.
 
     kind                          held out                                          scored
     combination                   all cells with just these parts                   the same

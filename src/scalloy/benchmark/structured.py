@@ -21,8 +21,7 @@ sum correlates with what is beyond it even if there is nothing: compare with "no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +30,18 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scalloy import datasets, metrics
+from scalloy import datasets
 from scalloy._arguments import one_of
-from scalloy.baselines import additive_null
-from scalloy.baselines.contexts import ALL
 from scalloy.benchmark.evidence import keeps_seed
-from scalloy.benchmark.fit import log_normalised
 from scalloy.benchmark.held_out_cells import with_counts
-from scalloy.benchmark.hold_outs import KINDS, Context, HoldOut, hold_outs
+from scalloy.benchmark.hold_outs import KINDS, Context, HoldOut
 from scalloy.benchmark.judging import counts_after
 from scalloy.benchmark.structured_rivals import Fold, Predicted, Predictor, predictors
+from scalloy.benchmark.structured_task import CONDITION, Task, Truth, is_simulated
 from scalloy.benchmark.transfer import JUDGES
 from scalloy.data.conditions import Conditions
-from scalloy.perturbation.design import Content
 
-CONDITION = "condition_name"  # column of .obs with the name of the condition, for judges
 MIN_CELLS = 3  # fewest cells of a gene that is kept
-NOTHING = 0.05  # largest log fold change that counts as none, root mean square over genes
-EXPRESSED = 0.5  # smallest mean count per cell with which a simulated gene is scored
 Making = Callable[[int], AnnData]
 _SCREEN = {
     "conditions": Conditions("drug", dose="dose", descriptors="descriptors"),
@@ -130,7 +123,7 @@ def conditions(
     scored = _scored if judge is None else partial(_judged, JUDGES[one_of("judge", judge, JUDGES)])
     make, told = _data(data, conditions, labels_key)
     rows: list[dict[str, Any]] = []
-    for seed in seeds if _is_simulated(cells := make(seeds[0])) else (None,):
+    for seed in seeds if is_simulated(cells := make(seeds[0])) else (None,):
         cells = cells if seed in (None, seeds[0]) else make(seed)
         task = Task(cells, **told, logs=judge is not None)
         for kind in chosen:
@@ -159,7 +152,7 @@ def _data(
         )
         raise ValueError(msg)
     cells = data if isinstance(data, AnnData) else ad.read_h5ad(data)
-    cells = cells if _is_simulated(cells) else _with_counts(cells)
+    cells = cells if is_simulated(cells) else _with_counts(cells)
     return lambda seed: cells, {"conditions": conditions, "labels_key": labels_key}
 
 
@@ -169,148 +162,6 @@ def _with_counts(cells: AnnData) -> AnnData:
     return with_counts(cells[:, genes])
 
 
-def _is_simulated(cells: AnnData) -> bool:
-    """Return whether the truth of cells is known under every condition."""
-    return "screen" in cells.uns and "mean_control" in cells.layers
-
-
-class Task:
-    """Cells of which contexts are held out, and what is true of these.
-
-    Parameters
-    ----------
-    cells
-        Cells with raw counts.
-    conditions, labels_key
-        Columns of ``.obs``.
-    logs
-        Whether changes are those of means of log-normalised expression, also of simulated cells.
-    """
-
-    def __init__(
-        self, cells: AnnData, *, conditions: Conditions, labels_key: str | None, logs: bool = False
-    ) -> None:
-        self.cells, self.conditions, self.labels_key = cells, conditions, labels_key
-        self.simulated = _is_simulated(cells) and not logs
-        fitted, column = conditions.fitted(cells)
-        assert fitted.design is not None
-        self.design, self.names = fitted.design, np.asarray(column).astype(str)
-        every = np.full(cells.n_obs, ALL)
-        self.types = every if labels_key is None else cells.obs[labels_key].astype(str).to_numpy()
-        content = dict(zip(self.design.names, self.design.contents, strict=True))
-        self._known: dict[Content, pd.DataFrame] = {}
-        table = pd.DataFrame({"type": self.types, "condition": self.names})
-        self.rows: dict[Context, np.ndarray] = {
-            (str(t), content[str(c)]): rows
-            for (t, c), rows in table.groupby(["type", "condition"]).indices.items()
-        }
-
-    def hold_outs(self, kind: str, most: int | None, min_cells: int) -> list[HoldOut]:
-        """List what is held out; types without a control are not."""
-        start = {t for t, c in self.rows if c == self.design.reference}
-        sizes = {(t, c): len(rows) for (t, c), rows in self.rows.items() if t in start}
-        described = frozenset(() if self.design.descriptors is None else self.design.parts)
-        return hold_outs(sizes, kind, described=described, most=most, min_cells=min_cells)
-
-    def fold(self, held: HoldOut) -> Fold:
-        """Return what methods are given: the cells that are not held out, and the controls of each type."""
-        kept = np.ones(self.cells.n_obs, dtype=bool)
-        for context in held.held:
-            kept[self.rows[context]] = False
-        source = {t: self._plain(self.rows[t, c]) for t, c in self.rows if c == self.design.reference}
-        scale = "log rates" if self.simulated else "mean logs"
-        return Fold(self._plain(np.flatnonzero(kept)), self.conditions, self.labels_key, source, scale)
-
-    def _plain(self, rows: np.ndarray) -> AnnData:
-        """Return some cells without what is true of them."""
-        cells, uns = self.cells[rows], self.conditions.descriptors
-        out = AnnData(cells.X.copy(), obs=cells.obs.copy(), var=cells.var.copy())
-        out.obs[CONDITION] = pd.Categorical(self.names[rows])
-        if isinstance(uns, str):
-            out.uns[uns] = self.cells.uns[uns]
-        return out
-
-    def truth(self, context: Context, fold: Fold) -> Truth:
-        """Return the true change in a context."""
-        group, content = context
-        if self.simulated:
-            control = self._true(group, Content((), content.time))
-            parts = [self._true(group, Content((part,), content.time)) - control for part in content.parts]
-            genes = self.rates[group] >= EXPRESSED
-            return Truth(self._true(group, content), sum(parts, control), genes)
-        before, after = (log_normalised(x) for x in (fold.source[group].X, self.cells.X[self.rows[context]]))
-        alone = {c.parts[0][0] for c in fold.seen.contents if len(c.parts) == 1}
-        known = alone.issuperset(part for part, _ in content.parts)
-        parts = additive_null(fold.seen, group, content) if known else np.full(before.shape[1], np.nan)
-        genes, noise = np.ones(before.shape[1], dtype=bool), after.var(0, ddof=1) / len(after)
-        return Truth(after.mean(0) - before.mean(0), parts, genes, noise, len(after), len(before))
-
-    def _true(self, group: str, content: Content) -> np.ndarray:
-        """Return the log fold changes of a simulated context."""
-        if content not in self._known:
-            time = content.time if self.conditions.time else None
-            self._known[content] = datasets.true_changes(self.cells, dict(content.parts), time=time)
-        return self._known[content].loc[group].to_numpy()
-
-    @cached_property
-    def rates(self) -> dict[str, np.ndarray]:
-        """Mean counts of each gene in simulated cells of each type without a drug."""
-        table = pd.DataFrame(np.asarray(self.cells.layers["mean_control"], dtype=float))
-        return {str(t): mean.to_numpy() for t, mean in table.groupby(self.types).mean().iterrows()}
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Change of each gene in a context, and that of the sum of its parts.
-
-    Parameters
-    ----------
-    change, parts
-        True change, and sum of the effects of the parts; the latter is not a number if it is not known.
-    genes
-        Mask of the genes that are scored.
-    noise
-        Sampling variance of the change; 0 if it is known.
-    n, n_control
-        Number of cells of which it is the mean, and of the controls; 0 if it is known.
-    """
-
-    change: np.ndarray
-    parts: np.ndarray
-    genes: np.ndarray
-    noise: np.ndarray | float = 0.0
-    n: int = 0
-    n_control: int = 0
-
-    def scores(self, found: Predicted, combined: bool) -> dict[str, float]:
-        """Return the scores of a prediction."""
-        true, predicted, parts = (v[self.genes] for v in (self.change, found.change, self.parts))
-        noise = float(np.sum(self.noise))
-        error, change = (float(np.square(true - p).sum()) - noise for p in (predicted, 0.0))
-        least = noise if self.n else NOTHING**2 * len(true)
-        return {
-            "skill": 1 - error / change if change > least else np.nan,
-            "pearson_delta": metrics.pearson_delta(predicted, true, np.zeros(len(true))),
-            "beyond_additive": _beyond(predicted, true, parts) if combined else np.nan,
-            "coverage_90": np.nan if found.sd is None else self._coverage(found.change, found.sd),
-            "error": error,
-            "change": change,
-        }
-
-    def _coverage(self, predicted: np.ndarray, sd: np.ndarray) -> float:
-        """Return the share of genes within intervals, which cover a mean over as many cells as controls."""
-        apart = self.noise * (1 - self.n / self.n_control) if self.n else 0.0
-        given = (predicted, self.change, np.sqrt(np.maximum(np.square(sd) + apart, 0.0)))
-        return metrics.coverage(*(v[self.genes] for v in given))
-
-
-def _beyond(predicted: np.ndarray, true: np.ndarray, parts: np.ndarray) -> float:
-    """Return the correlation of what is beyond the sum of the parts; it is not a number if nothing is."""
-    if not np.ptp(true - parts) > NOTHING:
-        return float("nan")
-    return metrics.pearson_delta(predicted, true, parts)
-
-
 def _predictions(
     task: Task, held: Sequence[HoldOut], known: Mapping[str, Predictor], seeds: Sequence[int]
 ) -> Iterator[tuple[HoldOut, Context, Fold, str, int, Predicted]]:
@@ -318,7 +169,7 @@ def _predictions(
     for hold_out in held:
         fold = task.fold(hold_out)
         for name, predictor in known.items():
-            for seed in seeds if predictor.seeded or _is_simulated(task.cells) else (-1,):
+            for seed in seeds if predictor.seeded or is_simulated(task.cells) else (-1,):
                 predict = predictor.trained(fold, max(seed, 0))
                 for group, content in hold_out.scored:
                     if (found := predict(group, content)) is not None:
@@ -364,12 +215,12 @@ def _judged(
         made.setdefault((group, name, seed), []).append(cells)
     scored = {context for hold_out in held for context in hold_out.scored}
     control = task.design.name_of(task.design.reference)
-    seen = task._plain(np.concatenate([rows for c, rows in task.rows.items() if c not in scored]))
+    seen = task.plain(np.concatenate([rows for c, rows in task.rows.items() if c not in scored]))
     keys = {"condition_key": CONDITION, "control": control, "seen": seen}
     out = []
     for group in dict.fromkeys(group for group, _, _ in made):
         contexts = [(group, task.design.reference), *sorted(c for c in scored if c[0] == group)]
-        real = task._plain(np.concatenate([task.rows[c] for c in contexts]))
+        real = task.plain(np.concatenate([task.rows[c] for c in contexts]))
         about = {"kind": held[0].kind, "type": group}
         found = judge.references(real, **keys)
         out += [{**about, "method": name, "seed": -1, **scores} for name, scores in found.items()]
