@@ -14,6 +14,7 @@ import torch
 import scalloy as sa
 from scalloy.blocks.composed import Composed, Composition
 from scalloy.models._core import targets
+from scalloy.perturbation import condition_effects
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 SMALL = {"n_hidden": 8, "n_latent": 3}
@@ -70,6 +71,15 @@ def quietly(function, *args, **kwargs):
 
 def controls(cells, n=12):
     return cells[(cells.obs["drug"] == "control").to_numpy()][:n].copy()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _soon():
+    """Weights of covariances that are learned in few steps will do here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(condition_effects, "STEPS", 3)
+        patched.setattr(condition_effects, "DILUTIONS", (0.0,))
+        yield
 
 
 @pytest.fixture(scope="module")
