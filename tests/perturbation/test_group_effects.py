@@ -7,9 +7,9 @@ import pytest
 
 from scalloy.baselines import LearnedPooling, partial_pooling
 from scalloy.perturbation.donors import AT_LEAST, Seen
-from scalloy.perturbation.group_effects import Shown, combined, trusted, weight
+from scalloy.perturbation.group_effects import BothScales, Shown, combined, trusted, weight
 from scalloy.perturbation.group_moments import Moments
-from scalloy.perturbation.pseudobulk import level
+from scalloy.perturbation.pseudobulk import Pseudobulk, level
 
 GENES, CELLS = 300, 200
 rng = np.random.default_rng(0)
@@ -154,3 +154,34 @@ def test_two_predictions_are_weighted_by_their_precision():
     change, sd = combined(one, two, np.array([1e-9, 1.0, 0.0]), np.array([1.0, 1.0, 0.0]))
     np.testing.assert_allclose(change, [1.0, 2.0, 0.0], atol=1e-6)
     np.testing.assert_allclose(sd, [0.0, 1.0, 0.0], atol=1e-6)
+
+
+def test_without_precision_the_share_is_the_weight():
+    one, two = np.array([1.0, 1.0, 0.0]), np.array([-1.0, 3.0, 4.0])
+    sds = np.array([1e-9, 1.0, 0.0]), np.array([1.0, 5.0, 0.0])
+    for share in (0.0, 0.3, 1.0):
+        change, sd = combined(one, two, *sds, share, by_precision=False)
+        np.testing.assert_allclose(change, (1 - share) * one + share * two)
+        np.testing.assert_allclose(sd, (1 - share) * sds[0] + share * sds[1])
+
+
+def test_shifts_and_changes_of_levels_are_converted_there_and_back():
+    rng = np.random.default_rng(0)
+    x = rng.poisson(rng.gamma(1, 1, 40) * rng.gamma(2, 0.5, (500, 1)))
+    x[:, 0] += 1
+    x[:, 39] = 0
+    ell = x.sum(1, keepdims=True)
+    log = np.log1p(1e4 * x / ell)
+    bulk = Pseudobulk(x.sum(0).astype(float), float(ell.sum()), float(np.square(ell).sum()))
+    control, genes = Moments(log.mean(0), log.var(0), len(x), bulk), np.r_[3:30, 39]
+    scales = BothScales.of(control, genes, 1e4)
+    assert not scales.levels(np.zeros(len(genes)))[0].any()
+    assert np.abs(scales.shift(np.zeros(len(genes)))).max() < 1e-9
+    shift = rng.normal(0, 0.3, len(genes)).clip(-0.5 * scales.mean, None)
+    change, slope = scales.levels(shift)
+    np.testing.assert_allclose(scales.shift(change), shift, atol=1e-9)
+    assert (np.sign(change) == np.sign(shift)).all()
+    small = 1e-6
+    np.testing.assert_allclose(slope, (scales.levels(shift + small)[0] - change) / small, rtol=1e-3)
+    gone, _ = scales.levels(np.full(len(genes), -100.0))  # no rate is below zero
+    np.testing.assert_allclose(gone, -level(bulk.rate[genes]))

@@ -169,3 +169,16 @@ def test_a_promise_is_the_skill_that_the_uncertainty_leaves(size):
         known = expected_skill(shift, right * shift, 0 * shift)
         assert promised(known, mean, sd).mean == min(found.mean, known.mean)
     assert promised(nothing_known, 0 * mean, 0 * sd).mean == 0.0
+
+
+def test_noise_that_a_prediction_shares_does_not_count_twice():
+    """Controls are in what was observed and in what was predicted: their noise is not in the error."""
+    rng = np.random.default_rng(4)
+    true = rng.normal(size=(60, GENES))
+    control, own = rng.normal(0, 0.7, (60, GENES)), rng.normal(0, 0.5, (60, GENES))
+    shift, predicted = true + own - control, 0.6 * true - control
+    both = np.full(true.shape, 0.7**2 + 0.5**2)
+    added = np.full(true.shape, 0.5**2 - 0.7**2)  # to |f - p|^2, of which the noise of the control is a part
+    found = expected_skill(shift, predicted, both, added)
+    assert found.mean == pytest.approx(1 - (0.4**2 + 0.7**2), abs=0.05)
+    assert expected_skill(shift, predicted, both, both) == expected_skill(shift, predicted, both)

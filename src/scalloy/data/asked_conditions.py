@@ -8,6 +8,9 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
 
 from scalloy._arguments import few
 from scalloy.data.conditions import Conditions
@@ -135,3 +138,37 @@ def columns_of(conditions: Conditions, content: Content) -> dict[str, Any]:
     if conditions.time is not None:
         out[conditions.time] = content.time
     return out
+
+
+def write_content(conditions: Conditions, content: Content, made: AnnData, source: AnnData) -> None:
+    """Write a condition into cells that are predicted under it, in the form in which the cells had theirs.
+
+    Parameters
+    ----------
+    conditions
+        Conditions of a model.
+    content
+        Content of the condition.
+    made
+        Predicted cells, to which columns are added.
+    source
+        The same cells before the change.
+    """
+    for key, value in columns_of(conditions, content).items():
+        if key in source.obsm and key not in source.obs:
+            made.obsm[key] = _amounts_like(source.obsm[key], content, made.obs_names)
+            continue
+        is_text = key in source.obs and not pd.api.types.is_numeric_dtype(source.obs[key])
+        made.obs[key] = f"{value:.6g}" if is_text and not isinstance(value, str) else value
+
+
+def _amounts_like(given: Any, content: Content, names: pd.Index) -> Any:
+    """Return the amounts of parts as a table of the same kind as a given one."""
+    parts, is_frame = dict(content.parts), isinstance(given, pd.DataFrame)
+    columns = list(given.columns) if is_frame else list(range(given.shape[1]))
+    if is_frame:
+        columns += [part for part in parts if part not in map(str, columns)]
+    values = np.tile([parts.get(str(name), 0.0) for name in columns], (len(names), 1))
+    if is_frame:
+        return pd.DataFrame(values, index=names, columns=columns)
+    return sp.csr_matrix(values) if sp.issparse(given) else values

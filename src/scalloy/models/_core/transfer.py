@@ -39,7 +39,7 @@ from anndata import AnnData
 from scalloy import _keys
 from scalloy._arguments import few, warn
 from scalloy._seeds import seeded
-from scalloy.data.asked_conditions import columns_of, design_in
+from scalloy.data.asked_conditions import design_in, write_content
 from scalloy.models._core.changes import Change, Changes
 from scalloy.models._core.decoding import Decoded, How, batches, decode, drawn
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
@@ -302,8 +302,7 @@ def _as_anndata(
     conditions = model.reader.conditions + ([] if target.seen else [to])
     out.obs[model.condition_key] = pd.Categorical([to] * out.n_obs, categories=conditions)
     if (structure := model.reader.structure) is not None and target.content is not None:
-        for key, value in columns_of(structure, target.content).items():
-            out.obs[key] = value
+        write_content(structure, target.content, out, source)
     out.obs["transfer_from"] = pd.Categorical(about["source"])
     out.obs["transfer_group"] = pd.Categorical(about["group"])
     said: dict[str, Any] = {"model": type(model).__name__, "to": to, "route": how.route}
