@@ -22,7 +22,7 @@ from scalloy.perturbation.design import SAME, Content, Design
 from scalloy.perturbation.donors import Seen
 from scalloy.perturbation.group_effects import BothScales, Shift, Shown, Worth, with_decoder
 from scalloy.perturbation.group_moments import Moments
-from scalloy.perturbation.left_out import ExpectedSkill, expected_skill, stacked_share, stretch
+from scalloy.perturbation.left_out import ExpectedSkill, expected_skill, stretch
 from scalloy.perturbation.pooling import Pooled
 from scalloy.perturbation.pseudobulk import level
 
@@ -223,18 +223,61 @@ class Structured:
         shift, own_noise = observed.change[np.ix_(rows, genes)], observed.variance[np.ix_(rows, genes)]
         share, made, sd = 0.0, by_shift.mean, by_shift.sd
         if self.seen.dispersion is not None:
-            by_levels, _ = left_out("levels")
+            by_levels, noise_of_levels = left_out("levels")
             controls = [list(self._pairs.values())[i][0] for i in rows]
             scales = [BothScales.of(control, genes, self.seen.scale) for control in controls]
             by_own = np.stack([of.levels(d)[0] for of, d in zip(scales, made, strict=True)])
-            levels = self.effects("levels").seen.change[np.ix_(rows, genes)]
-            share = stacked_share(levels, by_own, by_levels.mean)
+            slope = np.stack([of.levels(np.zeros(len(genes)))[1] for of in scales])
+            levels = self.effects("levels").seen
+            y, own = levels.change[np.ix_(rows, genes)], levels.variance[np.ix_(rows, genes)]
+            both = np.stack([of.shift(d) for of, d in zip(scales, by_levels.mean, strict=True)])
+            shared, of_levels = (own_noise - noise) / 2, (own - noise_of_levels) / 2
+            share = stacked_share(
+                Stack(shift, made, both, own_noise, of_levels / np.square(slope) - shared),
+                Stack(y, by_own, by_levels.mean, own, of_levels - shared * np.square(slope)),
+            )
             change = by_own + share * (by_levels.mean - by_own)
             made = np.stack([of.shift(d) for of, d in zip(scales, change, strict=True)])
             sd = np.hypot(sd, made - by_shift.mean)
         skill = expected_skill(shift, made, own_noise, noise)
         wide = stretch(shift - made, sd, np.maximum(noise, 0.0))
         return Worth(share, skill, wide, by_precision=False)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Changes of contexts that were left out, on a scale, and two predictions of them, contexts x genes.
+
+    ``noise`` is the variance of the noise of the changes. The noise of the controls is also in predictions:
+    ``apart`` is its covariance with the change in the second prediction, less that in the first.
+    """
+
+    change: np.ndarray
+    one: np.ndarray
+    both: np.ndarray
+    noise: np.ndarray
+    apart: np.ndarray
+
+
+def stacked_share(*scales: Stack) -> float:
+    """Return the weight of the second prediction that minimises the sum of relative squared errors.
+
+    The error on each scale is relative to that of no change.
+
+    Parameters
+    ----------
+    *scales
+        Changes and predictions on each scale.
+    """
+    agree, size = 0.0, 0.0
+    for of in scales:
+        changed = float((np.square(of.change) - of.noise).sum())
+        if changed <= np.sqrt(2 * np.square(of.noise).sum()):  # no more than noise alone would often give
+            continue
+        apart = of.both - of.one
+        agree += float(((of.change - of.one) * apart - of.apart).sum()) / changed
+        size += float(np.square(apart).sum()) / changed
+    return float(np.clip(agree / size, 0.0, 1.0)) if size > 0 else 0.0
 
 
 def kind_of(content: Content, others: Sequence[Content]) -> tuple[object, ...]:
