@@ -12,10 +12,10 @@ from anndata import AnnData
 from scalloy import datasets, metrics
 from scalloy.baselines import additive_null
 from scalloy.baselines.contexts import ALL
+from scalloy.baselines.predictors import dense
 from scalloy.benchmark.hold_outs import Context, HoldOut, hold_outs
 from scalloy.benchmark.structured_rivals import Fold, Predicted
 from scalloy.data.conditions import Conditions
-from scalloy.kernels.csr import dense
 from scalloy.perturbation.design import Content
 from scalloy.perturbation.pseudobulk import Pseudobulk, dispersions, level
 
