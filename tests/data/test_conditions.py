@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scalloy as sa
-from scalloy.data.conditions import Conditions, as_described, components
+from scalloy.data.conditions import Conditions
+from scalloy.data.descriptors import as_described, components
 from scalloy.files import plain_json
 from scalloy.perturbation.design import Content
 
