@@ -283,7 +283,8 @@ def test_descriptors_become_scaled_principal_components():
     scaled = (values - values.mean(0))[:, :3] / values.std(0)[:3]
     pairs = lambda x: np.square(x[:, None] - x).sum(-1)  # noqa: E731
     np.testing.assert_allclose(pairs(found), pairs(scaled) / 3, atol=1e-4)  # distances are kept
-    np.testing.assert_array_equal(components(np.ones((3, 2))), np.zeros((3, 1)))
+    np.testing.assert_array_equal(components(np.full((6, 2), 0.1)), np.zeros((6, 1)))
+    np.testing.assert_array_equal(components(np.column_stack([values, np.full(6, 0.1)])), found)
 
 
 def test_descriptors_from_uns_and_of_parts_that_were_not_seen():

@@ -13,6 +13,7 @@ from scalloy._arguments import few
 from scalloy.perturbation.design import Content, Design
 
 MOST_DESCRIPTORS = 50  # largest number of principal components of what describes perturbations
+LEAST = 1e-9  # smallest standard deviation of a column that counts, relative to its largest number
 
 
 def described_parts(
@@ -90,7 +91,8 @@ def components(values: np.ndarray) -> np.ndarray:
         Descriptors, perturbations x numbers.
     """
     sd = values.std(0)
-    scaled = (values - values.mean(0))[:, sd > 0] / sd[sd > 0]
+    varies = sd > LEAST * np.abs(values).max(0)  # and by more than rounding
+    scaled = (values - values.mean(0))[:, varies] / sd[varies]
     if not scaled.size:
         return np.zeros((len(values), 1))
     left, size, _ = np.linalg.svd(scaled, full_matrices=False)
