@@ -126,6 +126,8 @@ def test_conditions_and_condition_key_say_the_same_thing_twice(screen):
         sa.CGMDVAE.setup_anndata(cells, conditions=asked, condition_key="drug")
     with pytest.raises(TypeError, match=r"`conditions='drug'` is a str. Expected `sa.Conditions"):
         sa.CGMDVAE.setup_anndata(cells, conditions="drug")
+    with pytest.raises(TypeError, match="is a dict"):
+        sa.CGMDVAE.setup_anndata(cells, conditions=ASKED)
     assert "conditions" not in cells.obs
     with pytest.raises(TypeError, match=r"`conditions` is no argument of `VAE.setup_anndata`"):
         sa.VAE.setup_anndata(cells, conditions=asked)

@@ -33,7 +33,7 @@ SEEN, INNER, OUTER, NEW = range(4)  # amount of a part: in other conditions too,
 
 @dataclass
 class Structured:
-    """What the conditions of groups have shown, to predict conditions that were not seen.
+    """Changes of groups under all conditions, from which those that were not seen are predicted.
 
     Parameters
     ----------
