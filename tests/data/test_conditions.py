@@ -139,6 +139,14 @@ def test_a_column_of_the_control_in_obsm_is_no_part():
     assert not made.design.dosed
 
 
+def test_amounts_of_a_part_that_is_named_twice_add_up():
+    cells = of({"drug": ["control", "A+A", "A"], "dose": ["0", "0.5+1", "2"]}, n=3)
+    assert list(Conditions("drug", dose="dose").fitted(cells)[1]) == ["control", "A 1.5", "A 2"]
+    both = {"first": ["none", "A"], "second": ["none", "A"], "x": [0.0, 0.5], "y": [0.0, 1.0]}
+    asked = Conditions(["first", "second"], control="none", dose=["x", "y"])
+    assert list(asked.fitted(of(both, n=2))[1]) == ["none", "A 1.5"]
+
+
 def test_without_doses_names_have_none():
     made, names = Conditions("drug").fitted(of({"drug": COLUMN}))
     assert list(names) == ["control", "A", "A", "B", "A+B", "A+C", "control"]
