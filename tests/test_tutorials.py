@@ -45,6 +45,8 @@ def test_notebook_holds_its_text_with_outputs(name, text):
     assert sum("image/png" in o.get("data", {}) for o in outputs) >= 1
     assert (ROOT / "tutorials" / f"{name}.ipynb").stat().st_size < 1.5e6
     assert not re.search(r"/(home|root|tmp|work)/", json.dumps(outputs))
+    said = ["".join(v) for o in outputs for k, v in o.get("data", {}).items() if k.startswith("text/")]
+    assert not re.search(r"(?<![\w.])-0\.0*(?!\d)", "\n".join(said))  # zero has no sign
 
 
 @pytest.mark.slow

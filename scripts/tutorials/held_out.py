@@ -74,7 +74,7 @@ methods = [
 ]
 table = sa.benchmark.transfer("kang_subset", methods, hold_out=["B cells", "NK cells"], seeds=[0])
 columns = ["skill", "pearson_delta", "r2_mean", "r2_variance", "energy_distance", "de_overlap"]
-table.set_index(["type", "method"])[columns].round(3)
+table.set_index(["type", "method"])[columns].round(3) + 0.0
 
 # %%
 sa.pl.held_out(table, "skill")

@@ -36,7 +36,7 @@ def evidence(adata, names=("poisson", "nb", "zinb"), **settings):
 def gain(nats, over="nb"):
     """Mean difference to `over`, and its standard error: paired, since cells differ far more than models."""
     less = nats.sub(nats[over], axis=0)
-    return pd.DataFrame({"gain": less.mean(), "se": less.sem()}).round(2)
+    return pd.DataFrame({"gain": less.mean(), "se": less.sem()}).round(2) + 0.0
 
 
 simulated, poisson = sa.datasets.simulate(1500, 200, theta=4.0), sa.datasets.poisson_genes(1500)

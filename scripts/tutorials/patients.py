@@ -232,7 +232,7 @@ sa.pl.clusters(model.adata, "cgmdvae_cluster", "donor", ax=ax)
 shares = pd.crosstab(study.obs["condition"], study.obs["cell_type"], normalize="index")
 composition = (shares.loc["treated"] - shares.loc["control"]) @ before.groupby(level=0).mean()
 errors = {k: predictions[k, "patient 2"].mean(axis=0) - truth for k in ["mean shift", *setups]}
-pd.Series({k: np.corrcoef(error, composition)[0, 1] for k, error in errors.items()}).round(2)
+pd.Series({k: np.corrcoef(error, composition)[0, 1] for k, error in errors.items()}).round(2) + 0.0
 
 # %% [markdown]
 # **Who is who.** Cells are compared with cells of the same kind and of the same patient, so neither the other
@@ -275,9 +275,9 @@ def said_and_true(predicted, trial, if_treated, expected):
             "type": said["cell_type"].mode()[0],
             "cells": len(cells),
             "transfer_far": said["transfer_far"].any(),
-            "transfer_skill": round(said["transfer_skill"].mean(), 2),
-            "skill": round(sa.metrics.skill(p, b, a), 2),
-            "at best": round(sa.metrics.skill(a + change, b, a), 2),
+            "transfer_skill": round(said["transfer_skill"].mean(), 2) + 0.0,
+            "skill": round(sa.metrics.skill(p, b, a), 2) + 0.0,
+            "at best": round(sa.metrics.skill(a + change, b, a), 2) + 0.0,
             "genes within 90 %": round(sa.metrics.coverage(p, b, sd, 0.9), 2),
             "predicted size": round(np.sqrt(np.square(p - a).mean()), 2),
             "true size": round(np.sqrt(np.square(change).mean()), 2),

@@ -21,6 +21,8 @@ where       key                                    content
                                                    (a DataFrame)
 ``.uns``    ``<model>``                            settings and versions of the model, and the names of the
                                                    clusters, by :meth:`annotate`
+``.obs``    ``conditions``                         name of each cell's condition, by ``setup_anndata`` with
+                                                   ``conditions=`` (:class:`scalloy.Conditions`)
 ``.obs``    ``_scvi_batch``, ``_scvi_labels``,     codes of the registered columns, by scvi-tools in
             ``_scvi_condition``                    ``setup_anndata``
 ``.obsm``   ``_scvi_extra_categorical_covs``,      registered covariates, by scvi-tools in

@@ -296,6 +296,15 @@ def test_promises_are_judged_by_what_was_reached():
     assert "promise_auroc" not in summary(frame.drop(columns="expected_skill"))
 
 
+def test_zeros_in_a_summary_have_no_sign():
+    import pandas as pd
+
+    from scalloy.benchmark.transfer import summary
+
+    found = summary(pd.DataFrame({"method": ["a", "a"], "seed": 0, "skill": [-1e-9, -2e-9]}))
+    assert not np.signbit(found[[("skill", "mean"), ("worst_skill", "mean")]].to_numpy()).any()
+
+
 def test_a_table_without_a_type_to_hold_out_is_refused():
     cells = sa.datasets.simulate(200, 40, seed=1)
     with pytest.raises(ValueError, match="No type has `min_cells=300` cells under a condition other than"):

@@ -58,3 +58,25 @@ def test_both_references_are_in_the_table_and_it_can_be_summarised(table):
     assert set(table["type"]) == {"cluster_0", "cluster_1"}
     assert "expression_error" in summary(table)
     assert np.isfinite(summary(table)[("jaccard", "mean")]).all()
+
+
+def test_without_a_measurable_effect_there_is_no_expression_error():
+    """The judge then refuses the whole table; its other metrics are kept."""
+    from types import SimpleNamespace
+
+    import pandas as pd
+
+    class Table(pd.DataFrame):
+        def filter(self, mask):
+            return self[mask]
+
+    def aggregate(table):
+        if vcc2026.EFFECT in set(table["metric"]):
+            msg = "its sum is not positive"
+            raise ValueError(msg)
+        return {k: SimpleNamespace(to_list=table[k].tolist) for k in ("metric", "mean")}
+
+    table = Table({"metric": ["pds_cosine", vcc2026.EFFECT], "mean": [0.7, -0.1]})
+    found = vcc2026._columns(SimpleNamespace(aggregate_metrics=aggregate), table)
+    assert found["discrimination"] == 0.7
+    assert np.isnan(found["expression_error"])

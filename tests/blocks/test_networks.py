@@ -65,6 +65,16 @@ def test_wrong_settings_are_refused(wrong, message):
         net.NetworkSettings(**wrong)
 
 
+def test_encoders_see_covariates_only_if_they_are_to():
+    sizes, cats, cont = {"n_cats": (3,), "n_cont": 2}, [torch.tensor([0, 2])], torch.ones(2, 2)
+    for sees in (True, False):
+        settings = net.NetworkSettings(n_hidden=4, encode_covariates=sees)
+        encoder = settings.encoder(5, nn.Identity(), **settings.sizes_encoded(sizes)).eval()
+        h = encoder(torch.ones(2, 5), *settings.encoded(cats, cont))
+        assert (h[0] - h[1]).abs().max() > 0 if sees else torch.equal(h[0], h[1])
+        assert len(encoder.stack.layers[0].covariates.tables) == sees
+
+
 def test_settings_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         net.NetworkSettings().n_hidden = 5

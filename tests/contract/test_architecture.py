@@ -72,6 +72,11 @@ def test_likelihood_names_are_compared_in_one_place_only():
     assert not found
 
 
+def test_what_encoders_see_is_decided_in_one_place_only():
+    found = [rel(f) for f in FILES if re.search(r"\bif .*\bencode_covariates else", f.read_text())]
+    assert found == ["blocks/networks.py"]
+
+
 def test_a_room_looks_only_at_rooms_below_it():
     """The contracts of import-linter in pyproject.toml: layers, no circles, no AnnData in the mathematics."""
     command = [Path(sys.executable).parent / "lint-imports", "--no-cache"]

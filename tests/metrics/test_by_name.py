@@ -115,6 +115,28 @@ def agree(found, expected):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@every
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_lists_are_taken_as_arrays(name, kind):
+    given = {
+        k: kind(kind(row) if np.ndim(row) else row for row in v.tolist()) for k, v in arrays(name).items()
+    }
+    agree(call(name, given), call(name, arrays(name)))
+    rows = {k: list(v) for k, v in arrays(name).items()}  # as of one array for each cell
+    agree(call(name, rows), call(name, arrays(name)))
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n != "bio_conservation"])
+def test_lists_of_unequal_parts_are_refused(name):
+    for argument in CASES[name]:
+        given = arrays(name)
+        given[argument] = [*given[argument].tolist()[:-1], [1.0] * 7]
+        with pytest.raises(
+            (TypeError, ValueError), match=r"Expected an array of numbers with|One label for each|Labels are"
+        ):
+            call(name, given)
+
+
 @several
 def test_positions_would_have_given_something_else(name):
     """So that the test above can fail."""

@@ -13,6 +13,7 @@ import scalloy as sa
 from scalloy import metrics
 from scalloy.benchmark.fit import log_normalised
 from scalloy.blocks.networks import Beside, Layer
+from scalloy.models._core import conditions
 
 NEW = "donor_3"
 
@@ -143,3 +144,80 @@ def test_a_donor_without_cells_is_new_though_the_column_has_the_category(cells):
     assert model.reader.sizes.n_cats == (3,)
     with pytest.warns(UserWarning, match="never seen: donor_3"):
         model.get_latent_representation(new(cells))
+
+
+# known donors without own cells under a condition ------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["donor_key", "batch_key"])
+def lacking(request, cells):
+    """A model of all donors, of one of whom it has seen the cells of one type only."""
+    obs = cells.obs
+    left_out = (obs["donor"] == NEW) & (obs["cell_type"] != "type_3")
+    known = cells[~left_out.to_numpy()].copy()
+    keys = {"condition_key": "condition", "labels_key": "cell_type", request.param: "donor"}
+    sa.CGMDVAE.setup_anndata(known, **keys)
+    model = sa.CGMDVAE(known, n_hidden=32, n_latent=5)
+    model.train(max_epochs=25, enable_progress_bar=False, accelerator="cpu")
+    return model
+
+
+def of_type(adata, name):
+    return adata[(adata.obs["cell_type"] == name).to_numpy()].copy()
+
+
+@pytest.fixture
+def from_others(lacking, cells, quiet):
+    """Nine cells at a time, which are too few to start at."""
+    some = of_type(new(cells), "type_0")
+    parts = [some[i : i + 9].copy() for i in range(0, some.n_obs, 9)]
+    return ad.concat([lacking.transfer(part, to="treated") for part in parts]), some
+
+
+def test_a_known_donor_without_own_cells_starts_at_those_that_are_passed(lacking, cells, quiet, from_others):
+    predicted, given = lacking.transfer(new(cells), to="treated"), new(cells)
+    lacks, has = ((given.obs["cell_type"].isin(k)).to_numpy() for k in (["type_0", "type_1"], ["type_3"]))
+    same = lacking.transfer(given, to="treated", context=given)
+    np.testing.assert_allclose(predicted.X[lacks], same.X[lacks], atol=1e-6)
+    alone = lacking.transfer(of_type(given, "type_3")[:20].copy(), to="treated")
+    np.testing.assert_allclose(predicted.X[has][:20], alone.X, atol=1e-5)  # he has own cells of this type
+    others, some = from_others
+    truth = log_normalised(of_type(new(cells, "treated"), "type_0").X).mean(0)
+    before = log_normalised(some.X).mean(0)
+    ours, theirs = (
+        metrics.skill(np.asarray(x).mean(0), truth, before)
+        for x in (predicted.X[given.obs["cell_type"] == "type_0"], others.X)
+    )
+    assert ours > 0.5 > 0 > theirs
+
+
+def test_where_a_known_donor_has_own_controls_no_other_cell_matters(lacking, cells, quiet):
+    donor_1 = cells[((cells.obs["donor"] == "donor_1") & (cells.obs["condition"] == "control")).to_numpy()]
+    given = ad.concat([new(cells), donor_1])
+    together = lacking.transfer(given, to="treated")
+    np.testing.assert_allclose(
+        together.X[-donor_1.n_obs :], lacking.transfer(donor_1.copy(), to="treated").X, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        together.X[: -donor_1.n_obs], lacking.transfer(new(cells), to="treated").X, atol=1e-5
+    )
+
+
+def test_cells_start_at_all_that_are_passed_whatever_the_pieces(lacking, cells, quiet, tmp_path, monkeypatch):
+    given = new(cells)[np.random.default_rng(0).permutation(new(cells).n_obs)].copy()
+    whole = np.asarray(lacking.transfer(given, to="treated").X)
+    monkeypatch.setattr(conditions, "DECODED_ENTRIES", 7 * given.n_vars)
+    given.write_h5ad(tmp_path / "given.h5ad")
+    backed = ad.read_h5ad(tmp_path / "given.h5ad", backed="r")
+    for name, source in {"memory": given, "backed": backed, "view": backed[np.arange(given.n_obs)]}.items():
+        lacking.write_transfer(tmp_path / f"{name}.h5ad", source, to="treated")
+        np.testing.assert_allclose(ad.read_h5ad(tmp_path / f"{name}.h5ad").X, whole, atol=1e-5)
+    backed.file.close()
+
+
+def test_known_donors_beside_new_ones_start_at_their_own_cells(model, cells, quiet):
+    control = (cells.obs["donor"] == "donor_1") & (cells.obs["condition"] == "control")
+    known = of_type(cells[control.to_numpy()], "type_0")[:20].copy()
+    both = model.transfer(ad.concat([new(cells), known]), to="treated")
+    np.testing.assert_allclose(both.X[-20:], model.transfer(known, to="treated").X, atol=1e-5)
+    np.testing.assert_allclose(both.X[:-20], model.transfer(new(cells), to="treated").X, atol=1e-5)

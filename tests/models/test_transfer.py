@@ -285,7 +285,7 @@ def test_groups_that_respond_differently_are_warned_of():
         ((cells.obs["cell_type"] == "type_0") & (cells.obs["condition"] == "control")).to_numpy()
     ]
     with pytest.warns(
-        UserWarning, match=r"left out in turn, 1 of 4 would have been predicted worse than by no"
+        UserWarning, match=r"1 of 4 groups, left out in turn, would have been predicted worse than by no"
     ):
         out = model.transfer(controls.copy(), to="treated")
     known = out.uns["transfer"]["expected_skill"].iloc[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 
@@ -102,12 +105,30 @@ def test_trees_that_are_judged_by_a_group_have_learned_without_it(monkeypatch):
         ([o], o) for o in sorted(every)
     ]
     assert len(judged) == len(control)
-    targets = {made._rows(o, [o], np.arange(GENES))[0].tobytes(): o for o in every}
+    targets = {made._rows(o, [o], np.arange(GENES)).features.tobytes(): o for o in every}
     for rows, x in judged:
         out = targets[x.tobytes()]
-        without = [made._rows(o, [out, o], np.arange(GENES))[1] for o in every - {out}]
-        sums = sorted(missed(v, 0 * v) for _, v in rows)
+        without = [made._rows(o, [out, o], np.arange(GENES)).errors for o in every - {out}]
+        sums = sorted(missed(v, 0 * v) for _, v, _ in rows)
         np.testing.assert_allclose(sums, sorted(missed(v, 0 * v) for v in without))
+
+
+def test_asking_for_rows_changes_nothing():
+    control, shift, _, _, settings = groups(saturating)
+    made = LearnedPooling(control, shift, **settings)
+    before = dict(vars(made))
+    rows = made._rows(2, [2], np.arange(3, 9))
+    assert vars(made) == before
+    (alone,) = made._pool(np.setdiff1d(np.arange(len(control)), [2]), control[2])
+    np.testing.assert_array_equal(rows.sd, alone.sd[3:9])
+
+
+def test_arguments_are_in_the_order_of_the_docs():
+    said = re.findall(r"^    (\w[\w, ]*)$", LearnedPooling.__doc__.split("Attributes")[0], re.MULTILINE)
+    said = [name for names in said for name in names.split(", ") if name != "Parameters"]
+    taken = inspect.signature(LearnedPooling).parameters
+    assert list(taken) == said
+    assert [k for k, v in taken.items() if v.kind is v.KEYWORD_ONLY] == ["noise", "halves", "seed"]
 
 
 def test_few_groups_are_pooled_as_they_are():
@@ -127,7 +148,7 @@ def test_many_groups_and_genes_are_learned_from_in_part(monkeypatch):
     monkeypatch.setattr(
         boosted_pooling,
         "_fitted",
-        lambda rows, *more: sizes.append([len(y) for _, y in rows]) or fitted(rows, *more),
+        lambda rows, *more: sizes.append([len(r.errors) for r in rows]) or fitted(rows, *more),
     )
     pooled = partial_pooling(control, shift, to, **settings)
     found = learned_pooling(control, shift, to, **settings)

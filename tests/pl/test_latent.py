@@ -191,6 +191,22 @@ def test_a_model_is_drawn_in_its_own_latent_space(placed, quick):
         sa.pl.traversal(model, 0, genes=["nope"])
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 9])
+@pytest.mark.parametrize("by", ["condition", "type_of_the_cells_by_hand"])
+@pytest.mark.parametrize("own", [True, False])
+def test_names_beside_few_rows_are_not_cut(cells, rows, by, own):
+    cells.obs[by] = [f"r{i % rows}" for i in range(cells.n_obs)]
+    ax = None if own else plt.subplots(figsize=(6, 3.2), layout="constrained")[1]
+    ax = sa.pl.clusters(cells, "cluster", by, ax=ax)
+    ax.figure.draw_without_rendering()
+    for part in ax.figure.axes:
+        label = part.yaxis.label
+        assert label.get_text().split()[-1] == by
+        box, whole = label.get_window_extent(), ax.figure.bbox
+        assert whole.y0 <= box.y0 < box.y1 <= whole.y1
+        assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+
+
 def test_clusters_against_labels(cells):
     cells.obs["found"] = pd.Categorical(cells.obs["cluster"].map(lambda c: "f" + c[-1]))
     cells.obs.loc[cells.obs_names[:7], "found"] = "f0"

@@ -72,12 +72,98 @@ def test_a_trial_tells_the_lowest_loss_of_validation(cells, monkeypatch):
     said = []
     monkeypatch.setattr("ray.tune.report", lambda figures, checkpoint=None: said.append(figures))
     given = [{"model": "VAE", "n_hidden": 8, "n_latent": 3, "lr": 0.1, "lr_schedule": "constant", "seed": 0}]
-    module._trial({"trial": 0}, adata=cells, setup={}, epochs=12, n_mc_samples=2, settings=given)
+    module._trial({"trial": 0}, adata=cells, setup={}, epochs={"VAE": 12}, n_mc_samples=2, settings=given)
     *epochs, last = said
+    assert [figures["progress"] for figures in epochs] == [1000 * k // 12 for k in range(1, 13)]
+    assert last["progress"] < 3 * 334  # the scheduler ends no trial that is done
     losses = [figures["elbo_validation"] for figures in epochs]
     assert len(losses) == last["epochs"] == 12
     assert min(losses) < losses[-1]
     assert last["elbo_validation"] == pytest.approx(min(losses))
+
+
+class Begins(Exception):
+    """Raised where Ray would begin."""
+
+
+class Trained(Exception):
+    """Raised where training would begin."""
+
+
+@pytest.fixture(scope="module")
+def many():
+    """So many cells that default numbers of epochs differ by model."""
+    return sa.datasets.simulate(2560, 20, seed=1, n_proteins=3)
+
+
+@pytest.mark.parametrize("name", ["VAE", "POISEVAE"])
+@pytest.mark.parametrize(
+    ("own", "of_search"), [({}, None), ({}, 7), ({"max_epochs": 5}, 7), ({"max_epochs": None}, 7)]
+)
+def test_epochs_of_a_trial(name, own, of_search, many, begins_with, monkeypatch):
+    """Those in its settings, or else those of the search, or else what the model would choose."""
+    trained = {}
+
+    def train(self, **given):
+        trained.update(given)
+        raise Trained
+
+    keys = {"protein_obsm_key": next(iter(many.obsm))} if name == "POISEVAE" else {}
+    cls = getattr(sa, name)
+    monkeypatch.setattr(cls, "train", train)
+    epochs = begins_with(name, keys, of_search)
+    given = [{"model": name, "n_hidden": 8, "seed": 0, **own}]
+    with pytest.raises(Trained):
+        module._trial({"trial": 0}, adata=many, setup=keys, epochs=epochs, n_mc_samples=2, settings=given)
+    steps = many.n_obs * 0.9 / trained["batch_size"]
+    expected = own.get("max_epochs") or of_search or min(200, np.ceil(cls._default_steps / steps))
+    assert trained["max_epochs"] == expected
+
+
+@pytest.fixture
+def begins_with(many, tmp_path, monkeypatch):
+    """The epochs that a search gives to its trials."""
+
+    class Tune:
+        def with_parameters(self, *_, **given):
+            raise Begins(given["epochs"])
+
+    monkeypatch.setattr(module, "ray_tune", Tune)
+
+    def search(name, keys, epochs):
+        given = {"folder": tmp_path / "s", **SMALL, "max_epochs": epochs}
+        with pytest.raises(Begins) as stopped:
+            sa.search(many, name, {"n_hidden": [8]}, **given, **keys)
+        return stopped.value.args[0]
+
+    return search
+
+
+def test_trials_fall_behind_after_a_third_of_their_own_epochs(monkeypatch):
+    from types import SimpleNamespace
+
+    from scalloy.tune import trials
+
+    said, ends = [], trials.scheduler()
+    monkeypatch.setattr("ray.tune.report", said.append)
+
+    def epochs_of(name, most, loss):
+        """Number of epochs after which a trial is ended."""
+        trial = SimpleNamespace(trial_id=name)
+        ends.on_trial_add(None, trial)
+        for epoch in range(most):
+            seen = {"callback_metrics": {"elbo_validation": loss}, "sanity_checking": False}
+            now = SimpleNamespace(**seen, current_epoch=epoch, max_epochs=most)
+            trials.Reports().on_validation_end(now, None)
+            if ends.on_trial_result(None, trial, said[-1]) != "CONTINUE":
+                return epoch + 1
+        return most
+
+    assert [epochs_of(f"good {i}", 12, 1.0 - 0.01 * i) for i in range(4)] == [12] * 4
+    assert epochs_of("bad", 12, 9.0) == 5
+    assert epochs_of("bad and long", 60, 9.0) == 21
+    assert epochs_of("bad and short", 3, 9.0) == 2
+    assert epochs_of("best", 60, 0.1) == 60
 
 
 SCRIPT = """
@@ -140,10 +226,6 @@ def test_a_killed_search_goes_on(cells, tmp_path):
         "epochs",
         "seconds",
     ]
-
-
-class Begins(Exception):
-    """Raised where Ray would begin."""
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from scalloy.baselines.structured import (
     linear_in_log_dose,
     mean_of_parts,
     nearest_dose,
+    scaled_sum,
 )
 from scalloy.baselines.structured_baseline import StructuredBaseline
 from scalloy.perturbation.boosted_pooling import LearnedPooling, learned_pooling
@@ -44,5 +45,6 @@ __all__ = [
     "nearest_dose",
     "partial_pooling",
     "register",
+    "scaled_sum",
     "tuned",
 ]

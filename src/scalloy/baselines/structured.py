@@ -4,7 +4,8 @@
     "no change"            0
     "generic response"     mean of all changes that were seen in the type
     "additive"             sum over p of the effect of p alone, at the nearest dose and time that were seen
-    "mean of the parts"    mean over p of the same
+    "scaled sum"           the same times a weight, by least squares over the combinations that were seen
+    "mean of the parts"    mean over p of the same as in "additive"
     "nearest dose"         the effect of the same parts together at the nearest doses and time
     "linear in log dose"   sum over p of slope_p x strength, by least squares through the origin
     "interpolation"        sum over p of the effect between the neighbouring doses and times
@@ -20,13 +21,13 @@ combination does beyond it is its interaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from itertools import product
 
 import numpy as np
-from sklearn.compose import TransformedTargetRegressor
+from sklearn import config_context
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.model_selection import GridSearchCV, KFold
-from sklearn.preprocessing import StandardScaler
+from sklearn.metrics import pairwise_kernels
+from sklearn.model_selection import KFold
 
 from scalloy._registry import Registry
 from scalloy.baselines.contexts import Contexts, between
@@ -90,6 +91,31 @@ def additive_null(seen: Contexts, group: str, to: Asked) -> np.ndarray:
     """
     content = seen.asked(to)
     return _drift(seen, group, content) + _of_parts(seen, group, content, _nearest).sum(0)
+
+
+def scaled_sum(seen: Contexts, group: str, to: Asked) -> np.ndarray:
+    """Predict the sum of the effects of the parts, times a weight that fits combinations that were seen.
+
+    There is one weight for all genes and types, by least squares over the seen combinations of parts that
+    were all seen alone. So it knows how much noise sums add up, and how far combinations saturate. Without
+    such combinations, and for single parts, it is the additive null.
+
+    Parameters
+    ----------
+    seen, group, to
+        Changes that were seen, type to predict, and condition to predict.
+
+    Examples
+    --------
+    >>> changes = np.array([[1.0, 0.0], [0.0, 2.0], [0.5, 1.0]])  # contexts x genes
+    >>> drugs = [{"A": 1.0}, {"D": 1.0}, {"A": 1.0, "D": 1.0}]
+    >>> seen = sa.baselines.Contexts.of(["T"] * 3, drugs, changes)
+    >>> sa.baselines.scaled_sum(seen, "T", {"A": 1.0, "D": 1.0}).tolist()
+    [0.5, 1.0]
+    """
+    content = seen.asked(to)
+    parts = _of_parts(seen, group, content, _nearest).sum(0)
+    return _drift(seen, group, content) + (_weight(seen) if len(content.parts) > 1 else 1.0) * parts
 
 
 def mean_of_parts(seen: Contexts, group: str, to: Asked) -> np.ndarray:
@@ -206,6 +232,7 @@ STRUCTURED: Registry[Structured] = Registry(
         "no change": no_change,
         "generic response": generic_response,
         "additive": additive_null,
+        "scaled sum": scaled_sum,
         "mean of the parts": mean_of_parts,
         "nearest dose": nearest_dose,
         "linear in log dose": linear_in_log_dose,
@@ -229,6 +256,20 @@ def _of_parts(seen: Contexts, group: str, content: Content, effect: Effect) -> n
     strengths, time = seen.position(content)
     found = [effect(seen, group, {part: u}, time) for part, u in strengths.items()]
     return np.array([np.zeros(seen.changes.shape[1]) if e is None else e for e in [None, *found]])
+
+
+def _weight(seen: Contexts) -> float:
+    """Return the weight of the sum of parts that fits the combinations that were seen."""
+    if "weight" not in seen.found:
+        known = {c.parts[0][0] for c in seen.contents if len(c.parts) == 1}
+        x, y = [np.zeros(1)], [np.zeros(1)]
+        for group, content, change in zip(seen.types, seen.contents, seen.changes, strict=True):
+            if len(content.parts) > 1 and known.issuperset(part for part, _ in content.parts):
+                x.append(_of_parts(seen, group, content, _nearest).sum(0))
+                y.append(change - _drift(seen, group, content))
+        sums, changes = np.concatenate(x), np.concatenate(y)
+        seen.found["weight"] = float(sums @ changes / (sums @ sums)) if sums.any() else 1.0
+    return seen.found["weight"]
 
 
 def _nearest(seen: Contexts, group: str, strengths: dict[str, float], time: float) -> np.ndarray | None:
@@ -290,12 +331,21 @@ def _regressed(x: np.ndarray, y: np.ndarray, to: np.ndarray) -> np.ndarray:
     """Predict by kernel ridge regression with settings by cross-validation; far away it is the mean."""
     middle, scale = x.mean(0), np.sqrt(np.square(x - x.mean(0)).sum(1).mean()) or 1.0
     x, to = (x - middle) / scale, (to - middle) / scale
+    every, n = np.vstack([x, to]), len(x)
     gammas = [1 / (width * (typical_distance(x) or 1.0)) for width in WIDTHS]
-    tried: list[dict[str, list[Any]]] = [
-        {"regressor__kernel": ["rbf"], "regressor__gamma": gammas, "regressor__alpha": list(RIDGES)},
-        {"regressor__kernel": ["linear"], "regressor__alpha": list(RIDGES)},
-    ]
-    model = TransformedTargetRegressor(KernelRidge(), transformer=StandardScaler(with_std=False))
-    folds = KFold(min(len(x), FOLDS), shuffle=True, random_state=0)
-    chosen = GridSearchCV(model, tried, scoring="neg_mean_squared_error", cv=folds).fit(x, y)
-    return chosen.predict(to[None])[0]
+    kernels = [pairwise_kernels(every, metric="rbf", gamma=gamma) for gamma in gammas]
+    kernels.append(pairwise_kernels(every, metric="linear"))
+    folds = list(KFold(min(n, FOLDS), shuffle=True, random_state=0).split(x))
+
+    def predicted(kernel: np.ndarray, ridge: float, seen: np.ndarray, new: np.ndarray) -> np.ndarray:
+        mean, model = y[seen].mean(0), KernelRidge(alpha=ridge, kernel="precomputed")
+        model.fit(kernel[np.ix_(seen, seen)], y[seen] - mean)
+        return mean + model.predict(kernel[np.ix_(new, seen)])
+
+    def missed(settings: tuple[np.ndarray, float]) -> float:
+        found = [np.square(predicted(*settings, kept, out) - y[out]).mean() for kept, out in folds]
+        return float(np.mean(found))
+
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        best = min(product(kernels, RIDGES), key=missed)
+        return predicted(*best, np.arange(n), np.array([n]))[0]

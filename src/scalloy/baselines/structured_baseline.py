@@ -36,9 +36,8 @@ class StructuredBaseline:
 
     Examples
     --------
-    >>> from scalloy.data.conditions import Conditions
     >>> cells = sa.datasets.screen(800, 30)
-    >>> told = Conditions("drug", dose="dose")
+    >>> told = sa.Conditions("drug", dose="dose")
     >>> simple = sa.baselines.StructuredBaseline(cells, conditions=told, labels_key="cell_type")
     >>> simple.train()
     >>> controls = cells[cells.obs["drug"] == "control"].copy()
@@ -73,8 +72,7 @@ class StructuredBaseline:
 
         Examples
         --------
-        >>> from scalloy.data.conditions import Conditions
-        >>> simple = sa.baselines.StructuredBaseline(adata, conditions=Conditions("condition"))
+        >>> simple = sa.baselines.StructuredBaseline(adata, conditions=sa.Conditions("condition"))
         >>> simple.train()
         """
         self._seen_at(SCALE)
@@ -106,8 +104,7 @@ class StructuredBaseline:
 
         Examples
         --------
-        >>> from scalloy.data.conditions import Conditions
-        >>> simple = sa.baselines.StructuredBaseline(adata, conditions=Conditions("condition"))
+        >>> simple = sa.baselines.StructuredBaseline(adata, conditions=sa.Conditions("condition"))
         >>> treated = simple.transfer(adata[adata.obs["condition"] == "control"].copy(), to="treated_1")
         """
         totals(target_sum=target_sum)

@@ -10,10 +10,12 @@ from scalloy.benchmark.likelihoods import likelihoods
 from scalloy.benchmark.multimodal import multimodal
 from scalloy.benchmark.scale import scale
 from scalloy.benchmark.speed import speed
+from scalloy.benchmark.structured import conditions
 from scalloy.benchmark.transfer import transfer
 
 __all__ = [
     "clustering",
+    "conditions",
     "cost",
     "everywhere",
     "fit",

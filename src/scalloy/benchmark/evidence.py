@@ -117,5 +117,5 @@ def keeps_seed() -> Iterator[None]:
 
 
 def spread(frame: pd.DataFrame, by: list[str], columns: list[str], digits: int = 2) -> pd.DataFrame:
-    """Return mean and standard deviation of ``columns`` in each group of ``by``."""
-    return frame.groupby(by, sort=False)[columns].agg(["mean", "std"]).round(digits)
+    """Return mean and standard deviation of ``columns`` in each group of ``by``; a zero has no sign."""
+    return frame.groupby(by, sort=False)[columns].agg(["mean", "std"]).round(digits) + 0.0

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from scalloy import metrics
 from scalloy.benchmark.cell_eval import to_cell_eval
+from scalloy.perturbation.fold_changes import rates_after
+from scalloy.perturbation.redraw_counts import thinned_or_added
 
 HALF = "half of the cells"  # row of one half of the real cells, taken for a prediction of the other
 
@@ -72,6 +75,28 @@ def by_condition(
 def averaged(found: Sequence[Mapping[str, float]], columns: Sequence[str]) -> dict[str, float]:
     """Return the mean of each column over the conditions where it is a number."""
     return pd.DataFrame(found, columns=list(columns), dtype=float).mean().to_dict()
+
+
+def counts_after(source: AnnData, change: np.ndarray, target_sum: float, seed: int = 0) -> sp.csr_matrix:
+    """Return counts of cells after a change of their mean log-normalised expression.
+
+    They are changed by the factors that correspond to it, added where a gene rises and thinned where it
+    falls.
+
+    Parameters
+    ----------
+    source
+        Cells with raw counts.
+    change
+        Change of the mean, by gene.
+    target_sum
+        Total count to which each cell is scaled before the logarithm.
+    seed
+        Random seed of the draws.
+    """
+    counts = sp.csr_matrix(source.X)
+    before, after = rates_after(counts, change, target_sum, np.ones(counts.shape))
+    return thinned_or_added(counts, before, after, np.random.default_rng(seed))
 
 
 def halves(cells: AnnData, condition_key: str) -> list[AnnData]:

@@ -22,11 +22,9 @@ from scalloy.benchmark import scperturbench, systema, vcc2026
 from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET, log_normalised
 from scalloy.benchmark.held_out_cells import cells_of, variable_genes, with_counts
-from scalloy.benchmark.judging import Judge
+from scalloy.benchmark.judging import Judge, counts_after
 from scalloy.benchmark.rivals import Rival, chosen
 from scalloy.metrics.registered import scores
-from scalloy.perturbation.fold_changes import rates_after
-from scalloy.perturbation.redraw_counts import thinned_or_added
 
 TRUTH = "counts_if_"  # layers of simulated cells: their counts under another condition
 N_PCS, TOP = 50, 100
@@ -242,10 +240,8 @@ class Pair:
         that correspond to its shift of the mean.
         """
         if "counts" not in out.layers:
-            source = sp.csr_matrix(self.source.X)
             change = np.asarray(out.X, dtype=float).mean(0) - self.control.mean(0)
-            before, after = rates_after(source, change, self.target_sum, np.ones(source.shape))
-            out.layers["counts"] = thinned_or_added(source, before, after, np.random.default_rng(seed))
+            out.layers["counts"] = counts_after(self.source, change, self.target_sum, seed)
         return out
 
     def for_as_many(self, sd: np.ndarray) -> np.ndarray:
@@ -382,7 +378,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     out = spread(by_seed[columns].mean().reset_index(), ["method"], columns, digits=3)
     if "skill" not in frame:
         return out
-    out[("worst_skill", "mean")] = by_seed["skill"].min().groupby("method").mean().round(3)
+    out[("worst_skill", "mean")] = by_seed["skill"].min().groupby("method").mean().round(3) + 0.0
     if "expected_skill" in frame:
         out[("promise_auroc", "mean")] = promise_auroc(frame).round(3)
     return out

@@ -254,6 +254,14 @@ class NetworkSettings:
         """Make the hidden layers of a decoder; ``options`` are those of :class:`Stack`."""
         return Stack(n_in, **{**self._layers, **options})
 
+    def sizes_encoded(self, covariates: dict[str, Any]) -> dict[str, Any]:
+        """Return the sizes of the covariates that the encoders see: all that are given, or none."""
+        return covariates if self.encode_covariates else {}
+
+    def encoded(self, cats: Sequence[Tensor], cont: Tensor | None) -> tuple[Any, ...]:
+        """Return the batch and covariates of cells as the encoders take them; nothing if they see none."""
+        return (cats, cont) if self.encode_covariates else ()
+
     @property
     def _layers(self) -> dict[str, Any]:
         return {"n_hidden": self.n_hidden, "n_layers": self.n_layers, "norm": self.norm}

@@ -61,7 +61,13 @@ def transfer(
     model: Model,
     data: Data,
     out: New,
-    to: Annotated[str, typer.Option(help="Condition under which to predict the cells.")],
+    to: Annotated[
+        list[str],
+        typer.Option(
+            help="Condition under which to predict the cells: its name or, if the model knows doses, times "
+            "or combinations, PART=DOSE or COLUMN=VALUE; may be repeated."
+        ),
+    ],
     where: Annotated[
         list[str] | None,
         typer.Option(help="Use only cells with this value, such as 'cell_type=B cells'; may be repeated."),
@@ -101,6 +107,8 @@ def transfer(
 
       scalloy transfer model cells.h5ad -o treated.h5ad --to stimulated --where condition=control
       --where "cell_type=B cells"
+
+      scalloy transfer model cells.h5ad -o treated.h5ad --to drug_1=0.5 --to drug_2=1 --where drug=DMSO
     """
     cells = files.read(data)
     trained: Any = files.attached(model, cells if trained_on is None else files.read(trained_on))[0]
@@ -115,7 +123,9 @@ def transfer(
         raise ValueError(msg)
     source = files.selected(cells, where)
     settings = {"n_samples": samples, "library_size": library_size, "seed": seed}
-    made = trained.transfer(source, to=to, route=route, context=source if own_context else None, **settings)
+    made = trained.transfer(
+        source, to=_asked(trained, to), route=route, context=source if own_context else None, **settings
+    )
     by = [k for k in ("transfer_group", "transfer_from", "transfer_far") if k in made.obs]
     of_groups = made.obs.groupby(by, observed=True)
     table = of_groups.size().rename("cells").to_frame()
@@ -123,6 +133,13 @@ def transfer(
         table["transfer_skill"] = of_groups["transfer_skill"].mean().round(2)
     files.say(table.reset_index().to_string(index=False))
     files.write(made, out)
+
+
+def _asked(model: Any, to: list[str]) -> str | dict[str, Any]:
+    """Return a condition by its name, or by the values of its parts."""
+    if len(to) == 1 and (to[0] in model.conditions or "=" not in to[0]):
+        return to[0]
+    return {name: files.value(text) for name, text in files.pairs(to, "--to", "drug=0.5")}
 
 
 def compare(

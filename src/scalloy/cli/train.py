@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +28,7 @@ SET_UP = (
     "protein_obsm_key",
     "allow_non_counts",
 )
+CONDITIONS = ("condition", "control", "dose", "time", "separator", "descriptors")  # of `sa.Conditions`
 TRAINING = ("epochs", "batch_size", "seed", "accelerator", "checkpoint_dir", "resume")
 KINDS: dict[str, type] = {"epochs": int, "batch_size": int, "seed": int, "resume": bool, "set": dict}
 
@@ -71,6 +72,23 @@ def train(
         Text, column("donors, which are removed too, and within which conditions are compared")
     ] = None,
     condition_key: Annotated[Text, column("conditions, which `transfer` can change")] = None,
+    condition: Annotated[
+        list[str] | None,
+        column("perturbations, if conditions have doses, times or combinations; may be repeated"),
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="Value of --condition without a perturbation.", rich_help_panel=_data),
+    ] = None,
+    dose: Annotated[list[str] | None, column("doses of --condition")] = None,
+    time: Annotated[Text, column("times")] = None,
+    separator: Annotated[
+        Text, typer.Option(help="Text between the parts of a combination (+).", rich_help_panel=_data)
+    ] = None,
+    descriptors: Annotated[
+        Path | None,
+        typer.Option(help="CSV file with numbers that describe each perturbation.", rich_help_panel=_data),
+    ] = None,
     labels_key: Annotated[Text, column("cell types")] = None,
     unlabeled_category: Annotated[
         Text, typer.Option(help="Label of cells whose type is unknown.", rich_help_panel=_data)
@@ -120,19 +138,20 @@ def train(
       scalloy train cells.h5ad -o model --model CGMDVAE --condition-key condition --labels-key cell_type
       --set n_latent=20 --epochs 50
 
+      scalloy train cells.h5ad -o model --model CGMDVAE --condition drug --control DMSO --dose dose
+
       scalloy train cells.h5ad -o model --config settings.toml --checkpoint-dir run --resume
     """
     flags: dict[str, Any] = {k: v for k, v in locals().items() if v is not None}
     several = {f"{k}_covariate_keys": flags.get(f"{k}_covariate_key") for k in ("categorical", "continuous")}
     flags |= {k: v for k, v in several.items() if v is not None}
-    if "checkpoint_dir" in flags:
-        flags["checkpoint_dir"] = str(checkpoint_dir)
-    known = ("model", *SET_UP, *TRAINING, "set")
+    flags |= {k: str(flags[k]) for k in ("checkpoint_dir", "descriptors") if k in flags}
+    known = ("model", *SET_UP, *CONDITIONS, *TRAINING, "set")
     given = settings(files.of_config(config, known), {k: v for k, v in flags.items() if k in known}, values)
-    made, begun = build(files.read(data), given), time.perf_counter()
+    made, begun = build(files.read(data), given), perf_counter()
     fit(made, given, progress=progress)
     made.save(out, overwrite=force, save_anndata=save_cells)
-    report(made, out, time.perf_counter() - begun)
+    report(made, out, perf_counter() - begun)
     if files.interrupted(made):
         files.say("stopped before the end, with the best weights so far", err=True, fg="yellow")
         raise typer.Exit(files.INTERRUPTED)
@@ -167,11 +186,30 @@ def build(data: Any, given: dict[str, Any]) -> ScalloyModel:
         msg = f"{cls.__name__} takes an AnnData, and the file holds a MuData. Pass `--model POISEVAE`."
         raise TypeError(msg)
     takes, wanted = set_up_defaults(cls, method), {k: given[k] for k in SET_UP if k in given}
+    if structure := conditions(given):
+        wanted["conditions"] = structure
     if lacks := [k for k in wanted if k not in takes]:
         msg = f"{cls.__name__} has no {', '.join(f'`{k}`' for k in lacks)}. It takes: {', '.join(takes)}."
         raise ValueError(msg)
     getattr(cls, method)(data, **wanted)
     return cls(data, **{"seed": given.get("seed", 0), **divided(given["set"])[0]})
+
+
+def conditions(given: dict[str, Any]) -> Any:
+    """Return the conditions that the options describe; ``None`` if they describe none."""
+    said = {k: given[k] for k in CONDITIONS if k in given}
+    if not said:
+        return None
+    if "condition" not in said:
+        msg = f"`{next(iter(said))}` needs `condition` as well: the column of .obs with the perturbations."
+        raise ValueError(msg)
+    import pandas as pd
+
+    from scalloy.data.conditions import Conditions
+
+    if "descriptors" in said:
+        said["descriptors"] = pd.read_csv(said["descriptors"], index_col=0)
+    return Conditions(said.pop("condition"), **said)
 
 
 def fit(model: ScalloyModel, given: dict[str, Any], *, progress: bool) -> None:

@@ -124,3 +124,78 @@ def counterfactual(
     frame = run(model or None, seeds=range(seeds), **settings)
     show(frame, out)
     say(summary(frame).to_string())
+
+
+@benchmark.command()
+def conditions(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Data set: screen or time course (simulated), norman_dev, or an h5ad file of raw counts."
+        ),
+    ] = "screen",
+    model: Annotated[
+        list[str] | None, typer.Option(help="Name of a method; may be repeated (default all).")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What is held out: combination, 'combination, one part seen', 'inner dose', 'largest dose', "
+            "'inner time', 'latest time', type or perturbation; may be repeated (default all)."
+        ),
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option(help="Largest number of hold-outs of each kind (default all).")
+    ] = None,
+    factor: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of .obs with perturbations, for a file; may be repeated."),
+    ] = None,
+    control: Annotated[str, typer.Option(help="Value of that column for no perturbation.")] = "control",
+    dose: Annotated[
+        list[str] | None, typer.Option(help="Column of .obs with doses, one for each factor.")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Column of .obs with times.")] = None,
+    descriptors: Annotated[
+        str | None, typer.Option(help="Key of .uns with what describes each perturbation.")
+    ] = None,
+    labels_key: Annotated[str | None, typer.Option(help="Column of .obs with cell types.")] = None,
+    seeds: Annotated[int, typer.Option(help="Number of random seeds.")] = 1,
+    min_cells: Annotated[
+        int, typer.Option(help="Minimum number of cells of a condition that is scored.")
+    ] = 30,
+    epochs: Annotated[
+        int | None, typer.Option(help="Maximum number of epochs, instead of the default.")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Judge of predicted counts, instead of our scores: vcc2026 (needs cell-eval2), "
+            "scperturbench or systema."
+        ),
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Compare predictions of combinations, doses, times and perturbations that were held out.
+
+    The table holds scores of our models and of the baselines for each context.
+    """
+    from scalloy.benchmark.structured import conditions as run
+    from scalloy.benchmark.structured import summary
+    from scalloy.data.conditions import Conditions
+
+    told = {"control": control, "dose": dose or None, "time": time, "descriptors": descriptors}
+    frame = run(
+        data,
+        model or None,
+        conditions=Conditions(factor, **told) if factor else None,
+        labels_key=labels_key,
+        kinds=kind or None,
+        most=most,
+        seeds=range(seeds),
+        min_cells=min_cells,
+        max_epochs=epochs,
+        judge=judge,
+    )
+    show(frame, out)
+    say(summary(frame).to_string())

@@ -25,10 +25,11 @@ def check_obsm(adata: AnnData, argument: str, key: Any, hint: str = "") -> np.nd
 def as_numbers(given: Any, name: str, n_axes: int) -> np.ndarray:
     """Return an array of finite numbers with ``n_axes`` axes, of which only the first may be empty."""
     masked = isinstance(given, np.ma.MaskedArray)
-    values = np.asarray(None if masked or sp.issparse(given) else given, dtype=_dtype(given))
+    values = as_array(None if masked or sp.issparse(given) else given)
     if values.dtype.kind not in "iufb" or values.ndim != n_axes or 0 in values.shape[1:]:
+        shape = getattr(given, "shape", values.shape)
         msg = (
-            f"{name} is a {type(given).__name__} of {values.dtype} with shape {np.shape(given)}. Expected an "
+            f"{name} is a {type(given).__name__} of {values.dtype} with shape {shape}. Expected an "
             f"array of numbers with {n_axes} axes, the first of which is cells (or genes)."
         )
         raise TypeError(msg)
@@ -43,6 +44,9 @@ def as_numbers(given: Any, name: str, n_axes: int) -> np.ndarray:
     return values if values.dtype.kind == "f" and values.itemsize >= 4 else values.astype(float)
 
 
-def _dtype(given: Any) -> Any:
-    """Return ``object`` for lists, so that ragged ones reach the check instead of failing in NumPy."""
-    return None if hasattr(given, "dtype") or hasattr(given, "dtypes") or np.isscalar(given) else object
+def as_array(given: Any) -> np.ndarray:
+    """Return an array, of a sequence too; one whose parts differ in length becomes an array of nothing."""
+    try:
+        return np.asarray(given)
+    except ValueError:  # as NumPy says of parts that differ
+        return np.full(len(given), None)

@@ -1,6 +1,7 @@
 """Checks that the arrays which metrics receive are finite and fit each other.
 
-Series and frames have been matched by name before (:func:`scalloy._by_name.by_name`), arrays go by position.
+Series and frames have been matched by name before (:func:`scalloy._by_name.by_name`), arrays and lists go by
+position.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalloy.data.arrays import as_numbers
+from scalloy.data.arrays import as_array, as_numbers
 
 
 def numbers(n_axes: int, *, fit: str = "shape", least: int = 1, **given: Any) -> list[np.ndarray]:
@@ -41,7 +42,7 @@ def numbers(n_axes: int, *, fit: str = "shape", least: int = 1, **given: Any) ->
 
 def labels(**given: Any) -> list[np.ndarray]:
     """Check that there is one label for each cell and none is missing, and return the labels as arrays."""
-    arrays = [np.asarray(value) for value in given.values()]
+    arrays = [as_array(value) for value in given.values()]
     said = ", ".join(f"`{name}` {x.shape}" for name, x in zip(given, arrays, strict=True))
     if any(x.ndim != 1 or len(x) == 0 for x in arrays) or len({len(x) for x in arrays}) > 1:
         msg = f"One label for each cell is needed, and the same number of cells in each argument: {said}."

@@ -1,7 +1,7 @@
 """Metrics of clusters, latent spaces and label probabilities against what is known of the cells.
 
 ARI, NMI and macro-F1 are in scikit-learn; these are the ones that it lacks. Series and frames are matched by
-the names of their cells, arrays by position.
+the names of their cells, arrays and lists by position.
 """
 
 from __future__ import annotations

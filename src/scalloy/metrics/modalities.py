@@ -1,6 +1,6 @@
 """Metrics of a modality that was predicted from another one, given as cells x variables.
 
-Frames are matched by the names of their cells and variables, arrays by position.
+Frames are matched by the names of their cells and variables, arrays and lists by position.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from scalloy._by_name import Table, Values, by_name, in_one_order
+from scalloy.data.arrays import as_array
 from scalloy.metrics._given import numbers
 
 
@@ -75,7 +76,7 @@ def within(low: Values | Table, high: Values | Table, truth: Values | Table) -> 
     >>> sa.metrics.within(low=np.array([0, 0]), high=np.array([2, 2]), truth=np.array([1, 5]))
     0.5
     """
-    n_axes = getattr(truth, "ndim", 1) or 1
+    n_axes = getattr(truth, "ndim", as_array(truth).ndim) or 1
     axes = ("names",) if n_axes == 1 else ("cells", "variables")
     given = {"low": low, "high": high, "truth": truth}
     low, high, truth = numbers(n_axes, **in_one_order(given, dict.fromkeys(given, axes)))

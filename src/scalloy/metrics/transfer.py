@@ -2,7 +2,7 @@
 
 Metrics of means take one value per gene: ``control`` and ``truth`` are the means of the cells whose change
 was predicted, before and after it, and ``predicted`` is the prediction of ``truth``. Metrics of single cells
-take cells x genes. Series and frames are matched by the names of their genes, arrays by position.
+take cells x genes. Series and frames are matched by the names of their genes, arrays and lists by position.
 """
 
 from __future__ import annotations

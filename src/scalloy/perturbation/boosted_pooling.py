@@ -27,9 +27,9 @@ Boosted trees: Friedman, Annals of Statistics 2001; stacking: Wolpert, Neural Ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import permutations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
@@ -49,7 +49,6 @@ TREE: dict[str, Any] = {
     "early_stopping": False,
 }
 EPSILON, LARGEST = 0.05, 50.0  # added before taking ratios; cap of the log-expression
-Rows = tuple[np.ndarray, np.ndarray]
 AXES: dict[str, tuple[str, ...]] = {
     "control": ("groups", "genes"),
     "shift": ("groups", "genes"),
@@ -57,6 +56,17 @@ AXES: dict[str, tuple[str, ...]] = {
     "inverse_size": ("groups",),
     "noise": ("groups", "genes"),
 }
+
+
+class Rows(NamedTuple):
+    """Training data of trees from one group: features of its genes, and errors of its pooled change.
+
+    ``sd`` is the standard deviation of that change, one value for each of the genes.
+    """
+
+    features: np.ndarray
+    errors: np.ndarray
+    sd: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -112,9 +122,10 @@ class LearnedPooling:
     shift: Table
     within: Values
     inverse_size: Values
-    seed: int = 0
+    _: KW_ONLY
     noise: Table | None = None
     halves: tuple[np.ndarray, np.ndarray] | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         given = {k: v for k in AXES if (v := getattr(self, k)) is not None}
@@ -124,7 +135,6 @@ class LearnedPooling:
         self.n_trees = 0
         self._settings: dict[str, tuple[float, ...]] = {}
         self._left_out: LeftOut | None = None
-        self._sd: dict[int, np.ndarray] = {}  # of groups, pooled from all others
         if len(self.control) >= LEAST:
             (found,) = self._pool(np.arange(len(self.control)), self.control.mean(0))
             self._settings = {"shared": (found.shared,), "widths": (found.width,)}
@@ -180,15 +190,15 @@ class LearnedPooling:
         some = np.sort(rng.permutation(n)[: max(1, MOST_ROWS // len(chosen) ** 2)])
         alone = {o: self._rows(o, [o], some) for o in chosen}
         pairs = {(i, o): self._rows(o, [i, o], some) for i, o in permutations(chosen, 2)}
-        stages = [_stages([v for (i, _), v in pairs.items() if i == o], alone[o][0]) for o in chosen]
-        missed = [alone[o][1] for o in chosen]
+        stages = [_stages([v for (i, _), v in pairs.items() if i == o], alone[o].features) for o in chosen]
+        missed = [alone[o].errors for o in chosen]
         error = np.mean([np.square(m - s).mean(1) for m, s in zip(missed, stages, strict=True)], axis=0)
         self.n_trees = int(error.argmin())
         self.left_out = float(error[0]), float(error[self.n_trees])
         parts = 1 if self.halves is None else 2
         left = [m - s[self.n_trees] for m, s in zip(missed, stages, strict=True)]  # what is still missed
         mean = self.shift[np.ix_(chosen, some)] - np.stack([v.reshape(parts, -1).mean(0) for v in left])
-        sd = np.stack([self._sd[o][some] for o in chosen]) * np.sqrt(error[self.n_trees] / error[0])
+        sd = np.stack([alone[o].sd for o in chosen]) * np.sqrt(error[self.n_trees] / error[0])
         self._left_out = LeftOut(chosen, some, mean, sd)
         if self.n_trees:
             self._trees = _fitted([*alone.values(), *pairs.values()], self.n_trees, LEAF * len(chosen))
@@ -202,14 +212,11 @@ class LearnedPooling:
         else:
             one, other = (half[o] for half in self.halves)
             parts = [(one, other), (other, one)]
-        rows = []
-        for (profile, against), pooled in zip(parts, self._pool(others, *(p for p, _ in parts)), strict=True):
-            missed = treated - against - pooled.mean
-            if without == [o]:
-                self._sd[o] = pooled.sd
-            rows.append((self._features(others, profile, pooled)[genes], missed[genes]))
-        features, errors = (np.concatenate(part) for part in zip(*rows, strict=True))
-        return features, errors
+        found, features, errors = self._pool(others, *(profile for profile, _ in parts)), [], []
+        for (profile, against), pooled in zip(parts, found, strict=True):
+            features.append(self._features(others, profile, pooled)[genes])
+            errors.append((treated - against - pooled.mean)[genes])
+        return Rows(np.concatenate(features), np.concatenate(errors), found[-1].sd[genes])
 
     def _features(self, groups: np.ndarray, to: np.ndarray, pooled: Pooled) -> np.ndarray:
         """Return the features of each gene for a group with control ``to``, given other groups."""
@@ -286,7 +293,7 @@ def learned_pooling(
 
 def _fitted(rows: list[Rows], n_trees: int, leaf: int) -> HistGradientBoostingRegressor:
     made = HistGradientBoostingRegressor(max_iter=n_trees, min_samples_leaf=leaf, **TREE)
-    return made.fit(*(np.concatenate(part) for part in zip(*rows, strict=True)))
+    return made.fit(*(np.concatenate(part) for part in zip(*((r.features, r.errors) for r in rows))))
 
 
 def _stages(rows: list[Rows], features: np.ndarray) -> np.ndarray:

@@ -34,8 +34,11 @@ GENES, CONTEXTS = 64, 96  # largest numbers from which weights are learned, and 
 CHUNK = 64  # genes at a time
 DILUTIONS = (0.0, 0.15, 0.3, 0.5)
 FEW_COMBINATIONS = 3  # smallest number of combinations from which the dilution is learned
-STEPS = 60  # largest number of steps of the optimiser
+STEPS, FURTHER_STEPS = 60, 15  # largest number of steps of the optimiser, at first and for further dilutions
+MOST_KEPT = 1000  # largest number of contexts whose covariance is kept
 LEAST, TINY = 1e-3, 1e-12
+N_SIZES, ROUNDS = 14, 50  # sizes of effects that are weighed up, and rounds of the EM algorithm
+MOST_BINS, GENES_PER_BIN = 4, 150  # bins of abundance that have shares of their own, and genes in each
 PRIOR = 4.0  # number of contexts that the mean over genes is worth
 
 
@@ -101,16 +104,50 @@ class ConditionEffects:
     size: np.ndarray = field(init=False)  # s_g^2
     kernel: Kernel = field(init=False)
     weights: np.ndarray = field(init=False)
+    _kept: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         several = len({group for group, _ in self.seen.contexts}) > 1
         self.size, scale = sizes(self.seen, self.design)
         combined = sum(len(content.parts) > 1 for _, content in self.seen.contexts)
         tried = DILUTIONS if combined >= FEW_COMBINATIONS else DILUTIONS[:1]
-        fits = [self._fitted(Kernel(self.design, scale, a, several)) for a in tried]
+        fits, start = [], None
+        for a in tried:
+            fits.append(self._fitted(Kernel(self.design, scale, a, several), start))
+            start = fits[-1][2]
         _, self.kernel, self.weights = min(fits, key=lambda fit: fit[0])
+        self.size = self._sizes_of_all()
 
-    def _fitted(self, kernel: Kernel) -> tuple[float, Kernel, np.ndarray]:
+    def _sizes_of_all(self) -> np.ndarray:
+        """Return the size of the effects on each gene, which most genes may hardly have.
+
+        With the eigenvalues ``l`` of ``N^-1/2 C N^-1/2`` and ``a`` the change in units of its noise, along
+        the eigenvectors, the likelihood of a size ``s`` is that of ``a_j ~ N(0, 1 + s l_j)``.
+        """
+        rows = np.sort(np.random.default_rng(0).permutation(len(self.seen.contexts))[:CONTEXTS])
+        seen, within = self.seen.of(rows), self._within(rows)
+        noise = np.maximum(seen.variance.mean(0), TINY)
+        top = 4 * max(float(self.size.max()), float(np.median(noise)))
+        grid = np.array([0.0, *np.geomspace(1e-3 * float(np.median(noise)), top, N_SIZES)])
+        found = np.zeros((len(self.size), len(grid)))
+        for begin in range(0, len(found), CHUNK):
+            genes = np.arange(begin, min(begin + CHUNK, len(found)))
+            covariance = seen.covariance(genes) + (1e-6 * noise[genes])[:, None, None] * np.eye(len(rows))
+            root = np.linalg.cholesky(covariance)
+            half = np.linalg.solve(root, np.broadcast_to(within, root.shape))
+            values, vectors = np.linalg.eigh(np.linalg.solve(root, half.transpose(0, 2, 1)))
+            a = np.linalg.solve(root, seen.change[:, genes].T[:, :, None]).transpose(0, 2, 1) @ vectors
+            spread = 1 + grid[:, None] * np.maximum(values, 0.0)[:, None, :]
+            found[genes] = -0.5 * (np.square(a) / spread + np.log(spread)).sum(2)
+        bins = max(1, min(MOST_BINS, len(found) // GENES_PER_BIN))
+        order = np.array_split(np.argsort(seen.abundance, kind="stable"), bins)
+        size = np.zeros(len(found))
+        for genes in order:
+            likelihood = np.exp(found[genes] - found[genes].max(1, keepdims=True))
+            size[genes] = _posterior(likelihood) @ grid
+        return np.maximum(size, TINY)
+
+    def _fitted(self, kernel: Kernel, start: np.ndarray | None) -> tuple[float, Kernel, np.ndarray]:
         """Return the negative marginal likelihood, and the weights at which it is smallest."""
         rng = np.random.default_rng(0)
         seen = self.seen.of(np.sort(rng.permutation(len(self.seen.contexts))[:CONTEXTS]))
@@ -118,10 +155,11 @@ class ConditionEffects:
         genes = np.sort(np.argsort(-clear, kind="stable")[:GENES])
         parts, noise = kernel.of(seen.contexts, seen.contexts), seen.covariance(genes)
         y, size = seen.change[:, genes].T, self.size[genes]
-        start = np.log(np.full(len(parts), 1.0 / len(parts)))
+        begin = np.log(np.full(len(parts), 1.0 / len(parts)) if start is None else start)
         bounds = [(np.log(LEAST) - 7, np.log(30.0))] * len(parts)
-        settings: dict[str, Any] = {"method": "L-BFGS-B", "bounds": bounds, "options": {"maxiter": STEPS}}
-        found = minimize(unlikelihood, start, (parts, noise, y, size), jac=True, **settings)
+        steps = STEPS if start is None else FURTHER_STEPS
+        settings: dict[str, Any] = {"method": "L-BFGS-B", "bounds": bounds, "options": {"maxiter": steps}}
+        found = minimize(unlikelihood, begin, (parts, noise, y, size), jac=True, **settings)
         return float(found.fun), kernel, np.exp(found.x)
 
     # predictions --------------------------------------------------------------------------------
@@ -135,6 +173,15 @@ class ConditionEffects:
             Groups and conditions.
         """
         return np.tensordot(self.weights, self.kernel.of(these, those), 1)
+
+    def _within(self, rows: np.ndarray) -> np.ndarray:
+        """Return the covariance of contexts that were seen; that of all is kept, unless there are many."""
+        if len(self.seen.contexts) > MOST_KEPT:
+            contexts = [self.seen.contexts[i] for i in rows]
+            return self.covariance(contexts, contexts)
+        if self._kept is None:
+            self._kept = self.covariance(self.seen.contexts, self.seen.contexts)
+        return self._kept[np.ix_(rows, rows)]
 
     def predict(
         self,
@@ -168,12 +215,11 @@ class ConditionEffects:
         if not len(rows):
             nothing = np.zeros(len(every))
             return Predicted(nothing, np.sqrt(self.size[every] * prior), rows, np.zeros((len(nothing), 0)))
-        between = sign @ self.covariance(ends, [self.seen.contexts[i] for i in rows])
+        between = sign @ self.covariance(ends, self.seen.contexts)
         if len(rows) > CONTEXTS:
-            chosen = np.sort(np.argsort(-np.abs(between), kind="stable")[:CONTEXTS])
-            rows, between = rows[chosen], between[chosen]
-        seen = self.seen.of(rows)
-        within = self.covariance(seen.contexts, seen.contexts)
+            rows = np.sort(rows[np.argsort(-np.abs(between[rows]), kind="stable")[:CONTEXTS]])
+        seen, between = self.seen.of(rows), between[rows]
+        within = self._within(rows)
         mean, variance = np.zeros(len(every)), np.zeros(len(every))
         weight = np.zeros((len(mean), len(rows)))
         for begin in range(0, len(mean), CHUNK):
@@ -237,6 +283,16 @@ def unlikelihood(
         pull += s * (inverse - np.outer(alpha, alpha))
     gradient = 0.5 * weights * np.tensordot(parts, pull, 2)
     return total / len(y), gradient / len(y)
+
+
+def _posterior(likelihood: np.ndarray) -> np.ndarray:
+    """Return the probability of each size of a gene, with the shares of sizes that fit all genes best."""
+    share = np.full(likelihood.shape[1], 1 / likelihood.shape[1])
+    for _ in range(ROUNDS):
+        each = likelihood * share
+        each /= each.sum(1, keepdims=True)
+        share = (each.sum(0) + 1) / (len(each) + len(share))
+    return each
 
 
 def sizes(seen: Observed, design: Design) -> tuple[np.ndarray, np.ndarray]:

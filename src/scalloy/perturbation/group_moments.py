@@ -86,7 +86,12 @@ class Sums:
             return None
         one, other = self.counts[i] / np.maximum(self.totals[i], 1e-12)[:, None]
         total = float(self.totals[i].sum())
-        return Pseudobulk(self.counts[i].sum(0), total, float(self.square_totals[i]), (one, other))
+        counts, square_total = self.counts[i].sum(0), float(self.square_totals[i])
+        rate = counts / max(total, 1e-12)
+        deviations = self.squares[i] - 2 * rate * self.products[i] + np.square(rate) * square_total
+        lost = min(square_total / max(total, 1e-12) ** 2, 0.5)
+        spread = np.maximum(deviations, 0.0) / (1 - lost)
+        return Pseudobulk(counts, total, square_total, (one, other), spread)
 
 
 def moments_of(
@@ -170,4 +175,7 @@ def _averaged_bulk(each: Sequence[Pseudobulk | None], per_cell: np.ndarray) -> P
     halves = [b.halves or (b.rate, b.rate) for b in bulks]
     one, other = (share @ np.stack(half) for half in zip(*halves, strict=True))
     squares *= (effective / max(amount, 1e-300)) ** 2
-    return Pseudobulk(rate * effective, effective, squares, (one, other))
+    spreads, spread = [b.spread for b in bulks if b.spread is not None], None
+    if len(spreads) == len(bulks):
+        spread = np.square(per_cell) @ np.stack(spreads) * (effective / max(amount, 1e-300)) ** 2
+    return Pseudobulk(rate * effective, effective, squares, (one, other), spread)

@@ -14,7 +14,8 @@ Levels are close to logarithms of rates, so their differences are log fold chang
 hardly any counts, whose logarithm would be mostly noise. Unlike means of logarithms over cells, they do not
 depend on how deeply single cells were sequenced.
 
-The dispersion of a gene is estimated from the squared deviations of its counts in all cells. The estimate is
+The dispersion of a gene is estimated from the squared deviations of its counts in all cells, which are
+divided by 1 - sum_i ell_i^2 / N^2 in each group, since they are from the group's own rate. The estimate is
 uncertain for genes with few counts, so it is shrunk to the mean over genes as far as its standard error asks
 (normal model, empirical Bayes).
 """
@@ -32,6 +33,7 @@ PSEUDO = 0.5  # counts that are added to a gene before its variance is computed,
 SUMMED = (
     100  # number of counts over which probabilities are summed; means of a quarter of it and more are many
 )
+CELLS = 30.0  # number of cells that the negative binomial variance of a sum is worth
 WELL_KNOWN = 0.9  # quantile of the weights of genes at which they are capped
 
 
@@ -40,13 +42,15 @@ class Pseudobulk:
     """Summed counts of a group of cells.
 
     ``counts`` are sums by gene, ``total`` and ``square_total`` the sums over cells of total counts and of
-    their squares. ``halves`` are the rates in two halves of the cells, or `None` if they are not needed.
+    their squares. ``halves`` are the rates in two halves of the cells, or `None` if they are not needed, and
+    ``spread`` is the variance of ``counts`` as the cells show it, or `None` if it is not known.
     """
 
     counts: np.ndarray
     total: float
     square_total: float
     halves: tuple[np.ndarray, np.ndarray] | None = None
+    spread: np.ndarray | None = None
 
     @property
     def rate(self) -> np.ndarray:
@@ -70,7 +74,9 @@ class Pseudobulk:
         """Return the sampling variance of the level of each gene, which is exact for small counts, too.
 
         Counts are taken to be negative binomial. Their expected number is the mean of the observed one and
-        the usual one, so that a gene without counts here is not taken to be without noise.
+        the usual one, so that a gene without counts here is not taken to be without noise. If a few cells
+        have very many counts, the variance that the cells show is larger. It then counts as much as the
+        number of cells, against :data:`CELLS` cells for the negative binomial one.
 
         Parameters
         ----------
@@ -91,7 +97,11 @@ class Pseudobulk:
         value = np.log1p(SCALE / total * k)
         first = (chance * value).sum(0)
         out[few] = np.maximum((chance * np.square(value)).sum(0) - np.square(first), 0.0)
-        return out
+        if self.spread is None:
+            return out
+        cells = total**2 / max(self.square_total, 1e-12)
+        shown = self.spread * np.square(slope)
+        return np.maximum(out, (cells * shown + CELLS * out) / (cells + CELLS))
 
 
 def level(rate: np.ndarray) -> np.ndarray:
@@ -127,7 +137,8 @@ def dispersions(
     observed, poisson, curved = (np.zeros_like(squares[0], dtype=np.float64) for _ in range(3))
     for group, square, product in zip(groups, squares, products, strict=True):
         expected = np.square(group.rate) * group.square_total
-        observed = observed + square - 2 * group.rate * product + expected
+        lost = min(group.square_total / max(group.total, 1e-12) ** 2, 0.5)  # to the rate, which was fitted
+        observed = observed + (square - 2 * group.rate * product + expected) / (1 - lost)
         poisson, curved = poisson + group.counts, curved + expected
     curved = np.maximum(curved, 1e-12)
     found = (observed - poisson) / curved

@@ -6,6 +6,7 @@ from scalloy.pl.coupling import coupling
 from scalloy.pl.history import history, terms
 from scalloy.pl.latent import embedding, latent
 from scalloy.pl.likelihoods import counts, likelihoods
+from scalloy.pl.responses import dose_response, interactions
 from scalloy.pl.transfer import held_out, joint, transfer
 from scalloy.pl.traversal import traversal
 
@@ -13,9 +14,11 @@ __all__ = [
     "clusters",
     "counts",
     "coupling",
+    "dose_response",
     "embedding",
     "held_out",
     "history",
+    "interactions",
     "joint",
     "latent",
     "likelihoods",

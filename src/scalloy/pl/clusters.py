@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib.pyplot as plt
@@ -74,12 +75,17 @@ def _confusion(table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
     matched = columns[np.argsort(rows)]
     rest = [j for j in np.argsort(-table.sum().to_numpy()) if j not in set(matched)]
     share = share.iloc[:, [*matched, *rest]]
+    said = f"share of the cells of each {by}"
     if ax is None:
         beside, below = _letters(share.index), _letters(share.columns)
+        tall = max(0.36 * share.shape[0], LETTER * _letters([by, "of the cells"]))
+        said = _lines(said, tall + 0.5)  # with half of what is around the axes
         ax = _axes(
-            1.8 + LETTER * beside + 0.42 * share.shape[1],
-            1.1 + LETTER * below + 0.36 * share.shape[0],
+            1.6 + 0.2 * (1 + said.count("\n")) + LETTER * beside + 0.42 * share.shape[1],
+            1.1 + LETTER * below + tall,
         )
+    else:
+        said = _lines(said, ax.bbox.height / ax.figure.dpi)
     picture = ax.imshow(share.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     if share.size <= READABLE:
         for (i, j), value in np.ndenumerate(share.to_numpy()):
@@ -89,13 +95,18 @@ def _confusion(table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
     _name_columns(ax, share.columns, 8, "medium")
     ax.set_yticks(range(share.shape[0]), share.index, fontsize=_size(ax, share.shape[0], 1, "medium"))
     ax.set(xlabel=key, ylabel=by)
-    ax.figure.colorbar(picture, ax=ax, label=f"share of the cells of each {by}")
+    ax.figure.colorbar(picture, ax=ax, label=said)
     return ax
 
 
 def _letters(names: Sequence[Any]) -> int:
     """Number of letters of the longest name."""
     return max((len(str(name)) for name in names), default=0)
+
+
+def _lines(text: str, inches: float) -> str:
+    """Break a text into lines that are no longer than this, if its words are not."""
+    return textwrap.fill(text, max(1, round(inches / LETTER)), break_long_words=False)
 
 
 def _name_columns(ax: Axes, names: Sequence[Any], most: int, fontsize: str) -> None:

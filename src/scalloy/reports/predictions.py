@@ -14,9 +14,11 @@ from anndata import AnnData
 from scalloy import metrics
 from scalloy._arguments import one_of
 from scalloy.baselines import SHIFTS
+from scalloy.data.asked_conditions import design_in
 from scalloy.models._core.changes import shown
 from scalloy.reports.subject import Subject
 
+MOST = 12  # largest number of conditions that are shown
 EACH = 500  # maximum number of cells per group that are decoded
 TOTAL = 1e4  # scale of expression, if the data are not counts
 SIMPLE = ("mean shift", "kernel ridge")  # beside those that users registered
@@ -46,7 +48,10 @@ def can_transfer(model: Any) -> bool:
 
 
 def control_of(model: Any) -> str:
-    """Return the condition from which predictions start: ``"control"``, or the most frequent one."""
+    """Return the condition from which predictions start: the control, or the most frequent one."""
+    if (structure := model.reader.structure) is not None:
+        design = design_in(structure)
+        return design.name_of(design.reference)
     if "control" in model.conditions:
         return "control"
     return str(model.adata.obs[model.condition_key].astype(str).value_counts().index[0])
@@ -88,10 +93,12 @@ def _means(model: Any) -> dict[tuple[str, str], np.ndarray]:
 
 
 def _by_condition(model: Any, control: str, means: dict) -> Iterator[tuple[str, list[str]]]:
-    """Yield each condition but the control, with the groups that have control cells."""
+    """Yield the most frequent conditions but the control, with the groups that have control cells."""
     groups = sorted(g for g, c in means if c == control)
+    n = model.adata.obs[model.condition_key].astype(str).value_counts()
+    most = set(n.drop(control, errors="ignore").sort_values(ascending=False, kind="stable").index[:MOST])
     for to in model.conditions:
-        if to != control:
+        if to in most:
             yield to, groups
 
 

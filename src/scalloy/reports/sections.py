@@ -265,7 +265,9 @@ def about(subject: Subject, versions: dict[str, str]) -> Section:
     """Make the section on settings, seed, registered columns, fingerprint of the data, and versions."""
     model = subject.model
     settings = {k: v for k, v in model.init_params_["non_kwargs"].items() if k != "seed"}
-    setup = {k: v for k, v in subject.setup.items() if v not in (None, False)}
+    setup = {k: v for k, v in subject.setup.items() if not (v is None or v is False)}
+    if (structure := model.reader.structure) is not None:
+        setup["conditions"] = structure
     data = model._data or {"": "not known"}
     parts = [
         Table(_column({"seed": model.seed, **settings}), "Settings of the model"),

@@ -14,7 +14,7 @@ import pandas as pd
 from scalloy._arguments import positive
 from scalloy.data.checks import check_type, find_column
 from scalloy.files import atomic_write
-from scalloy.reports import checks, predictions, sections
+from scalloy.reports import checks, predictions, responses, sections
 from scalloy.reports.page import SVG, Section, page
 from scalloy.reports.subject import Subject
 
@@ -38,7 +38,8 @@ def report(
 
     The page needs no other files and no network. It begins with what to look at, followed by training curves
     by term, the latent space by any keys, clusters against labels, usage of components, predictions under
-    another condition beside simple baselines, the fit of counts, settings and versions.
+    another condition beside simple baselines, dose curves and combinations, the fit of counts, settings and
+    versions.
 
     Parameters
     ----------
@@ -127,6 +128,8 @@ def _made(
         unseen = predictions.unseen_pairs(subject)
         done.append(checks.far(unseen))
         made.append(sections.transfer(model, predictions.seen_pairs(subject), unseen))
+        if (section := responses.responses(model)) is not None:
+            made.append(section)
     if held_out is not None:
         frame = predictions.held_out(subject, held_out, max_epochs)
         made.append(sections.held_out(frame, held_out))

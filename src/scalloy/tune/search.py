@@ -30,7 +30,7 @@ from scalloy.data import fingerprint
 from scalloy.data.split import split
 from scalloy.tune import consent
 from scalloy.tune.settings import PLAN, TRAIN, arguments, divided
-from scalloy.tune.trials import EARLY, JUDGE, Reports, bar, ray_tune, running, scheduler
+from scalloy.tune.trials import EARLY, END, JUDGE, PROGRESS, Reports, bar, ray_tune, running, scheduler
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -131,11 +131,12 @@ def search(
     seeds
         Random seeds; each setting is trained once with each of them.
     max_epochs
-        Maximum number of epochs of each trial; ``None`` chooses by the number of cells.
+        Maximum number of epochs of each trial, unless ``space`` has ``"max_epochs"``; ``None`` is the default
+        number of the model for this many cells.
     n_mc_samples
         Number of importance samples for the marginal likelihood.
     stop_early
-        Whether to end trials that have fallen behind after a third of the epochs.
+        Whether to end trials that have fallen behind after a third of their epochs.
     folder
         Folder in which the trials and their models are kept.
     resume
@@ -165,14 +166,16 @@ def search(
     tune = ray_tune()
     settings = _settings(model, dict(space or LIKELIHOODS), n_trials, seeds)
     cells: dict[str, Any] = {"columns": {}}
-    for name in dict.fromkeys(t["model"] for t in settings):  # report faulty cells before any training
+    models = list(dict.fromkeys(t["model"] for t in settings))
+    for name in models:  # report faulty cells before any training
         found = _fingerprint(_class(name), adata.copy(), setup)
         cells = {**found, "columns": cells["columns"] | found["columns"]}
-    epochs, folder = max_epochs or _default_run(adata.n_obs)[0], Path(folder).resolve()
+    epochs = {m: max_epochs or _default_run(_class(m), adata.n_obs)[0] for m in models}
+    folder, alike = Path(folder).resolve(), set(epochs.values())
     about = {
         "trials": settings,
         "setup": setup,
-        "epochs": epochs,
+        "epochs": alike.pop() if len(alike) == 1 else epochs,
         "n_mc_samples": n_mc_samples,
         "cells": cells,
     }
@@ -196,7 +199,7 @@ def search(
                 trial,
                 param_space={"trial": tune.grid_search(list(range(len(settings))))},
                 tune_config=tune.TuneConfig(
-                    scheduler=scheduler(epochs) if stop_early else None,
+                    scheduler=scheduler() if stop_early else None,
                     reuse_actors=True,
                     trial_name_creator=lambda t: f"trial_{t.config['trial']}",
                     trial_dirname_creator=lambda t: f"trial_{t.config['trial']}",
@@ -298,12 +301,12 @@ def _class(name: str) -> type[ScalloyModel]:
     return MODELS[name]
 
 
-def _default_run(n_obs: int) -> tuple[int, int]:
-    """Return default epochs and batch size, chosen together and alike on every device."""
+def _default_run(cls: type[ScalloyModel], n_obs: int) -> tuple[int, int]:
+    """Return default epochs and batch size of a model, chosen together and alike on every device."""
     from scalloy.models._core.training import default_batch_size, default_epochs
 
     size = default_batch_size(n_obs)
-    return default_epochs(n_obs, size), size
+    return default_epochs(n_obs, size, cls._default_steps), size
 
 
 def _trial(
@@ -311,22 +314,23 @@ def _trial(
     *,
     adata: AnnData,
     setup: dict[str, Any],
-    epochs: int,
+    epochs: dict[str, int],
     n_mc_samples: int,
     settings: list[dict[str, Any]],
 ) -> None:
-    """Train and judge one model, within a process of Ray."""
+    """Train and judge one model, within a process of Ray; ``epochs`` has those of each class of models."""
     from ray import tune
 
     given, begin = dict(settings[config["trial"]]), time.perf_counter()
-    cls = _class(given.pop("model"))
+    cls, usual = _class(name := given.pop("model")), epochs[name]
     given, train, plan = divided(given)
+    train = {**train, "max_epochs": train.get("max_epochs") or usual}
     cells = adata.copy()  # objects that Ray shares are read-only
     cls.setup_anndata(cells, **setup)
     model = cls(cells, **given)
     parts = split(cells.n_obs, 0.8, 0.1)
     model.train(
-        **{"max_epochs": epochs, "batch_size": _default_run(adata.n_obs)[1], **train},
+        **{"batch_size": _default_run(cls, adata.n_obs)[1], **train},
         plan_kwargs=plan,
         datasplitter_kwargs={"external_indexing": list(parts)},
         callbacks=[Reports()],
@@ -339,7 +343,8 @@ def _trial(
     with tempfile.TemporaryDirectory() as kept:
         model.save(kept, overwrite=True)
         checkpoint = tune.Checkpoint.from_directory(kept)
-        tune.report({**figures, "epoch": len(validation) + 1}, checkpoint=checkpoint)
+        done = {"epoch": len(validation) + 1, PROGRESS: END + 1}
+        tune.report({**figures, **done}, checkpoint=checkpoint)
 
 
 def _collected(results: Any, settings: list[dict[str, Any]]) -> Search:

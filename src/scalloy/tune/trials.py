@@ -11,6 +11,10 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 JUDGE, EARLY = "marginal_ll", "elbo_validation"
+PROGRESS, END = (
+    "progress",
+    1000,
+)  # share of a trial's own epochs that is done, and its value at the last of them
 
 
 def ray_tune() -> Any:
@@ -31,19 +35,18 @@ class Reports(Callback):
         from ray import tune
 
         if EARLY in trainer.callback_metrics and not trainer.sanity_checking:
-            value = float(trainer.callback_metrics[EARLY])
-            tune.report(
-                {"epoch": trainer.current_epoch + 1, EARLY: value, "epochs": trainer.current_epoch + 1}
-            )
+            epoch = trainer.current_epoch + 1
+            done = {"epoch": epoch, "epochs": epoch, PROGRESS: END * epoch // trainer.max_epochs}
+            tune.report({EARLY: float(trainer.callback_metrics[EARLY]), **done})
 
 
-def scheduler(epochs: int) -> Any:
-    """Return the scheduler that ends trials which have fallen behind after a third of the epochs."""
+def scheduler() -> Any:
+    """Return the scheduler that ends trials which have fallen behind after a third of their epochs."""
     from ray.tune.schedulers import ASHAScheduler
 
-    grace = epochs // 3 + 1  # when mixtures have been placed; the next check, thrice as late, is past the end
+    grace = END // 3 + 1  # when mixtures have been placed; the next check, thrice as late, is past the end
     return ASHAScheduler(
-        time_attr="epoch", metric=EARLY, mode="min", max_t=10 * epochs, grace_period=grace, reduction_factor=3
+        time_attr=PROGRESS, metric=EARLY, mode="min", max_t=10 * END, grace_period=grace, reduction_factor=3
     )
 
 

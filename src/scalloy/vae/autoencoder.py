@@ -30,12 +30,12 @@ class AE(VAEModule):
     ) -> None:
         super().__init__()
         self.likelihood, self.networks, self.n_latent = likelihood, networks, networks.n_latent
-        seen = sizes.covariates if networks.encode_covariates else {}
+        seen = networks.sizes_encoded(sizes.covariates)
         self.enc_z = networks.encoder(sizes.n_vars, PointHead(networks.n_hidden, self.n_latent), **seen)
         self.dec_x = networks.decoder(self.n_latent, **sizes.covariates)
 
     def encode(self, batch: Batch) -> Distributions:
-        known = (batch.removed, batch.cont) if self.networks.encode_covariates else ()
+        known = self.networks.encoded(batch.removed, batch.cont)
         return {"z": self.enc_z(self.likelihood.features(batch.x), *known)}
 
     def decode(self, batch: Batch, latents: Latents) -> Distributions:

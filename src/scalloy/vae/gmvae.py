@@ -101,7 +101,7 @@ class GMVAE(VAEModule):
         self.plain, self.n_clusters = nothing_removed(sizes), len(prior.used)
         self.n_decoded = min(n_decoded, self.n_clusters)
         head = ComponentsHead(networks.n_hidden, self.n_latent, self.n_clusters)
-        seen = sizes.covariates if networks.encode_covariates else {}
+        seen = networks.sizes_encoded(sizes.covariates)
         self.enc_z = networks.encoder(sizes.n_vars, head, **seen)
         if library_prior is not None:
             head_ell = GaussianHead(networks.n_hidden, 1)
@@ -113,7 +113,7 @@ class GMVAE(VAEModule):
 
     def encode(self, batch: Batch) -> Distributions:
         x = self.likelihood.features(batch.x)
-        known = (batch.removed, batch.cont) if self.networks.encode_covariates else ()
+        known = self.networks.encoded(batch.removed, batch.cont)
         q_0, loc, log_scale, choice = self.enc_z(x, *known)
         on, p_z = self.prior.placed, self.prior(batch.condition)
         log_q = torch.log_softmax(p_z.log_pi - p_z.kl_from(q_0) + on * choice, -1)

@@ -75,7 +75,7 @@ class POISEVAE(VAEModule):
         super().__init__()
         self.likelihood, self.likelihood2, self.joint, self.hide = likelihood, likelihood2, joint, hide
         self.networks, n_latent, known = networks, networks.n_latent, sizes.covariates
-        seen = known if networks.encode_covariates else {}
+        seen = networks.sizes_encoded(known)
         head, head2 = (ExpertHead(networks.n_hidden, n_latent, n_latent * joint.sends) for _ in range(2))
         self.enc_z = networks.encoder(sizes.n_vars, head, hidden_rate=hidden_rate, **seen)
         self.enc_z2 = networks.encoder(sizes.n_vars2, head2, **seen)
@@ -96,7 +96,7 @@ class POISEVAE(VAEModule):
     def encode(self, batch: Batch) -> Posterior:
         assert batch.x2 is not None
         x2 = self.likelihood2.features(batch.x2) - self.middle
-        known = (batch.removed, batch.cont) if self.networks.encode_covariates else ()
+        known = self.networks.encoded(batch.removed, batch.cont)
         told = self.enc_z(self.likelihood.features(batch.x), *known), self.enc_z2(x2.nan_to_num(0.0), *known)
         return self.joint.posterior(told, self.seen(batch))
 

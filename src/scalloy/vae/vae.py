@@ -69,7 +69,7 @@ class VAE(VAEModule):
         super().__init__()
         self.likelihood, self.library_prior = likelihood, library_prior
         self.networks, self.n_latent, n_hidden = networks, networks.n_latent, networks.n_hidden
-        seen = sizes.covariates if networks.encode_covariates else {}
+        seen = networks.sizes_encoded(sizes.covariates)
         self.enc_z = networks.encoder(sizes.n_vars, GaussianHead(n_hidden, self.n_latent), **seen)
         if library_prior is not None:
             self.enc_ell = networks.encoder(sizes.n_vars, GaussianHead(n_hidden, 1), n_layers=1, **seen)
@@ -77,7 +77,7 @@ class VAE(VAEModule):
 
     def encode(self, batch: Batch) -> Distributions:
         x = self.likelihood.features(batch.x)
-        known = (batch.removed, batch.cont) if self.networks.encode_covariates else ()
+        known = self.networks.encoded(batch.removed, batch.cont)
         q: Distributions = {"z": self.enc_z(x, *known)}
         if self.library_prior is not None:
             q["ell"] = self.enc_ell(x, *known)

@@ -76,7 +76,7 @@ class VSC(VAEModule):
         self.likelihood, self.networks, self.n_latent = likelihood, networks, networks.n_latent
         self.slab_warmup = slab_warmup
         head = SpikeSlabHead(networks.n_hidden, self.n_latent, temperature=temperature)
-        seen = sizes.covariates if networks.encode_covariates else {}
+        seen = networks.sizes_encoded(sizes.covariates)
         self.enc_z = networks.encoder(sizes.n_vars, head, **seen)
         self.dec_x = networks.decoder(self.n_latent, **sizes.covariates) if dec_x is None else dec_x
         self.pseudo_inputs = None if pseudo_inputs is None else nn.Parameter(pseudo_inputs)
@@ -84,7 +84,7 @@ class VSC(VAEModule):
         self.register_buffer("slab", torch.tensor(float(slab_warmup == 0)))
 
     def encode(self, batch: Batch) -> Distributions:
-        known = (batch.removed, batch.cont) if self.networks.encode_covariates else ()
+        known = self.networks.encoded(batch.removed, batch.cont)
         return {"z": self.enc_z(self.likelihood.features(batch.x), *known)}
 
     def draw(self, q: Distributions, sample_shape: tuple[int, ...] = ()) -> Latents:

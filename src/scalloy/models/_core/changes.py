@@ -106,9 +106,8 @@ class Changes:
         """
         key = (group, donor, source, target.name)
         if key not in self.known:
-            every = (self.groups == group) & (self.under == source)
-            rows = np.flatnonzero(every & (self.donors == donor) if donor else every)
-            rows = rows if len(rows) >= AT_LEAST else np.flatnonzero(every)
+            rows = self._rows(group, donor, source)
+            rows = rows if len(rows) >= AT_LEAST else self._rows(group, "", source)
             rows = np.random.default_rng(self.how.seed).permutation(rows)[:MOST_CELLS]
             ungrouped = group == UNGROUPED and group not in self.model.reader.labels
             if ungrouped or not len(rows):
@@ -124,7 +123,7 @@ class Changes:
         assert target.content is not None
         key = ("predicted", group, source, target.name)
         if key not in self.known:
-            rows = np.flatnonzero((self.groups == group) & (self.under == source))
+            rows = self._rows(group, "", source)
             rows = np.sort(np.random.default_rng(self.how.seed).permutation(rows)[:MOST_CELLS])
             learned = self.structured.of(target.name, target.content)
             self.known[key] = self._find(learned, group, source, target, rows) if len(rows) else None
@@ -146,6 +145,15 @@ class Changes:
             if by_groups >= structured.worth([group], source, target.name).skill.left_out:
                 return shown, name
         return structured, group
+
+    def number(self, group: str, donor: str, source: str) -> int:
+        """Return the number of cells of a group in a donor under a condition that the context has."""
+        return len(self._rows(group, donor, source))
+
+    def _rows(self, group: str, donor: str, source: str) -> np.ndarray:
+        """Return the positions of the cells of a group in a donor, or if that is empty, in all donors."""
+        every = (self.groups == group) & (self.under == source)
+        return np.flatnonzero(every & (self.donors == donor) if donor else every)
 
     def _find(self, shown: Learned, group: str, source: str, target: Target, rows: np.ndarray) -> Change:
         """Compute a change from these rows of the context, and from the changes that others have shown."""

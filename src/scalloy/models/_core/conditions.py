@@ -17,12 +17,11 @@ from anndata import AnnData
 
 from scalloy._arguments import category, one_of, totals, warn, whole
 from scalloy.data.chunks import pieces_of, write_pieces
-from scalloy.models._core.changes import changes_of
 from scalloy.models._core.decoding import How
 from scalloy.models._core.protocols import Conditioned, ModelOf
 from scalloy.models._core.reader import DECODED_ENTRIES
+from scalloy.models._core.starts import started
 from scalloy.models._core.targets import Target, target_of
-from scalloy.models._core.transfer import start_of
 from scalloy.models._core.transfer import transfer as predicted
 from scalloy.vae.base import HasConditions
 
@@ -64,7 +63,8 @@ def transfer(
     """Predict how cells would look under another condition.
 
     Each cell is predicted from its own counts and from the change of its group, so that it does not matter
-    which other cells it is passed with (but for donors that the model does not know).
+    which other cells it is passed with (but for cells of a donor that the model does not know, or of whom it
+    has fewer than ten cells of the same group under the same condition).
 
     Parameters
     ----------
@@ -90,8 +90,10 @@ def transfer(
         Total count to which each cell is scaled before the logarithm, as in scanpy's ``normalize_total``.
     context
         Cells from which the expression of each group before the change is taken, for ``route="auto"``;
-        ``None`` is the model's own, or ``cells`` if any are of a donor that the model does not know. Pass the
-        controls of a study that the model was not trained on (often ``cells`` itself).
+        ``None`` is the model's own; a group of a donor (or batch) of whom these have fewer than ten cells
+        starts at his cells among ``cells`` if they are ten or more, and one of a donor that the model does
+        not know always starts at ``cells``. Pass the controls of a study that the model was not trained on
+        (often ``cells`` itself).
 
     Returns
     -------
@@ -178,7 +180,8 @@ def write_transfer(
     source = model.adata if cells is None else cells
     if kwargs.get("route", "auto") == "auto":
         how = How("auto", kwargs.get("n_samples"), kwargs.get("target_sum", 1e4), kwargs.get("seed", 0))
-        changes = changes_of(model, how, start_of(model, source, kwargs.get("context")))
+        passed = None if source is model.adata else source
+        changes = started(model, how, passed, kwargs.get("context"))
     most = max(1, DECODED_ENTRIES // model.reader.sizes.n_vars)
     made = (predicted(model, piece, target, changes=changes, **kwargs) for piece in pieces_of(source, most))
     write_pieces(Path(path), map(_without_shifts, made), overwrite=overwrite, source=source)

@@ -23,7 +23,7 @@ from scalloy.models._core.decoding import How
 from scalloy.models._core.groups import groups_of
 from scalloy.models._core.protocols import Conditioned
 from scalloy.models._core.targets import target_of
-from scalloy.perturbation.design import Content
+from scalloy.perturbation.interactions import against_sum
 from scalloy.perturbation.structured import Structured
 from scalloy.vae.base import HasConditions
 
@@ -137,7 +137,8 @@ def interactions(
     """Compare each combination that was seen with the sum of the effects of its parts.
 
     The effect of a part is the one that was seen in the same group, at the same dose and time. If it was not
-    seen, it is predicted from all others, and its uncertainty counts.
+    seen, it is predicted from all others, and its uncertainty counts. What all genes have in common is taken
+    out (:mod:`scalloy.perturbation.interactions`).
 
     Parameters
     ----------
@@ -183,44 +184,18 @@ def interactions(
     parts = []
     for content in contents:
         for group in sorted({g for g, c in seen if c == content and (groups is None or g in groups)}):
-            parts.append(_against_sum(structured, scale, group, content, rows, model.reader.var_names))
+            found = vars(against_sum(structured, scale, group, content))
+            table = pd.DataFrame(found, index=model.reader.var_names).iloc[rows]
+            table.insert(2, "interaction", table["observed"] - table["additive"])
+            table = table.rename_axis("gene").reset_index()
+            table.insert(0, "group", group)
+            table.insert(1, "combination", design.name_of(content))
+            parts.append(table)
     if not parts:
         msg = "No combination was seen beside the control, so there is nothing to compare. Pass others."
         raise ValueError(msg)
     out = pd.concat(parts, ignore_index=True)
-    tested = out["se"] > 0
-    z = (out["interaction"] / out["se"]).where(tested, 0.0)
-    out["p_value"] = 2 * stats.norm.sf(np.abs(z))
     return out.assign(q_value=stats.false_discovery_control(out["p_value"]))
-
-
-def _against_sum(
-    structured: Structured, scale: str, group: str, content: Content, rows: Any, names: pd.Index
-) -> pd.DataFrame:
-    """Return the difference of a combination in a group from the sum of the effects of its parts."""
-    effects = structured.effects(scale)
-    seen, position = effects.seen, {c: i for i, c in enumerate(effects.seen.contexts)}
-    whole_one, n_seen = position[group, content], 0
-    additive, variance = np.zeros(seen.change.shape[1]), seen.noise[whole_one].copy()
-    for part in content.parts:
-        single = Content((part,), content.time)
-        if (at := position.get((group, single))) is not None:
-            additive += seen.change[at]
-            variance += seen.noise[at]
-            n_seen += 1
-        else:
-            hidden = [c for c in seen.contexts if c[1] == content]
-            found = effects.predict(group, single, without=hidden)
-            additive += found.mean
-            variance += np.square(found.sd)
-    variance += (1 - n_seen) ** 2 * seen.shared[whole_one]  # the control is in every change that was seen
-    observed = seen.change[whole_one]
-    made = {"observed": observed, "additive": additive, "interaction": observed - additive}
-    made["se"] = np.sqrt(variance)
-    frame = pd.DataFrame(made, index=names).iloc[rows].rename_axis("gene").reset_index()
-    frame.insert(0, "group", group)
-    frame.insert(1, "combination", structured.design.name_of(content))
-    return frame
 
 
 def get_nearest_conditions(model: Conditioned[HasConditions], to: Any, n: int = 5) -> pd.DataFrame:

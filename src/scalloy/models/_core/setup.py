@@ -81,22 +81,22 @@ class OneModality:
     def fields(self, given: Given) -> list:
         labels, unknown = given["labels_key"], given.get("unlabeled_category")
         of_labels = (
-            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels)
+            OccurringNames(REGISTRY_KEYS.LABELS_KEY, labels)
             if labels is None or unknown is None
-            else LabelsWithUnlabeledObsField(REGISTRY_KEYS.LABELS_KEY, labels, unknown)
+            else OccurringLabels(REGISTRY_KEYS.LABELS_KEY, labels, unknown)
         )
         out = [
             LayerField(
                 REGISTRY_KEYS.X_KEY, given.get("layer"), is_count_data=False, correct_data_format=False
             ),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, given["batch_key"]),
+            OccurringNames(REGISTRY_KEYS.BATCH_KEY, given["batch_key"]),
             of_labels,
             NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, given["size_factor_key"], required=False),
             OccurringCategories(REGISTRY_KEYS.CAT_COVS_KEY, removed_beside_batches(given)),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, given["continuous_covariate_keys"]),
         ]
         if self.condition:
-            out.append(CategoricalObsField(CONDITION_KEY, given.get("condition_key")))
+            out.append(OccurringNames(CONDITION_KEY, given.get("condition_key")))
         return out
 
     def obsm_keys(self, given: Given) -> tuple[str, ...]:
@@ -121,6 +121,22 @@ class OccurringCategories(CategoricalJointObsField):
         columns = adata.obsm[self.attr_key]
         for key in columns:  # as plain values, since pandas takes categories in another order for the same
             columns[key] = columns[key].astype(object)
+
+
+class OccurringNames(CategoricalObsField):
+    """A categorical column of which only the categories of some cells count, in their order."""
+
+    def register_field(self, adata: AnnData) -> dict:
+        state = super().register_field(adata)
+        given = adata.obs[self.attr_key]
+        occurring, codes = np.unique(given, return_inverse=True)
+        adata.obs[self.attr_key] = codes.astype(given.dtype)
+        names = state[self.CATEGORICAL_MAPPING_KEY]
+        return {**state, self.CATEGORICAL_MAPPING_KEY: names[occurring]}
+
+
+class OccurringLabels(LabelsWithUnlabeledObsField, OccurringNames):
+    """Labels of some cells, and last the one that stands for "unknown"."""
 
 
 def removed_beside_batches(given: Given) -> list[str] | None:

@@ -64,6 +64,21 @@ def names_in(conditions: Conditions, adata: AnnData) -> np.ndarray:
     return np.array([conditions.design.name_of(c) for c in contents], dtype=object)[codes]
 
 
+def condition_of_each(adata: AnnData, given: dict[str, Any]) -> np.ndarray:
+    """Return the name of the condition of each of some new cells.
+
+    Parameters
+    ----------
+    adata
+        New cells.
+    given
+        Arguments of the set-up of the model.
+    """
+    if given.get("conditions") is not None and given["condition_key"] not in adata.obs:
+        return names_in(Conditions.from_plain(given["conditions"]), adata)
+    return adata.obs[given["condition_key"]].astype(str).to_numpy()
+
+
 def with_names(adata: AnnData, given: dict[str, Any]) -> AnnData:
     """Return new cells with the column of conditions; the same object if it is there already.
 

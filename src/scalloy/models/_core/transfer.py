@@ -7,8 +7,9 @@
     "auto"        z, with the expression moved by the pooled shift of the group     x itself, changed
 
 With "auto", a change is a property of a group of cells (:mod:`scalloy.models._core.changes`), found once from
-the *context*: the model's own cells, or others that are given. A cell is then predicted from its own counts
-and the change of its group, so the prediction is the same whether the cell is alone or among others.
+the *context*: the model's own cells, or others that are given (:mod:`scalloy.models._core.starts`). A cell is
+then predicted from its own counts and the change of its group, so the prediction is the same whether the cell
+is alone or among others, unless the model lacks cells of its donor.
 
 The shift of a group is a weighted mean of the decoder's shift and of the shifts that other groups have
 shown (:mod:`scalloy.perturbation.group_effects`). The decoder's shift is a change of the mean logarithm
@@ -39,12 +40,12 @@ from scalloy import _keys
 from scalloy._arguments import few, warn
 from scalloy._seeds import seeded
 from scalloy.data.asked_conditions import design_in, write_content
-from scalloy.models._core.changes import Change, Changes, changes_of
+from scalloy.models._core.changes import Change, Changes
 from scalloy.models._core.decoding import Decoded, How, batches, decode, drawn
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
 from scalloy.models._core.protocols import Conditioned, ModelOf
+from scalloy.models._core.starts import Starts, started
 from scalloy.models._core.targets import Target, knowing
-from scalloy.models._core.unknowns import has_new_donors
 from scalloy.perturbation.donors import Seen
 from scalloy.perturbation.redraw_counts import kept_share, redraw, with_depth
 from scalloy.vae.base import HasConditions
@@ -70,7 +71,7 @@ def transfer(
     seed: int = 0,
     target_sum: float = 1e4,
     context: AnnData | None = None,
-    changes: Changes | None = None,
+    changes: Changes | Starts | None = None,
 ) -> AnnData:
     """Predict cells under another condition.
 
@@ -98,12 +99,12 @@ def transfer(
             expected, found = made.after, dict[str, Change | None]()
             counts = None if made.counts is None else _sampled(model, cells, code, how, library_size)
         else:
-            changes = changes or changes_of(model, how, start_of(model, source, context))
+            changes = changes or started(model, how, cells, context)
             about = _of_donors(about, changes.seen, to)
             pairs = about.drop_duplicates("pair").itertuples()
             found = {row.pair: changes.of(row.group, row.donor, row.source, target) for row in pairs}
             _warn_of_strays(about, changes.seen, to)
-            _warn_of_worse(found, to)
+            _warn_of_worse(found, to, structured=model.reader.structure is not None)
             keep = BY_DECODER if None in found.values() else BY_CHANGE
             (made,) = decode(model, cells, code, how, keep=keep)
             names = pd.util.hash_array(source.obs_names.to_numpy().astype(object))
@@ -113,13 +114,6 @@ def transfer(
             about["far"] = _far(about, found, to) | about["beyond"].to_numpy()
             about["skill"] = about["pair"].map({k: c.skill.mean for k, c in found.items() if c and c.skill})
     return _as_anndata(model, source, target, about, expected, counts, found, how)
-
-
-def start_of(model: Conditioned[HasConditions], cells: AnnData, context: AnnData | None) -> AnnData | None:
-    """Return the cells at which groups start: those of the context, or the given ones if donors are new."""
-    key = model.reader.set_up_with.get("donor_key")
-    new = context is None and has_new_donors(cells, key, model.registry)
-    return cells if new else context
 
 
 def described(model: Conditioned[HasConditions], cells: AnnData | None, source: AnnData) -> pd.DataFrame:
@@ -167,16 +161,17 @@ def _warn_of_strays(about: pd.DataFrame, seen: Seen, to: str) -> None:
             )
 
 
-def _warn_of_worse(found: dict[str, Change | None], to: str) -> None:
-    """Warn if groups that were left out would have been predicted worse than by no change."""
+def _warn_of_worse(found: dict[str, Change | None], to: str, *, structured: bool) -> None:
+    """Warn if what was left out would have been predicted worse than by no change."""
     of: dict[tuple[int, int], list[str]] = {}
     for pair, change in found.items():
         if change is not None and change.skill is not None and change.skill.worse and change.skill.mean > 0:
             of.setdefault((change.skill.worse, change.skill.contexts), []).append(pair)
     for (worse, contexts), pairs in of.items():
+        kind = "groups under such conditions" if structured else "groups"
         warn(
-            f"Groups respond differently under {to!r}: left out in turn, {worse} of {contexts} would have "
-            f"been predicted worse than by no change. So may be {few(sorted(pairs))}. "
+            f"Responses differ under {to!r}: {worse} of {contexts} {kind}, left out in turn, would have been "
+            f"predicted worse than by no change. So may be {few(sorted(pairs))}. "
             "`.obs['transfer_skill']` has the skill to expect.",
         )
 

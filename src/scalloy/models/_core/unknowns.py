@@ -73,11 +73,12 @@ def complete_donors(cells: AnnData, key: str, known: np.ndarray, told: set[str])
     cells.uns[NEW] = new
 
 
-def has_new_donors(cells: AnnData, key: str | None, registry: dict[str, Any]) -> bool:
-    """Return whether any of the cells are of a donor that the model does not know."""
+def new_donors(cells: AnnData, key: str | None, registry: dict[str, Any]) -> frozenset[str]:
+    """Return the donors of these cells that the model does not know."""
     if key is None or key not in cells.obs:
-        return False
-    return bool(_are_new(cells.obs[key], known_categories(registry)[key]).any())
+        return frozenset()
+    given = cells.obs[key]
+    return frozenset(given[_are_new(given, known_categories(registry)[key])].astype(str))
 
 
 def _are_new(given: pd.Series, known: np.ndarray) -> np.ndarray:
