@@ -244,7 +244,10 @@ def test_every_plan_argument_is_documented():
 
 
 SOURCE = Path(sa.__file__).parent
-CHECKS = ("checks", "is_anndata", "roles", "arrays", "genes", "modalities")  # each message is in the table
+CHECKS = (
+    *("checks", "is_anndata", "roles", "arrays", "genes", "modalities"),
+    *("conditions", "descriptors", "asked_conditions"),
+)  # each message is in the table
 
 
 def rendered(node):

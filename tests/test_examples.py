@@ -102,7 +102,13 @@ def names():
     sa.BetaVSC.setup_anndata(sparse)
     betavsc = sa.BetaVSC(sparse, n_hidden=16)
     betavsc.train(**QUIET)
-    return {"sa": sa, "np": np, "adata": adata, "model": model, "poisevae": poisevae, "betavsc": betavsc}
+    screen = sa.datasets.screen(300, 30, n_types=2, n_drugs=3, n_pairs=3, doses=(0.1, 1.0), seed=0)
+    asked = sa.Conditions("drug", control="control", dose="dose", descriptors="descriptors")
+    sa.CGMDVAE.setup_anndata(screen, conditions=asked, labels_key="cell_type")
+    screened = sa.CGMDVAE(screen, n_hidden=16)
+    screened.train(**QUIET)
+    made = {"model": model, "poisevae": poisevae, "betavsc": betavsc, "screened": screened}
+    return {"sa": sa, "np": np, "adata": adata, **made}
 
 
 @pytest.mark.parametrize("test", EXAMPLES, ids=lambda test: test.name)

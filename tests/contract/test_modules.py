@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from scalloy._keys import CONDITION_KEY
+from scalloy.blocks.composed import Rows
 from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.networks import NetworkSettings
 from scalloy.models._core import factories
@@ -225,3 +227,70 @@ def test_what_the_networks_ignore_changes_nothing():
     batch = Batch.of(tensors())
     other = replace(batch, y=torch.ones(20, dtype=torch.long))
     torch.testing.assert_close(terms_with(made, batch).recon, terms_with(made, other).recon)
+
+
+# conditions that are made of parts ----------------------------------------------------------------
+
+ONE_EACH = Rows(np.arange(3)[:, None], np.ones((3, 1), np.float32), 3)
+OF_PARTS = Rows(
+    np.array([[0, 1], [2, 4], [1, 3]]), np.array([[1, 0.5], [0.2, 1], [1, 1]], dtype=np.float32), 5
+)
+
+
+def conditional(name, rows):
+    sizes = replace(SIZES, n_conditions=3, rows=rows)
+    torch.manual_seed(0)
+    lik = factories.likelihood("nb", sizes, 8, k_max=0)
+    if name == "trvae":
+        return TRVAE(sizes, lik, SMALL)
+    n_w = 2 if name == "full" else 0
+    components = factories.components(name, sizes, 4, 3, n_w)
+    weights = factories.weights("condition", sizes, 4, 1.0)
+    more = {"w_prior": "condition", "amortised": True} if n_w else {}
+    return CGMDVAE(sizes, lik, MixturePrior(components, weights, placed=True), SMALL, n_w=n_w, **more)
+
+
+def under_conditions(n=20):
+    return {**tensors(n), CONDITION_KEY: torch.arange(n)[:, None] % 3}
+
+
+with_conditions = pytest.mark.parametrize("name", ["decoder", "shared", "interaction", "full", "trvae"])
+
+
+@with_conditions
+def test_conditions_of_one_part_each_are_mere_categories(name):
+    """The same objective, to the last bit, and the same gradient."""
+    plain, composed = conditional(name, None), conditional(name, ONE_EACH)
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {
+        k: v.shape for k, v in composed.state_dict().items()
+    }
+    for p in plain.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    composed.load_state_dict(plain.state_dict())
+    batch = Batch.of(under_conditions())
+    for module in (plain, composed):
+        terms = terms_with(module, batch)
+        (terms.recon.sum() + sum(v.sum() for v in terms.kl.values())).backward()
+    assert torch.equal(terms_with(plain, batch).recon, terms_with(composed, batch).recon)
+    for (key, p), q in zip(plain.named_parameters(), composed.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), key
+        if p.grad is not None:  # whose sums over cells are in another order
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-5)
+
+
+@with_conditions
+def test_every_weight_of_a_part_is_reached_and_nothing_waits_for_a_device(name):
+    made, given = conditional(name, OF_PARTS), under_conditions()
+    for p in made.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    terms = terms_with(made, Batch.of(given))
+    assert all(torch.isfinite(v).all() for v in (terms.recon, *terms.kl.values()))
+    (terms.recon.sum() + sum(v.sum() for v in terms.kl.values())).backward()
+    for key, p in made.named_parameters():
+        if len(p) == OF_PARTS.n_columns and p.ndim > 1 and "head" not in key:
+            assert p.grad.flatten(1).any(1).all(), key
+    far = conditional(name, OF_PARTS).to("meta")
+    means = far.objective(Batch.of({k: without_data(v) for k, v in given.items()})).means()
+    plan = TermsPlan(far)
+    plan.n_obs_training = 100
+    plan.weigh(means, 0.5).backward()

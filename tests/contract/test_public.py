@@ -24,6 +24,9 @@ REFUSED = {
     "convert_legacy_save",
     "from_scvi",
     "setup_annbatch",
+    "dose_response",  # of conditions that are mere names, as those of all the others are
+    "interactions",
+    "get_nearest_conditions",
 }
 
 
@@ -126,6 +129,9 @@ def calls(model, folder):
         "predict_labels": lambda: model.predict_labels(cells),
         "setup_mudata": lambda: None,
         "transfer": lambda: model.transfer(cells, to=1, n_samples=1),
+        "dose_response": lambda: model.dose_response("1"),
+        "interactions": lambda: model.interactions(),
+        "get_nearest_conditions": lambda: model.get_nearest_conditions("1"),
         "write_transfer": lambda: model.write_transfer(
             folder / "t.h5ad", cells, to=1, n_samples=1, overwrite=True
         ),

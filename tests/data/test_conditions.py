@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scalloy as sa
-from scalloy.data.conditions import Conditions, as_described, components
+from scalloy.data.conditions import Conditions
+from scalloy.data.descriptors import as_described, components
 from scalloy.files import plain_json
 from scalloy.perturbation.design import Content
 
@@ -136,6 +137,14 @@ def test_a_column_of_the_control_in_obsm_is_no_part():
     assert list(names) == ["NT", "A", "A+B"]
     assert made.design.parts == ("A", "B")
     assert not made.design.dosed
+
+
+def test_amounts_of_a_part_that_is_named_twice_add_up():
+    cells = of({"drug": ["control", "A+A", "A"], "dose": ["0", "0.5+1", "2"]}, n=3)
+    assert list(Conditions("drug", dose="dose").fitted(cells)[1]) == ["control", "A 1.5", "A 2"]
+    both = {"first": ["none", "A"], "second": ["none", "A"], "x": [0.0, 0.5], "y": [0.0, 1.0]}
+    asked = Conditions(["first", "second"], control="none", dose=["x", "y"])
+    assert list(asked.fitted(of(both, n=2))[1]) == ["none", "A 1.5"]
 
 
 def test_without_doses_names_have_none():
@@ -282,7 +291,8 @@ def test_descriptors_become_scaled_principal_components():
     scaled = (values - values.mean(0))[:, :3] / values.std(0)[:3]
     pairs = lambda x: np.square(x[:, None] - x).sum(-1)  # noqa: E731
     np.testing.assert_allclose(pairs(found), pairs(scaled) / 3, atol=1e-4)  # distances are kept
-    np.testing.assert_array_equal(components(np.ones((3, 2))), np.zeros((3, 1)))
+    np.testing.assert_array_equal(components(np.full((6, 2), 0.1)), np.zeros((6, 1)))
+    np.testing.assert_array_equal(components(np.column_stack([values, np.full(6, 0.1)])), found)
 
 
 def test_descriptors_from_uns_and_of_parts_that_were_not_seen():

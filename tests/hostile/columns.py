@@ -134,6 +134,7 @@ ARGUMENTS = (
     "continuous_covariate_keys",
     "unlabeled_category",
     "protein_obsm_key",
+    "conditions",
 )
 for _name, _value in ODD_KEYS.items():
     for _argument in ARGUMENTS:

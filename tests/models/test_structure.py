@@ -126,6 +126,8 @@ def test_conditions_and_condition_key_say_the_same_thing_twice(screen):
         sa.CGMDVAE.setup_anndata(cells, conditions=asked, condition_key="drug")
     with pytest.raises(TypeError, match=r"`conditions='drug'` is a str. Expected `sa.Conditions"):
         sa.CGMDVAE.setup_anndata(cells, conditions="drug")
+    with pytest.raises(TypeError, match="is a dict"):
+        sa.CGMDVAE.setup_anndata(cells, conditions=ASKED)
     assert "conditions" not in cells.obs
     with pytest.raises(TypeError, match=r"`conditions` is no argument of `VAE.setup_anndata`"):
         sa.VAE.setup_anndata(cells, conditions=asked)
@@ -412,6 +414,59 @@ def test_several_columns(screen):
     seen = quietly(model.transfer, controls(cells), to={"first": "drug_3", "second": "drug_2"})
     assert set(seen.obs["conditions"]) == {"drug_2+drug_3"}
     model.get_latent_representation(seen)
+
+
+OTHER = {
+    "donors": {"labels_key": "cell_type", "donor_key": "donor"},
+    "batches": {"labels_key": "cell_type", "batch_key": "donor"},
+    "clusters": {},
+    "some labels": {"labels_key": "some", "unlabeled_category": "Unknown"},
+    "no counts": {"labels_key": "cell_type", "layer": "log", "allow_non_counts": True},
+}
+
+
+@pytest.mark.parametrize("other", OTHER)
+def test_with_whatever_else_is_set_up(screen, other):
+    cells = screen.copy()
+    cells.obs["donor"] = np.resize(["d1", "d2", "d3"], cells.n_obs)
+    cells.obs["some"] = np.where(np.arange(cells.n_obs) % 3, cells.obs["cell_type"].astype(str), "Unknown")
+    cells.layers["log"] = np.log1p(cells.X.toarray())
+    asked = sa.Conditions(**ASKED, descriptors="descriptors")
+    sa.CGMDVAE.setup_anndata(cells, conditions=asked, **OTHER[other])
+    more = {"gene_likelihood": "normal"} if other == "no counts" else {}
+    model = sa.CGMDVAE(cells, **SMALL, **more)
+    model.train(max_epochs=1, **QUIET)
+    start = controls(cells)
+    made = quietly(model.transfer, start, to=NEW["all of it"])
+    assert np.isfinite(made.X).all()
+    from_other = quietly(model.transfer, cells[(cells.obs["drug"] == "drug_1").to_numpy()].copy(), to={})
+    assert np.isfinite(from_other.X).all()
+    if other == "donors":
+        start.obs["donor"] = "new"
+        assert np.isfinite(quietly(model.transfer, start, to=NEW["a combination"]).X).all()
+    curve = quietly(model.dose_response, "drug_0", [0.5])
+    assert np.isfinite(curve["sd"]).all()
+    assert np.isfinite(quietly(model.interactions)["se"]).all()
+
+
+def test_with_controls_only_descriptions_are_all_there_is(screen):
+    cells = screen[(screen.obs["drug"] == "control").to_numpy()].copy()
+    set_up("CGMDVAE", cells)
+    model = trained("CGMDVAE", cells)
+    made = quietly(model.transfer, controls(cells), to={"drug_4": 1.0})
+    assert np.isfinite(made.X).all()
+    assert made.obs["transfer_far"].all()
+
+
+def test_cells_on_the_disk(one, tmp_path):
+    cells = controls(one.adata)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    quietly(one.write_transfer, tmp_path / "made.h5ad", backed, to=NEW["a combination"])
+    made = ad.read_h5ad(tmp_path / "made.h5ad")
+    np.testing.assert_allclose(
+        np.asarray(made.X), quietly(one.transfer, cells, to=NEW["a combination"]).X, rtol=1e-5, atol=1e-6
+    )
 
 
 # a second study -----------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ def test_without_counts_there_are_no_levels(cells):
 
 @pytest.mark.parametrize(
     ("hidden", "least"),
-    [("drug_1 1", 0.5), ("drug_2 10", 0.3), (None, 0.5)],
+    [("drug_0 1", 0.5), ("drug_2 10", 0.5), (None, 0.5)],
     ids=["a dose between", "the largest dose", "a combination"],
 )
 def test_hidden_conditions_are_predicted_about_as_well_as_is_promised(cells, hidden, least):

@@ -19,9 +19,9 @@ from anndata import AnnData
 
 from scalloy._arguments import few
 from scalloy.data import checks
+from scalloy.data.descriptors import as_described, check_described, described_parts
 from scalloy.perturbation.design import Content, Design, design_of
 
-MOST_DESCRIPTORS = 50  # largest number of principal components of what describes perturbations
 MISSING = ("nan", "None", "<NA>", "")
 
 
@@ -109,6 +109,12 @@ class Conditions:
         ----------
         adata
             Cells with the columns that are named here.
+
+        Examples
+        --------
+        >>> codes, contents = sa.Conditions("condition").of_cells(adata)
+        >>> sorted(dict(content.parts) for content in contents if content.parts)
+        [{'treated_1': 1.0}]
         """
         if len(self.factors) == 1 and self.factors[0] not in adata.obs and self.factors[0] in adata.obsm:
             codes, found = self._from_obsm(adata)
@@ -171,6 +177,11 @@ class Conditions:
         ----------
         names, doses
             Values of the columns of factors and doses.
+
+        Examples
+        --------
+        >>> sa.Conditions("drug", dose="dose").parts(["A+B"], ["0.5+1"])
+        ({'A': 0.5, 'B': 1.0}, [])
         """
         parts: dict[str, float] = {}
         odd = []
@@ -253,6 +264,12 @@ class Conditions:
         ----------
         adata
             Cells with the columns that are named here.
+
+        Examples
+        --------
+        >>> known, names = sa.Conditions("condition").fitted(adata)
+        >>> known.design.names
+        ['control', 'treated_1']
         """
         codes, own = self.of_cells(adata)
         contents, known = own, self.design
@@ -264,11 +281,12 @@ class Conditions:
             )
             raise ValueError(msg)
         if known is None:
-            described = self._described(adata, {p for c in contents for p, _ in c.parts})
+            parts = {part for content in contents for part, _ in content.parts}
+            described = described_parts(self.descriptors, adata, parts, self.control)
         else:
             described = as_described(known)
             contents = list(dict.fromkeys([*known.contents, *own]))
-            self._check_described(described, contents)
+            check_described(described, contents)
         design = design_of(
             contents,
             described=described,
@@ -292,52 +310,17 @@ class Conditions:
         """Return whether amounts are doses, as different ones in ``.obsm`` are, too."""
         return self.dose is not None or any(v != 1.0 for content in contents for _, v in content.parts)
 
-    def _described(self, adata: AnnData, seen: set[str]) -> dict[str, np.ndarray] | None:
-        """Return principal components of what describes each perturbation."""
-        table = self.descriptors
-        if isinstance(table, str):
-            if table not in adata.uns:
-                msg = f"`descriptors={table!r}` is not in `adata.uns`. It has: {few(adata.uns) or 'nothing'}."
-                raise KeyError(msg)
-            table = adata.uns[table]
-        if table is None:
-            return None
-        if not isinstance(table, pd.DataFrame):
-            msg = (
-                f"`descriptors` is a {type(table).__name__}. Expected a DataFrame whose index has the names "
-                "of the perturbations, or its key in `adata.uns`."
-            )
-            raise TypeError(msg)
-        table = table[[str(name) not in self.control for name in table.index]]
-        names = [str(name) for name in table.index]
-        if lacks := sorted(seen.difference(names)):
-            msg = f"`descriptors` has no row for {few(map(repr, lacks))}. Add one for each perturbation."
-            raise ValueError(msg)
-        if len(set(names)) < len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            msg = f"`descriptors` has several rows for {few(map(repr, twice))}. Keep one of each."
-            raise ValueError(msg)
-        try:
-            values = table.to_numpy(dtype=np.float64)
-        except (TypeError, ValueError):
-            values = np.array(np.nan)
-        if not np.isfinite(values).all() or not values.size:
-            msg = "`descriptors` holds something that is no finite number. Fill or remove these columns."
-            raise ValueError(msg)
-        return dict(zip(names, components(values), strict=True))
-
-    @staticmethod
-    def _check_described(described: Mapping[str, Any] | None, contents: Iterable[Content]) -> None:
-        """Check that new parts are among those that a model knows descriptors of."""
-        new = sorted({p for c in contents for p, _ in c.parts}.difference(described or ()))
-        if described is not None and new:
-            msg = f"The model has no descriptors of {few(map(repr, new))}. Train with a row for each."
-            raise ValueError(msg)
-
     # plain --------------------------------------------------------------------------------------
 
     def plain(self) -> dict[str, Any]:
-        """Return everything but the descriptors as numbers, text and arrays; the design has the latter."""
+        """Return everything but the descriptors as numbers, text and arrays; the design has the latter.
+
+        Examples
+        --------
+        >>> known, names = sa.Conditions("condition").fitted(adata)
+        >>> known.plain()["factors"]
+        ['condition']
+        """
         assert self.design is not None
         names = ("factors", "control", "dose", "time", "separator", "log_dose", "key_added")
         out = {name: getattr(self, name) for name in names}
@@ -346,35 +329,16 @@ class Conditions:
 
     @classmethod
     def from_plain(cls, given: Mapping[str, Any]) -> Conditions:
-        """Make the same again from what :meth:`plain` has returned."""
+        """Make the same again from what :meth:`plain` has returned.
+
+        Examples
+        --------
+        >>> known, names = sa.Conditions("condition").fitted(adata)
+        >>> sa.Conditions.from_plain(known.plain()).design.names == known.design.names
+        True
+        """
         known = dict(given)
         return cls(design=Design.from_plain(known.pop("design")), **known)
-
-
-def components(values: np.ndarray) -> np.ndarray:
-    """Return principal components of descriptors, scaled so that squares of a row add up to about 1.
-
-    Columns that hardly vary are left out, others are standardised first.
-
-    Parameters
-    ----------
-    values
-        Descriptors, perturbations x numbers.
-    """
-    sd = values.std(0)
-    scaled = (values - values.mean(0))[:, sd > 0] / sd[sd > 0]
-    if not scaled.size:
-        return np.zeros((len(values), 1))
-    left, size, _ = np.linalg.svd(scaled, full_matrices=False)
-    found = (left * size)[:, :MOST_DESCRIPTORS]
-    return np.round(found / max(np.sqrt(np.square(found).sum(1).mean()), 1e-12), 6)
-
-
-def as_described(design: Design) -> dict[str, np.ndarray] | None:
-    """Return the descriptors of a design by the names of its parts."""
-    if design.descriptors is None:
-        return None
-    return dict(zip(design.parts, design.descriptors, strict=True))
 
 
 def _is_number(given: Any) -> bool:

@@ -84,6 +84,9 @@ def dose_response(
         at = design.parts.index(one)
         low, high = design.lowest[at], design.highest[at]
         doses = np.geomspace(low / 2, high, N_DOSES) if structure.log_dose else np.linspace(0, high, N_DOSES)
+    if not len(doses):
+        msg = "`doses` is empty. Pass at least one number, or `None` for those of a curve."
+        raise ValueError(msg)
     start = design.name_of(design.reference) if source is None else source
     start = category("source", start, model.reader.conditions)
     rows = model.reader.genes(genes)
@@ -166,6 +169,7 @@ def interactions(
     seen = {c: i for i, c in enumerate(structured.contexts)}
     contents = [c for c in dict.fromkeys(c for _, c in seen) if len(c.parts) > 1]
     if combinations is not None:
+        combinations = [combinations] if isinstance(combinations, str | Mapping) else combinations
         known = [content_of(structure, combination) for combination in combinations]
         if lacks := [design.name_of(c) for c in known if c not in contents]:
             msg = (
@@ -175,6 +179,7 @@ def interactions(
             raise ValueError(msg)
         contents = known
     if groups is not None:
+        groups = [groups] if isinstance(groups, str) else groups
         groups = [category("groups", group, sorted({g for g, _ in seen})) for group in groups]
     parts = []
     for content in contents:

@@ -35,7 +35,7 @@ def with_column(adata: AnnData, given: dict[str, Any], *, extend: bool = False) 
     if asked is None:
         return given
     first = isinstance(asked, Conditions)
-    if not first and not isinstance(asked, dict):
+    if not first and not (isinstance(asked, dict) and "design" in asked):  # as `plain` has it
         msg = (
             f"`conditions={asked!r}` is a {type(asked).__name__}. Expected `sa.Conditions(...)`; a single "
             "column of names is `condition_key=`."
