@@ -13,8 +13,8 @@ levels of summed counts (:mod:`scalloy.perturbation.pseudobulk`) from one half o
 cells; methods are given the other half. Were it the same half, its noise would be in the change and in what
 predictions are made from, and a method that hardly uses the controls would be credited for it. The noise of
 the change is taken out of squared errors, so a prediction without error has a skill of 1. Where next to
-nothing changes (a root mean square below 0.05 in simulations, and less than the noise elsewhere) the skill of
-a single context is left out; ``error`` and ``change`` still count in the skill of all together.
+nothing changes (a root mean square below 0.05 in simulations, and no more than noise may give elsewhere), the
+skill of a single context is left out; ``error`` and ``change`` still count in the skill of all together.
 
 The parts of a measured combination are measured with noise. So to shrink their sum correlates with what is
 beyond it even if there is nothing: compare with "no change".

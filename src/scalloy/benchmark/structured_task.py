@@ -166,7 +166,8 @@ class Truth:
         true, predicted, parts = (v[self.genes] for v in (self.change, found.change, self.parts))
         noise = float(np.sum(self.noise))
         error, change = (float(np.square(true - p).sum()) - noise for p in (predicted, 0.0))
-        least = noise if noise > 0 else NOTHING**2 * len(true)
+        least = 2 * float(np.sqrt(2 * np.square(self.noise).sum()))  # seldom more if nothing changes
+        least = least if noise > 0 else NOTHING**2 * len(true)
         return {
             "skill": 1 - error / change if change > least else np.nan,
             "pearson_delta": metrics.pearson_delta(predicted, true, np.zeros(len(true))),
