@@ -93,7 +93,21 @@ def for_searching(names):
     names["sa"] = SimpleNamespace(search=smaller, pl=sa.pl)
 
 
+def for_conditions(names):
+    """A smaller screen."""
+    screen = sa.datasets.screen(700, 40, n_drugs=3, n_pairs=2)
+    used = {name: getattr(sa, name) for name in ("CGMDVAE", "Conditions", "pl")}
+    names["sa"] = SimpleNamespace(datasets=SimpleNamespace(screen=lambda: screen), **used)
+
+
+def after_conditions(names):
+    assert set(names["predicted"].obs["conditions"]) == {"drug_0 1"}
+    assert set(names["curves"]["group"]) == set(names["adata"].obs["cell_type"])
+    assert set(names["found"]["combination"]) <= set(names["model"].conditions)
+
+
 PREPARED = {
+    "docs/conditions.md": for_conditions,
     "docs/pictures.md": for_pictures,
     "docs/report.md": for_pictures,
     "docs/models/trvae.md": for_transfer,
@@ -121,6 +135,7 @@ CHECKED = {
     "docs/comparing.md": after_comparing,
     "docs/report.md": after_report,
     "docs/transfer.md": after_transfer,
+    "docs/conditions.md": after_conditions,
 }
 MADE = ("docs/_build", "docs/generated", "docs/packaging")
 EVERY_PAGE = (p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
