@@ -8,8 +8,8 @@ of any kind,
 over contexts on both scales, with the change ``y`` and its predictions ``p`` (from shifts) and ``q`` (from
 levels). The noise of the controls is in the change and in both predictions; ``n`` is what it adds. The skill
 to expect and the width of intervals are learned from contexts of the same kind as the one that is predicted:
-combinations for a combination, inner doses for an inner dose, and parts of which nothing was seen for one that
-was never seen.
+combinations for a combination, inner doses for an inner dose, and parts of which nothing was seen for one
+that was never seen.
 """
 
 from __future__ import annotations
