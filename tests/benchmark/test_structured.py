@@ -181,38 +181,44 @@ def test_methods_get_no_held_out_cell_and_no_truth(cells):
         assert all(set(source.obs["drug"]) == {"control"} for source in fold.source.values())
 
 
-def test_skill_of_measured_cells_is_corrected_for_noise(cells):
-    """It is the skill of means, divided by the ceiling; the sum of the parts is that of the measured ones."""
+def test_the_truth_of_measured_cells_is_against_controls_that_methods_do_not_have(cells):
     plain = cells.copy()
     del plain.layers["mean_control"], plain.layers["mean"]
-    asked = {"conditions": Conditions("drug", dose="dose"), "labels_key": "cell_type", "min_cells": 5}
-    table = sa.benchmark.conditions(plain, ["no change", "additive"], kinds=["combination"], **asked)
-    assert set(table["seed"]) == {-1}
-    task = Task(plain, conditions=asked["conditions"], labels_key="cell_type")
-    held = task.hold_outs("combination", None, 5)
-    rows = iter(table[table["method"] == "additive"].itertuples())
-    for hold_out in held:
-        fold = task.fold(hold_out)
-        for (group, c), row in zip(hold_out.scored, rows, strict=False):
-            control, truth = (log_normalised(x) for x in (fold.source[group].X, plain.X[task.rows[group, c]]))
-            predicted = control.mean(0) + sa.baselines.additive_null(fold.seen, group, c)
-            means = (predicted, truth.mean(0), control.mean(0))
-            ceiling = sa.metrics.ceilings(truth, control)["skill"]
-            if ceiling > 0.5:
-                assert row.skill == pytest.approx(sa.metrics.skill(*means) / ceiling, rel=1e-6)
-            else:
-                assert np.isnan(row.skill)
-            assert row.beyond_additive == 0
+    task = Task(plain, conditions=Conditions("drug", dose="dose"), labels_key="cell_type")
+    (hold_out, *_) = task.hold_outs("combination", None, 5)
+    fold, (group, c) = task.fold(hold_out), hold_out.scored[0]
+    start = task.rows[group, task.design.reference]
+    given = set(fold.source[group].obs_names)
+    assert given == set(plain.obs_names[start]) & set(fold.train.obs_names)
+    other = [row for row in start if plain.obs_names[row] not in given]
+    assert abs(len(other) - len(given)) <= 1
+    x = plain.X.toarray().astype(float)
+    rates = [x[rows].sum(0) / x[rows].sum() for rows in (other, task.rows[group, c])]
+    expected = np.log1p(5e4 * rates[1]) - np.log1p(5e4 * rates[0])
+    np.testing.assert_allclose(task.truth((group, c), fold).change, expected)
 
 
-def test_intervals_cover_as_many_cells_as_were_held_out():
+def test_skill_of_measured_cells_is_corrected_for_noise(cells):
+    """Controls of one half against those of the other are no change, but for the noise that is taken out."""
+    plain = cells.copy()
+    del plain.layers["mean_control"], plain.layers["mean"]
+    task = Task(plain, conditions=Conditions("drug", dose="dose"), labels_key="cell_type")
+    (hold_out, *_) = task.hold_outs("combination", None, 5)
+    fold = task.fold(hold_out)
+    ratios = []
+    for group in fold.source:
+        truth = task.truth((group, task.design.reference), fold)
+        ratios.append(np.square(truth.change).sum() / np.sum(truth.noise))
+    assert np.mean(ratios) < 1  # the half is also a part of the whole
+
+
+def test_intervals_are_wider_by_the_noise_of_what_was_measured():
     rng = np.random.default_rng(0)
     noise = np.full(4000, 0.04)
     predicted = np.zeros(4000)
     change = rng.normal(0, np.sqrt(0.01 + 0.04), 4000)  # an error of 0.1, and noise
-    truth = Truth(change, predicted, np.ones(4000, dtype=bool), noise, n=50, n_control=200)
-    as_many = np.full(4000, np.sqrt(0.01 + 0.04 * 50 / 200))  # intervals for a mean of 200 cells
-    scores = truth.scores(Predicted(predicted, as_many), combined=True)
+    truth = Truth(change, predicted, np.ones(4000, dtype=bool), noise)
+    scores = truth.scores(Predicted(predicted, np.full(4000, 0.1)), combined=True)
     assert scores["coverage_90"] == pytest.approx(0.9, abs=0.02)
     assert scores["beyond_additive"] == 0
 

@@ -14,10 +14,11 @@ from scalloy._arguments import one_of
 from scalloy.baselines.predictors import SCALE, dense, log_scaled, normalised
 from scalloy.data.conditions import Conditions
 from scalloy.perturbation.design import SAME, Content, Design, design_of
+from scalloy.perturbation.pseudobulk import level
 
 ALL = "all cells"  # name of the type if there are no labels
 PSEUDO = 0.5  # counts that are added to each gene before the logarithm of a rate
-SCALES = ("mean logs", "log rates")
+SCALES = ("mean logs", "log rates", "levels")
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,8 @@ def contexts_of(
         Layer with the counts; ``None`` uses ``.X``.
     scale
         ``"mean logs"``: means over cells of log-normalised expression; ``"log rates"``: logarithms of the
-        share of each gene in the summed counts.
+        share of each gene in the summed counts; ``"levels"``: those of
+        :mod:`scalloy.perturbation.pseudobulk`.
     target_sum
         Total count to which each cell is scaled before the logarithm, for ``"mean logs"``.
     """
@@ -269,5 +271,7 @@ def _level(counts: Any, scale: str, target_sum: float) -> np.ndarray:
     x = dense(counts).astype(float)
     if scale == "mean logs":
         return log_scaled(normalised(x), target_sum).mean(0)
+    if scale == "levels":
+        return level(x.sum(0) / max(x.sum(), 1e-12))
     total = x.sum(0) + PSEUDO
     return np.log(total / total.sum())

@@ -9,13 +9,15 @@
 
 In simulated screens the truth is the log fold change of rates, known without noise, of the genes with 0.5
 counts per cell or more, and the parts of a combination are the true ones. Elsewhere it is the change of the
-mean log-normalised expression of the held-out cells. Its noise is their variance divided by their number, so
-a prediction without error has a skill of 1 (:func:`scalloy.metrics.ceilings` has 1 - noise instead). Where
-next to nothing changes (a root mean square below 0.05 in simulations, and less than the noise elsewhere) the
+levels of summed counts (:mod:`scalloy.perturbation.pseudobulk`) from one half of the controls to the held-out
+cells; methods are given the other half. Were it the same half, its noise would be in the change and in what
+predictions are made from, and a method that hardly uses the controls would be credited for it. The noise of
+the change is taken out of squared errors, so a prediction without error has a skill of 1. Where next to
+nothing changes (a root mean square below 0.05 in simulations, and no more than noise may give elsewhere), the
 skill of a single context is left out; ``error`` and ``change`` still count in the skill of all together.
 
-The parts of a measured combination are measured, too, with noise that predictions share. So to shrink their
-sum correlates with what is beyond it even if there is nothing: compare with "no change".
+The parts of a measured combination are measured with noise. So to shrink their sum correlates with what is
+beyond it even if there is nothing: compare with "no change".
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ def conditions(
     rows: list[dict[str, Any]] = []
     for seed in seeds if is_simulated(cells := make(seeds[0])) else (None,):
         cells = cells if seed in (None, seeds[0]) else make(seed)
-        task = Task(cells, **told, logs=judge is not None)
+        task = Task(cells, **told, judged=judge is not None)
         for kind in chosen:
             some = task.hold_outs(kind, most, 1 if task.simulated and judge is None else min_cells)
             rows += scored(task, some, known, seeds if seed is None else (seed,))

@@ -20,6 +20,7 @@ from scalloy.benchmark.fit import QUIET, log_normalised
 from scalloy.data.conditions import Conditions
 from scalloy.models import CGMDVAE
 from scalloy.perturbation.design import Content
+from scalloy.perturbation.pseudobulk import level, log_per_level
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,16 @@ def as_predicted(out: AnnData, source: AnnData, scale: str) -> Predicted:
     if scale == "mean logs":
         change = np.asarray(out.X, dtype=float).mean(0) - log_normalised(source.X).mean(0)
         return Predicted(change, _only(said.get("sd")), counts)
+    factor, sd = _only(said["fold_change"]), _only(said.get("log_fold_change_sd"))
+    if scale == "levels":
+        x = np.asarray(source.X.sum(axis=0), dtype=float).ravel()
+        rate = x / max(x.sum(), 1e-12)
+        after = rate * np.where(np.isfinite(factor), factor, 1.0)
+        sd = None if sd is None else sd / log_per_level(after)
+        return Predicted(level(after) - level(rate), sd, counts)
     with np.errstate(divide="ignore"):
-        change = np.log(_only(said["fold_change"]))
-    return Predicted(
-        np.where(np.isfinite(change), change, 0.0), _only(said.get("log_fold_change_sd")), counts
-    )
+        change = np.log(factor)
+    return Predicted(np.where(np.isfinite(change), change, 0.0), sd, counts)
 
 
 def _only(table: Any) -> np.ndarray | None:

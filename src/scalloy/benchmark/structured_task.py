@@ -12,11 +12,12 @@ from anndata import AnnData
 from scalloy import datasets, metrics
 from scalloy.baselines import additive_null
 from scalloy.baselines.contexts import ALL
-from scalloy.benchmark.fit import log_normalised
+from scalloy.baselines.predictors import dense
 from scalloy.benchmark.hold_outs import Context, HoldOut, hold_outs
 from scalloy.benchmark.structured_rivals import Fold, Predicted
 from scalloy.data.conditions import Conditions
 from scalloy.perturbation.design import Content
+from scalloy.perturbation.pseudobulk import Pseudobulk, dispersions, level
 
 CONDITION = "condition_name"  # column of .obs with the name of the condition, for judges
 NOTHING = 0.05  # largest log fold change that counts as none, root mean square over genes
@@ -37,15 +38,16 @@ class Task:
         Cells with raw counts.
     conditions, labels_key
         Columns of ``.obs``.
-    logs
-        Whether changes are those of means of log-normalised expression, also of simulated cells.
+    judged
+        Whether another judge scores the counts. Then changes are those of means of log-normalised expression,
+        also of simulated cells, and all controls are trained on.
     """
 
     def __init__(
-        self, cells: AnnData, *, conditions: Conditions, labels_key: str | None, logs: bool = False
+        self, cells: AnnData, *, conditions: Conditions, labels_key: str | None, judged: bool = False
     ) -> None:
         self.cells, self.conditions, self.labels_key = cells, conditions, labels_key
-        self.simulated = is_simulated(cells) and not logs
+        self.simulated, self.judged = is_simulated(cells) and not judged, judged
         fitted, column = conditions.fitted(cells)
         assert fitted.design is not None
         self.design, self.names = fitted.design, np.asarray(column).astype(str)
@@ -53,11 +55,18 @@ class Task:
         self.types = every if labels_key is None else cells.obs[labels_key].astype(str).to_numpy()
         content = dict(zip(self.design.names, self.design.contents, strict=True))
         self._known: dict[Content, pd.DataFrame] = {}
+        self.apart = np.zeros(cells.n_obs, dtype=bool)  # controls that only the truth is measured against
         table = pd.DataFrame({"type": self.types, "condition": self.names})
         self.rows: dict[Context, np.ndarray] = {
             (str(t), content[str(c)]): rows
             for (t, c), rows in table.groupby(["type", "condition"]).indices.items()
         }
+
+        if not self.simulated and not judged:
+            rng = np.random.default_rng(0)
+            for (_, c), rows in self.rows.items():
+                if c == self.design.reference:
+                    self.apart[rng.permutation(rows)[: len(rows) // 2]] = True
 
     def hold_outs(self, kind: str, most: int | None, min_cells: int) -> list[HoldOut]:
         """List what is held out; types without a control are not."""
@@ -68,11 +77,12 @@ class Task:
 
     def fold(self, held: HoldOut) -> Fold:
         """Return what methods are given: the cells that are not held out, and the controls of each type."""
-        kept = np.ones(self.cells.n_obs, dtype=bool)
+        kept = ~self.apart
         for context in held.held:
             kept[self.rows[context]] = False
-        source = {t: self.plain(self.rows[t, c]) for t, c in self.rows if c == self.design.reference}
-        scale = "log rates" if self.simulated else "mean logs"
+        start = {t: rows for (t, c), rows in self.rows.items() if c == self.design.reference}
+        source = {t: self.plain(rows[~self.apart[rows]]) for t, rows in start.items()}
+        scale = "log rates" if self.simulated else "mean logs" if self.judged else "levels"
         return Fold(self.plain(np.flatnonzero(kept)), self.conditions, self.labels_key, source, scale)
 
     def plain(self, rows: np.ndarray) -> AnnData:
@@ -92,12 +102,31 @@ class Task:
             parts = [self._true(group, Content((part,), content.time)) - control for part in content.parts]
             genes = self.rates[group] >= EXPRESSED
             return Truth(self._true(group, content), sum(parts, control), genes)
-        before, after = (log_normalised(x) for x in (fold.source[group].X, self.cells.X[self.rows[context]]))
+        start = self.rows[group, self.design.reference]
+        before, after = (self._bulk(rows) for rows in (start[self.apart[start]], self.rows[context]))
+        usual = (before.rate + after.rate) / 2
+        noise = sum(b.variance_of_few(self.dispersion, usual) for b in (before, after))
         alone = {c.parts[0][0] for c in fold.seen.contents if len(c.parts) == 1}
         known = alone.issuperset(part for part, _ in content.parts)
-        parts = additive_null(fold.seen, group, content) if known else np.full(before.shape[1], np.nan)
-        genes, noise = np.ones(before.shape[1], dtype=bool), after.var(0, ddof=1) / len(after)
-        return Truth(after.mean(0) - before.mean(0), parts, genes, noise, len(after), len(before))
+        parts = additive_null(fold.seen, group, content) if known else np.full(len(usual), np.nan)
+        return Truth(level(after.rate) - level(before.rate), parts, np.ones(len(usual), dtype=bool), noise)
+
+    def _bulk(self, rows: np.ndarray) -> Pseudobulk:
+        """Return the summed counts of some cells."""
+        x = dense(self.cells.X[rows]).astype(float)
+        ell = x.sum(1)
+        return Pseudobulk(x.sum(0), float(ell.sum()), float(np.square(ell).sum()))
+
+    @cached_property
+    def dispersion(self) -> np.ndarray:
+        """Dispersion of the counts of each gene within types and conditions."""
+        bulks, squares, products = [], [], []
+        for rows in self.rows.values():
+            x = dense(self.cells.X[rows]).astype(float)
+            bulks.append(self._bulk(rows))
+            squares.append(np.square(x).sum(0))
+            products.append(x.sum(1) @ x)
+        return dispersions(bulks, squares, products)
 
     def _true(self, group: str, content: Content) -> np.ndarray:
         """Return the log fold changes of a simulated context."""
@@ -125,23 +154,20 @@ class Truth:
         Mask of the genes that are scored.
     noise
         Sampling variance of the change; 0 if it is known.
-    n, n_control
-        Number of cells of which it is the mean, and of the controls; 0 if it is known.
     """
 
     change: np.ndarray
     parts: np.ndarray
     genes: np.ndarray
     noise: np.ndarray | float = 0.0
-    n: int = 0
-    n_control: int = 0
 
     def scores(self, found: Predicted, combined: bool) -> dict[str, float]:
         """Return the scores of a prediction."""
         true, predicted, parts = (v[self.genes] for v in (self.change, found.change, self.parts))
         noise = float(np.sum(self.noise))
         error, change = (float(np.square(true - p).sum()) - noise for p in (predicted, 0.0))
-        least = noise if self.n else NOTHING**2 * len(true)
+        least = 2 * float(np.sqrt(2 * np.square(self.noise).sum()))  # seldom more if nothing changes
+        least = least if noise > 0 else NOTHING**2 * len(true)
         return {
             "skill": 1 - error / change if change > least else np.nan,
             "pearson_delta": metrics.pearson_delta(predicted, true, np.zeros(len(true))),
@@ -152,9 +178,8 @@ class Truth:
         }
 
     def _coverage(self, predicted: np.ndarray, sd: np.ndarray) -> float:
-        """Return the share of genes within intervals, which cover a mean over as many cells as controls."""
-        apart = self.noise * (1 - self.n / self.n_control) if self.n else 0.0
-        given = (predicted, self.change, np.sqrt(np.maximum(np.square(sd) + apart, 0.0)))
+        """Return the share of genes within intervals, which are wider by the noise of what was measured."""
+        given = (predicted, self.change, np.sqrt(np.square(sd) + self.noise))
         return metrics.coverage(*(v[self.genes] for v in given))
 
 
