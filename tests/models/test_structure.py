@@ -187,6 +187,19 @@ def test_what_was_never_seen_is_predicted(model, new, tmp_path):
     ]
 
 
+def test_a_dose_next_to_one_that_was_seen_is_decoded_like_it(model):
+    """The decoder has a row for a new condition, which is close to those of similar ones."""
+    cells = controls(model.adata)
+    seen, near, control = (
+        model.transfer(cells, to=to, route="decoder").X
+        for to in ("drug_0 0.1", {"drug_0": 0.100001}, "control")
+    )
+    np.testing.assert_allclose(near, seen, rtol=1e-3, atol=1e-4)
+    assert np.abs(seen - control).max() > 1e-3
+    far, edge = (model.transfer(cells, to={"drug_0": d}, route="decoder").X for d in (1e4, 1.0))
+    np.testing.assert_allclose(far, edge, rtol=1e-4, atol=1e-5)
+
+
 def test_every_route_predicts_what_was_never_seen(model):
     cells = controls(model.adata)
     for route in model.ROUTES:
@@ -199,12 +212,14 @@ def test_every_route_predicts_what_was_never_seen(model):
 
 def test_beyond_is_warned_of_and_within_is_not(one):
     cells = controls(one.adata)
-    with pytest.warns(
-        UserWarning, match=r"'drug_0 30' lies beyond what the model has seen: 'drug_0' was seen from 0.1"
-    ):
-        one.transfer(cells, to={"drug_0": 30.0})
-    with pytest.warns(UserWarning, match="'drug_4' was never seen"):
-        one.transfer(cells, to={"drug_4": 1.0})
+    for to, message in {
+        30.0: "'drug_0 30' lies beyond what the model has seen: 'drug_0' was seen from 0.1 to 1, not at 30",
+        None: "'drug_4 1' lies beyond what the model has seen: 'drug_4' was never seen",
+    }.items():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            one.transfer(cells, to={"drug_4": 1.0} if to is None else {"drug_0": to})
+        assert [w for w in said if str(w.message).startswith(message)]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         one.transfer(cells, to={"drug_0": 0.3})
@@ -602,8 +617,13 @@ def test_names_and_contents_of_targets(one):
     assert (new.name, new.seen) == ("drug_0 0.5+drug_3 1", False)
     with targets.knowing(one, seen) as code:
         assert code == one.conditions.index("drug_0 1")
+    design = one.reader.structure.design
     with targets.knowing(one, new) as code:
         assert code == len(one.conditions)
+        index, value = design.rows([new.content])
+        for m in (m for m in one.module.modules() if isinstance(m, Composition)):
+            np.testing.assert_array_equal(m.index[code][: index.shape[1]], index[0])
+            np.testing.assert_array_equal(m.value[code][: index.shape[1]], value[0])
 
 
 def test_odd_names_of_parts(screen):

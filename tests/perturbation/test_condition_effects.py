@@ -271,7 +271,7 @@ def test_a_part_that_was_never_seen_has_what_is_common_and_with_descriptors_more
         unknown = design_of([Content(), *contents])  # the same process, which now knows of all parts
         plain.kernel = Kernel(unknown, np.ones(len(names)), 0.0)
         alike = plain.predict("T", new).mean
-        assert np.corrcoef(alike, common)[0, 1] > 0.85
+        assert np.corrcoef(alike, common)[0, 1] > 0.7
         told = planted(contents, effect, hide=[new], groups=("T",), described=about)
         worth.append([explained(f, effect(new)) for f in (told.predict("T", new).mean, alike)])
     by_description, by_common = np.median(worth, axis=0)

@@ -8,9 +8,23 @@ import pytest
 import scalloy as sa
 from scalloy.data.conditions import Conditions
 from scalloy.perturbation import condition_effects
+from scalloy.perturbation.boosted_pooling import LeftOut
 from scalloy.perturbation.design import Content
 from scalloy.perturbation.donors import AT_LEAST, Seen
-from scalloy.perturbation.structured import INNER, NEW, OUTER, SEEN, Structured, kind_of
+from scalloy.perturbation.structured import Structured
+from scalloy.perturbation.structured_worth import (
+    INNER,
+    NEW,
+    OUTER,
+    SEEN,
+    Judged,
+    Kind,
+    OnScale,
+    Stack,
+    Trials,
+    relation_of,
+    stacked_share,
+)
 
 SCALE, GENES = 1500.0, 120
 
@@ -20,6 +34,7 @@ def _soon():
     """Weights that are learned in few steps will do here."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(condition_effects, "STEPS", 12)
+        patched.setattr(condition_effects, "FURTHER_STEPS", 5)
         patched.setattr(condition_effects, "DILUTIONS", (0.0, 0.3))
         yield
 
@@ -193,23 +208,22 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(
-    ("parts", "kind"),
+    ("parts", "relation"),
     [
-        ({"A": 1.0}, (False, SEEN)),
-        ({"A": 1.0 + 1e-12}, (False, SEEN)),
-        ({"A": 3.0}, (False, INNER)),
-        ({"A": 10.0}, (False, OUTER)),
-        ({"A": 0.5}, (False, OUTER)),
-        ({"C": 1.0}, (False, NEW)),
-        ({"A": 1.0, "B": 2.0}, (True, SEEN)),
-        ({"A": 3.0, "B": 2.0}, (True, INNER)),
-        ({"A": 3.0, "B": 7.0}, (True, OUTER)),
-        ({"A": 3.0, "C": 7.0}, (True, NEW)),
-        ({}, (False, SEEN)),
+        ({"A": 1.0}, SEEN),
+        ({"A": 3.0}, INNER),
+        ({"A": 10.0}, OUTER),
+        ({"A": 0.5}, OUTER),
+        ({"C": 1.0}, NEW),
+        ({"A": 1.0, "B": 2.0}, SEEN),
+        ({"A": 3.0, "B": 2.0}, INNER),
+        ({"A": 3.0, "B": 7.0}, OUTER),
+        ({"A": 3.0, "C": 7.0}, NEW),
+        ({}, SEEN),
     ],
 )
-def test_kinds_of_conditions(parts, kind):
-    assert kind_of(Content.of(parts), OTHERS) == kind
+def test_relations_of_parts_to_those_that_were_seen(parts, relation):
+    assert relation_of(Content.of(parts), OTHERS) == relation
 
 
 def test_conditions_of_a_kind_are_judged_once(known, monkeypatch):
@@ -217,13 +231,13 @@ def test_conditions_of_a_kind_are_judged_once(known, monkeypatch):
     judged = []
     fresh = Structured(structured.seen, structured.design)
     fresh._effects = dict(structured._effects)
-    judge = Structured._judged
+    judge = Trials.worth
 
-    def counted(self, **settings):
-        judged.append(settings)
-        return judge(self, **settings)
+    def counted(self, kind):
+        judged.append(kind)
+        return judge(self, kind)
 
-    monkeypatch.setattr(Structured, "_judged", counted)
+    monkeypatch.setattr(Trials, "worth", counted)
     for name, parts in {
         "inner": {"drug_0": 0.5},
         "also inner": {"drug_1": 3.0},
@@ -234,10 +248,9 @@ def test_conditions_of_a_kind_are_judged_once(known, monkeypatch):
         fresh.of(name, Content.of(parts))
         worth = fresh.worth(["type_0"], "control", name)
         assert worth.skill.contexts >= 2
-    kinds = [tuple(settings["kind"]) for settings in judged]
-    assert kinds == [(False, INNER), (False, NEW), (False, OUTER), (True, SEEN)]
+    assert judged == [Kind(False, *k) for k in ((False, INNER), (False, NEW), (False, OUTER), (True, SEEN))]
     seen_elsewhere = fresh.worth(["type_0"], "control", "drug_0 1")
-    assert judged[-1]["elsewhere"]
+    assert judged[-1].elsewhere
     assert seen_elsewhere.skill.left_out > 0.3
 
 
@@ -251,12 +264,49 @@ def test_parts_are_left_out_altogether_if_they_were_never_seen(known, monkeypatc
         return predict(self, group, to, source, **settings)
 
     monkeypatch.setattr(type(effects), "predict", noted)
-    structured._judged(elsewhere=False, kind=(False, NEW))
+    structured.worth(["type_0"], "control", "drug_1 1")
+    trials = structured._trials
+    _ = trials.share
+    hidden.clear()
+    trials.worth(Kind(False, False, NEW))
     assert hidden
     for to, without in hidden:
         (part,) = (name for name, _ in to.parts)
         left = {c for _, c in structured.contexts} - without
         assert not any(part == name for c in left for name, _ in c.parts)
     hidden.clear()
-    structured._judged(elsewhere=False, kind=(False, INNER))
+    trials.worth(Kind(False, False, INNER))
     assert all(without == {to} for to, without in hidden)
+
+
+def test_the_share_has_the_smallest_relative_error_without_shared_noise():
+    """By a grid, on two scales, where the noise of controls is in the changes and in one prediction."""
+    rng, n = np.random.default_rng(0), 4000
+    truth = rng.normal(size=(8, n)) * np.geomspace(0.5, 4, 8)[:, None]
+    stacks, clean = [], []
+    for extra in (0.3, 0.6):
+        control = rng.normal(0, 0.5, truth.shape)
+        one, other = truth + rng.normal(0, 0.6, truth.shape), truth + rng.normal(0, extra, truth.shape)
+        stacks.append(
+            Stack(
+                truth - control, one, other - control, np.full(truth.shape, 0.25), np.full(truth.shape, 0.25)
+            )
+        )
+        clean.append((one, other - control))
+    size = [np.maximum(np.square(s.change).sum(1), s.noise.sum(1)) for s in stacks]
+    errors = [
+        sum((np.square(truth - one - w * (b - one)).sum(1) / k).sum() for (one, b), k in zip(clean, size))
+        for w in np.linspace(0, 1, 101)
+    ]
+    assert stacked_share(stacks) == pytest.approx(np.argmin(errors) / 100, abs=0.03)
+    same = Stack(truth, truth, truth, 0 * truth, 0 * truth)
+    assert stacked_share([same]) == 0
+
+
+def test_without_counts_only_shifts_are_judged():
+    found = LeftOut(np.arange(2), np.arange(3), np.ones((2, 3)), np.full((2, 3), 0.5))
+    judged = Judged([OnScale(np.zeros((2, 3)), found, np.ones((2, 3)), np.zeros((2, 3)))], [])
+    for share in (0.0, 1.0):
+        mean, sd = judged.combined(share)
+        assert mean is found.mean
+        assert sd is found.sd

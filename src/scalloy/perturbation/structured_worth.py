@@ -93,7 +93,7 @@ class Trials:
 
     @property
     def share(self) -> float:
-        """How far the scale of levels is believed."""
+        """Weight of the scale of levels against that of shifts."""
         if self._share is None:
             rows = self._some([i for i, (_, content) in enumerate(self._contexts) if content.parts])
             self._share = 0.0
