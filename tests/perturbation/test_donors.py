@@ -202,6 +202,7 @@ def test_a_donor_with_two_cells_on_one_side_is_not_compared():
 def test_a_change_starts_at_the_donors_own_cells_and_its_interval_is_stretched(monkeypatch):
     from scalloy.models._core.changes import changes_of
     from scalloy.models._core.decoding import How
+    from scalloy.models._core.targets import Target
     from scalloy.perturbation import group_effects
 
     every = patients()
@@ -216,7 +217,7 @@ def test_a_change_starts_at_the_donors_own_cells_and_its_interval_is_stretched(m
         monkeypatch.setattr(group_effects, "stretch", lambda *_, k=factor: k)
         model._kept.clear()
         with torch.no_grad():
-            change = changes_of(model, How("auto", 1, 1e4)).of("0", "patient 3", "control", "treated")
+            change = changes_of(model, How("auto", 1, 1e4)).of("0", "patient 3", "control", Target("treated"))
         np.testing.assert_allclose(change.rates.before, own.X.sum(0) / own.X.sum(), rtol=1e-5)
         found.append((change.rates.sd, change.shift.sd, change.shift.uncertainty))
     np.testing.assert_allclose(found[1][0], 3 * found[0][0])

@@ -158,7 +158,11 @@ class ConditionEffects:
         begin = np.log(np.full(len(parts), 1.0 / len(parts)) if start is None else start)
         bounds = [(np.log(LEAST) - 7, np.log(30.0))] * len(parts)
         steps = STEPS if start is None else FURTHER_STEPS
-        settings: dict[str, Any] = {"method": "L-BFGS-B", "bounds": bounds, "options": {"maxiter": steps}}
+        settings: dict[str, Any] = {
+            "method": "L-BFGS-B",
+            "bounds": bounds,
+            "options": {"maxiter": steps, "ftol": 1e-6},
+        }
         found = minimize(unlikelihood, begin, (parts, noise, y, size), jac=True, **settings)
         return float(found.fun), kernel, np.exp(found.x)
 

@@ -60,6 +60,12 @@ class Seen:
     clusters: bool = False
     _shown: dict[tuple[str, ...], Shown] = field(default_factory=dict)
     _names: dict[tuple[str, str], str] = field(default_factory=dict)
+    _under: dict[str, dict[tuple[str, str], Moments]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._under = {}
+        for (group, donor, condition), found in self.moments.items():
+            self._under.setdefault(condition, {})[group, donor] = found
 
     @classmethod
     def of(
@@ -158,14 +164,14 @@ class Seen:
         return odd
 
     def _number(self, group: str, condition: str) -> int:
-        return int(sum(m.n for (g, _, c), m in self.moments.items() if (g, c) == (group, condition)))
+        return int(sum(m.n for (g, _), m in self._under.get(condition, {}).items() if g == group))
 
     def _pairs(self, source: str, to: str) -> dict[str, dict[str, Pair]]:
         """Return the moments before and after a change, by group and paired donor."""
         out: dict[str, dict[str, Pair]] = {}
-        for (group, donor, condition), before in self.moments.items():
+        for (group, donor), before in self._under.get(source, {}).items():
             after = self.moments.get((group, donor, to))
-            if condition == source and after is not None and min(before.n, after.n) >= PAIRED:
+            if after is not None and min(before.n, after.n) >= PAIRED:
                 out.setdefault(group, {})[donor] = (before, after)
         return out
 
