@@ -144,7 +144,7 @@ def test_components_begin_at_the_moments_of_their_cells():
 @pytest.mark.parametrize("n_w", [0, 2])
 def test_conditions_and_style_move_components(shared, own, n_w):
     torch.manual_seed(0)
-    made = mix.Components(3, 2, n_conditions=2, n_w=n_w, shared=shared, own=own)
+    made = mix.Components(3, 2, conditions=2, n_w=n_w, shared=shared, own=own)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter)
     w = torch.zeros(2, n_w) if n_w else None

@@ -406,6 +406,11 @@ def test_page_runs(tmp_path, monkeypatch):
     adata.obs["donor"] = adata.obs["batch"]
     adata.write_h5ad("cells.h5ad")
     adata[:60].write_h5ad("new.h5ad")
+    screen = sa.datasets.screen(300, 30, n_drugs=2, n_pairs=1)
+    screen.obs["drug"] = [
+        str(name).replace("control", "DMSO").replace("drug_0", "nutlin") for name in screen.obs["drug"]
+    ]
+    screen.write_h5ad("screen.h5ad")
     adata[adata.obs["condition"] == "control"][:40].write_h5ad("patient.h5ad")
     (toml,) = re.findall(r"```toml\n(.*?)```", (DOCS / "command_line.md").read_text(), flags=re.S)
     Path("settings.toml").write_text(toml)

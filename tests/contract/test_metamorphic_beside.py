@@ -116,6 +116,12 @@ def baseline(adata, cells):
     return {"expected": frame(made.X, made.obs_names, made.var_names)}
 
 
+def structured(adata, cells):
+    told = {"conditions": sa.Conditions("condition"), "labels_key": "cluster"}
+    made = sa.baselines.StructuredBaseline(cells.copy(), **told).transfer(adata, "treated_1")
+    return {"expected": frame(made.X, made.obs_names, made.var_names)}
+
+
 @cache
 def shift():
     trained_once = sa.baselines.LatentShift(simulated(), **TYPES, n_hidden=8, n_latent=2)
@@ -141,6 +147,7 @@ FUNCTIONS = {
     "pl.latent": points,
     "pl.joint": joint,
     "baselines.Baseline": baseline,
+    "baselines.StructuredBaseline": structured,
     "baselines.LatentShift": latent_shift,
     "baselines.CrossModal": cross_modal,
 }

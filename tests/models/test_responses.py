@@ -109,6 +109,15 @@ def test_predictions_of_a_dose_are_those_of_transfer(one):
         np.testing.assert_allclose(rows["sd"], sd[rows.index], atol=1e-6)
 
 
+def test_a_curve_depends_neither_on_the_order_of_cells_nor_of_genes(one, screen):
+    controls = screen[(screen.obs["drug"] == "control").to_numpy()].copy()
+    some = ["gene_3", "gene_1"]
+    curves = one.dose_response("drug_0", [0.3], cells=controls, genes=some)
+    turned = controls[::-1, ::-1].copy()
+    again = one.dose_response("drug_0", [0.3], cells=turned, genes=some)
+    pd.testing.assert_frame_equal(curves, again, rtol=1e-4, atol=1e-5)
+
+
 def test_from_another_condition_and_from_other_cells(one):
     found = quietly(one.dose_response, "drug_1", [0.4], source="drug_0 1", genes=["gene_2"])
     assert np.isfinite(found["log_fold_change"]).all()
