@@ -318,3 +318,27 @@ def test_where_nothing_changes_nothing_is_predicted():
     assert np.abs(found.mean).mean() < 0.5 * np.abs(quiet.change).mean()
     one = ConditionEffects(quiet.of(np.array([0])), design_of([Content(), SINGLES[0]]))
     assert np.isfinite(one.predict("T", SINGLES[0]).sd).all()
+
+
+def test_sizes_of_genes_are_posterior_means_with_the_shares_that_fit_all_genes():
+    rng = np.random.default_rng(5)
+    contexts = [("T", Content.of({f"P{i}": 1.0})) for i in range(5)]
+    truth = rng.normal(size=(5, 40)) * (np.arange(40) % 2)
+    seen = observed(contexts, truth, noise=0.3, shared=0.1, seed=2)
+    design = design_of([Content(), *(c for _, c in contexts)])
+    effects = ConditionEffects(seen, design)
+    before, _ = sizes(seen, design)
+    noise = seen.variance.mean(0)
+    top = 4 * max(before.max(), np.median(noise))
+    steps = np.geomspace(1e-3 * np.median(noise), top, condition_effects.N_SIZES)
+    grid, within = np.array([0.0, *steps]), effects.covariance(contexts, contexts)
+    of_noise = np.full((5, 5), 0.1) + 0.3 * np.eye(5)
+    likelihood = np.array(
+        [[stats.multivariate_normal.pdf(y, cov=s * within + of_noise) for s in grid] for y in seen.change.T]
+    )
+    share = np.full(len(grid), 1 / len(grid))
+    for _ in range(condition_effects.ROUNDS):
+        each = likelihood * share / (likelihood @ share)[:, None]
+        share = (each.sum(0) + 1) / (40 + len(grid))
+    np.testing.assert_allclose(effects.size, each @ grid, rtol=1e-3)
+    assert effects.size[1::2].mean() > 4 * effects.size[::2].mean()

@@ -137,3 +137,40 @@ def test_genes_without_counts_are_not_taken_to_be_without_noise():
     many = Pseudobulk(np.array([50.0, 1.0]), 1e4, 1e6).variance_of_few(np.full(2, 0.1), np.full(2, 5e-3))
     assert np.isfinite(many).all()
     assert np.isfinite(Pseudobulk(np.zeros(2), 0.0, 0.0).variance_of_few(np.zeros(2), np.zeros(2))).all()
+
+
+def test_dispersions_of_small_groups_are_not_too_small():
+    """Deviations are from the group's own rate, which is fitted to a dozen cells."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(400), 12)
+    x = rng.poisson(25 * rng.gamma(2, 0.5, (len(group), GENES))).astype(float)
+    sums = summed(x, group)
+    bulks = [sums.bulk(g) for g in range(400)]
+    found = dispersions(bulks, list(sums.squares), list(sums.products))
+    of_rest = (1 - 1 / GENES) ** 2  # a gene is a part of the total to which it is compared
+    squares = 1 + (1 / 25 + 0.5) / 12  # of fitted rates, which are larger than those of the rates
+    expected = 0.5 * of_rest / squares
+    assert found.mean() == pytest.approx(expected, rel=0.03)  # 8 % smaller without the correction
+
+
+def test_spread_of_a_sum_is_that_of_repeats():
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(2000), 20)
+    rate, dispersion = np.full(GENES, 1 / GENES), np.linspace(0.1, 2, GENES)
+    mean = 500 * rate
+    x = rng.poisson(mean * rng.gamma(1 / dispersion, dispersion, (len(group), GENES))).astype(float)
+    sums = summed(x, group)
+    bulks = [sums.bulk(g) for g in range(2000)]
+    shown = np.mean([bulk.spread for bulk in bulks], axis=0)
+    repeats = np.var([bulk.counts - 20 * 500 * rate * (bulk.total / 1e4) for bulk in bulks], axis=0)
+    np.testing.assert_allclose(shown, repeats, rtol=0.15)
+
+
+def test_a_few_cells_with_very_many_counts_make_noise():
+    counts, usual = np.array([60.0, 60.0]), np.array([6e-3, 6e-3])
+    without = Pseudobulk(counts, 1e4, 1e6).variance_of_few(np.full(2, 0.1), usual)
+    model = 60 + 0.1 * 60**2 / 100
+    spread = np.array([100 * model, model / 10])
+    found = Pseudobulk(counts, 1e4, 1e6, None, spread).variance_of_few(np.full(2, 0.1), usual)
+    assert found[0] / without[0] == pytest.approx((100 * 100 + 30) / 130, rel=1e-6)  # 100 cells against 30
+    assert found[1] == without[1]  # never less than what the other genes let expect
