@@ -226,7 +226,7 @@ class Conditions:
         column = column.astype(object) if isinstance(column.dtype, pd.CategoricalDtype) else column
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
             return column.astype(float)
-        text = column.astype(str)
+        text = pd.Series([str(value) for value in column], index=column.index, dtype=object)
         split = {v for value in text.unique() for v in self._split_doses(value)}.difference(MISSING)
         if odd := sorted(v for v in split if not _is_number(v)):
             msg = (
