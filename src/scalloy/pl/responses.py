@@ -67,7 +67,10 @@ def dose_response(
         lines = [_curve(ax, frame, gene, g, colors[i % len(colors)]) for i, g in enumerate(groups)]
         if log:
             ax.set_xscale("symlog", linthresh=float(positive.min()), linscale=0.6)
-            ax.xaxis.set_major_locator(ticker.SymmetricalLogLocator(base=10, linthresh=float(positive.min())))
+            ends = np.log10([positive.min(), positive.max()])
+            decades = 10.0 ** np.arange(np.ceil(ends[0]), np.floor(ends[1]) + 1)
+            ax.set_xticks([0.0, *decades], ["0", *(f"{dose:g}" for dose in decades)])
+            ax.xaxis.set_minor_locator(ticker.NullLocator())
         ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
         ax.set_title(gene, fontsize="medium", parse_math=False)
         ax.set_xlabel("dose")
