@@ -247,7 +247,7 @@ def contexts_of(
     one_of("scale", scale, SCALES)
     fitted, column = conditions.fitted(adata)
     design, x = fitted.design, adata.X if layer is None else adata.layers[layer]
-    content = dict(zip(design.names, design.contents, strict=True))
+    content = design.by_name
     types = np.full(adata.n_obs, ALL) if labels_key is None else adata.obs[labels_key].astype(str).to_numpy()
     table = pd.DataFrame({"type": types, "condition": np.asarray(column).astype(str)})
     levels = {

@@ -53,7 +53,7 @@ class Task:
         self.design, self.names = fitted.design, np.asarray(column).astype(str)
         every = np.full(cells.n_obs, ALL)
         self.types = every if labels_key is None else cells.obs[labels_key].astype(str).to_numpy()
-        content = dict(zip(self.design.names, self.design.contents, strict=True))
+        content = self.design.by_name
         self._known: dict[Content, pd.DataFrame] = {}
         self.apart = np.zeros(cells.n_obs, dtype=bool)  # controls that only the truth is measured against
         table = pd.DataFrame({"type": self.types, "condition": self.names})

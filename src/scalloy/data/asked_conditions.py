@@ -75,7 +75,7 @@ def _by_columns(conditions: Conditions, given: dict[str, Any]) -> dict[str, floa
 
 def _by_name(conditions: Conditions, design: Design, to: str) -> Content:
     """Return the content of a condition by its name, or by the names of its parts in any order."""
-    if (known := dict(zip(design.names, design.contents, strict=True)).get(to)) is not None:
+    if (known := design.by_name.get(to)) is not None:
         return known
     split = [to] if conditions.separator is None else to.split(conditions.separator)
     names = [part.strip() for part in split if part.strip() not in conditions.control]
@@ -107,7 +107,7 @@ def _checked(design: Design, content: Content) -> Content:
             )
             raise ValueError(msg)
     name = design.name_of(content)
-    if dict(zip(design.names, design.contents, strict=True)).get(name, content) != content:
+    if design.by_name.get(name, content) != content:
         msg = f"`to` would have the name of another condition, {name!r}. Rename the parts, and train again."
         raise ValueError(msg)
     return content

@@ -97,6 +97,11 @@ class Design:
         """Name of each condition."""
         return [self.name_of(content) for content in self.contents]
 
+    @property
+    def by_name(self) -> dict[str, Content]:
+        """Content of each condition, by its name."""
+        return dict(zip(self.names, self.contents, strict=True))
+
     def name_of(self, content: Content) -> str:
         """Return the name of a condition, the same however it was written."""
         each = [f"{part} {amount:.6g}" if self.dosed else part for part, amount in content.parts]

@@ -48,7 +48,7 @@ class Structured:
     _trials: Trials | None = None
 
     def __post_init__(self) -> None:
-        self.contents.update(zip(self.design.names, self.design.contents, strict=True))
+        self.contents.update(self.design.by_name)
         reference = self.design.name_of(self.design.reference)
         for name in self.design.names:
             if name == reference:

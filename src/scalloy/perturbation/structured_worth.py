@@ -82,7 +82,8 @@ class Trials:
             Kind of the prediction.
         """
         hidden = self._hidden(kind)
-        rows = self._some([i for i, c in enumerate(self._contexts) if c[1] in self._alike(kind, hidden)])
+        alike = self._alike(kind, hidden)
+        rows = self._some([i for i, (_, content) in enumerate(self._contexts) if content in alike])
         if len(rows) < 2:
             return Worth(self.share, ExpectedSkill(np.nan, np.nan, np.nan, len(rows)), 1.0, KINSHIP, False)
         of = self._left_out(rows, hidden, kind.elsewhere)

@@ -107,14 +107,13 @@ class Changes:
         key = (group, donor, source, target.name)
         if key not in self.known:
             rows = self._rows(group, donor, source)
-            rows = rows if len(rows) >= AT_LEAST else self._rows(group, "", source)
-            rows = np.random.default_rng(self.how.seed).permutation(rows)[:MOST_CELLS]
+            rows = self._some(rows if len(rows) >= AT_LEAST else self._rows(group, "", source))
             ungrouped = group == UNGROUPED and group not in self.model.reader.labels
             if ungrouped or not len(rows):
                 self.known[key] = None
             else:
                 learned, name = self._learned(group, donor, source, target)
-                self.known[key] = self._find(learned, name, source, target, np.sort(rows))
+                self.known[key] = self._find(learned, name, source, target, rows)
         return self.known[key]
 
     def predicted(self, group: str, source: str, target: Target) -> Change | None:
@@ -123,8 +122,7 @@ class Changes:
         assert target.content is not None
         key = ("predicted", group, source, target.name)
         if key not in self.known:
-            rows = self._rows(group, "", source)
-            rows = np.sort(np.random.default_rng(self.how.seed).permutation(rows)[:MOST_CELLS])
+            rows = self._some(self._rows(group, "", source))
             learned = self.structured.of(target.name, target.content)
             self.known[key] = self._find(learned, group, source, target, rows) if len(rows) else None
         return self.known[key]
@@ -149,6 +147,10 @@ class Changes:
     def number(self, group: str, donor: str, source: str) -> int:
         """Return the number of cells of a group in a donor under a condition that the context has."""
         return len(self._rows(group, donor, source))
+
+    def _some(self, rows: np.ndarray) -> np.ndarray:
+        """Return as many of these rows as a change is found from, in their order."""
+        return np.sort(np.random.default_rng(self.how.seed).permutation(rows)[:MOST_CELLS])
 
     def _rows(self, group: str, donor: str, source: str) -> np.ndarray:
         """Return the positions of the cells of a group in a donor, or if that is empty, in all donors."""

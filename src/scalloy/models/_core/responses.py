@@ -24,10 +24,10 @@ from scalloy.models._core.groups import groups_of
 from scalloy.models._core.protocols import Conditioned
 from scalloy.models._core.targets import target_of
 from scalloy.perturbation.interactions import against_sum
+from scalloy.perturbation.left_out import LEVEL
 from scalloy.perturbation.structured import Structured
 from scalloy.vae.base import HasConditions
 
-LEVEL = 0.9  # probability of intervals
 N_DOSES = 12  # number of doses of a curve, if none are given
 TOTAL = 1e4  # total count to which cells are scaled before the logarithm
 
@@ -166,7 +166,7 @@ def interactions(
     structure, structured = _structure(model)
     design = design_in(structure)
     rows, scale = model.reader.genes(genes), "levels" if structured.seen.dispersion is not None else "shift"
-    seen = {c: i for i, c in enumerate(structured.contexts)}
+    seen = structured.contexts
     contents = [c for c in dict.fromkeys(c for _, c in seen) if len(c.parts) > 1]
     if combinations is not None:
         combinations = [combinations] if isinstance(combinations, str | Mapping) else combinations

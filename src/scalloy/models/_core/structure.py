@@ -114,6 +114,6 @@ def rows_of(design: Design, names: list[str]) -> Rows:
     names
         Names of the conditions in the order of their codes.
     """
-    contents = dict(zip(design.names, design.contents, strict=True))
+    contents = design.by_name
     index, value = design.rows([contents[name] for name in names])
     return Rows(index, value, design.n_columns)
