@@ -1,139 +1,62 @@
-"""Starting places of the components of a mixture, and the clusters that these components make in the end.
+"""Starting places of the components of a mixture, and how components that share cells are joined.
 
-Without labels there are several components for each cluster, placed by k-means. After training, the wanted
-number of clusters is tested for stability: does k-means find the same ones on random subsets of the cells?
-
-If they are stable, several methods vote on how to divide the cells: k-means, Ward's method, a mixture with
-one covariance and spectral clustering. Each is applied to the latent and, if given, to principal components
-of the observed expression; in each of these the components themselves, merged where they overlap, have a vote
-too. The similarity of two cells is the share of the votes that put them together, and average linkage cuts it
-(Fred and Jain, "Combining multiple clusterings using evidence accumulation", IEEE TPAMI 2005). Then the
-components are placed again, within these clusters.
-
-If they are not stable, clusters differ too much in size and shape. Components are then only merged where they
-overlap, as measured by the entropy of the assignment (Baudry et al., "Combining mixture components for
-clustering", J. Comput. Graph. Stat. 2010).
-
-With one component for each cluster, the components start at the clusters that the methods agree on, if these
-are stable. With labels, they are placed by a k-means that respects the labels.
+Without labels there are several components for each cluster, placed by k-means. After training they become
+the leaves of a tree of clusters (:mod:`scalloy.blocks.cluster_tree`). With one component for each cluster,
+the components start at the clusters that several methods agree on. With labels, they are placed by a k-means
+that respects the labels.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from itertools import combinations
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from sklearn.cluster import AgglomerativeClustering, KMeans, SpectralClustering
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.metrics import adjusted_rand_score
-from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from scalloy.blocks.cluster_tree import Merges, agreement, best_number, divide, grow
+from scalloy.blocks.cluster_votes import Votes, one_hot
+
 STARTS, STEPS = 20, 50
-STABLE, SUBSETS, SHARE = 0.85, 10, 0.8
 MOST, N_PCS, NEIGHBOURS = 3000, 30, 15
 MANY = 30_000  # cells in random order that are enough to see where groups of them are
 SPOTS, CROWD = 50, 20  # largest number of small groups of cells, and least number of cells in each on average
 SURE, FEW = 4.0, 0.5  # where labels are missing: standard deviations, and share of those expected
-OVERLAP = 0.2  # nats per cell of the smaller component, below which two components are not merged
 
 
-def stability(points: np.ndarray, k: int, seed: int = 0) -> float:
-    """Return the mean adjusted Rand index of k-means on pairs of random subsets, on the cells they share."""
-    rng, n = np.random.default_rng(seed), len(points)
-    found = []
-    for _ in range(SUBSETS):
-        rows = np.sort(rng.choice(n, max(k, int(SHARE * n)), replace=False))
-        labels = np.full(n, -1)
-        labels[rows] = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(points[rows])
-        found.append(labels)
-    pairs = [(a, b, (a >= 0) & (b >= 0)) for a, b in combinations(found, 2)]
-    return float(np.mean([adjusted_rand_score(a[both], b[both]) for a, b, both in pairs]))
+def merged(r: np.ndarray) -> dict[int, np.ndarray]:
+    """Join components that share cells, and return the cluster of each at every number of clusters.
 
-
-def consensus(
-    views: list[np.ndarray], k: int, seed: int = 0, candidate: np.ndarray | None = None
-) -> np.ndarray:
-    """Divide the cells into ``k`` clusters on which several methods agree.
-
-    Each of ``views`` is cells x features, all of the same cells. A ``candidate`` counts as one more method in
-    each view, unless it agrees with the others less than every method does.
-    """
-    found = [clusters for view in views for clusters in _several(view, k, seed)]
-    if candidate is not None and _mean_agreement(candidate, found) >= min(
-        _mean_agreement(one, found[:i] + found[i + 1 :]) for i, one in enumerate(found)
-    ):
-        found += [candidate] * len(views)
-    apart = np.zeros((len(views[0]),) * 2, dtype=np.float32)
-    for clusters in found:
-        apart += clusters[:, None] != clusters
-    together = AgglomerativeClustering(k, metric="precomputed", linkage="average")
-    return together.fit_predict(apart / len(found))
-
-
-def _mean_agreement(clusters: np.ndarray, others: list[np.ndarray]) -> float:
-    return float(np.mean([adjusted_rand_score(clusters, other) for other in others]))
-
-
-def _several(view: np.ndarray, k: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield divisions of the cells into ``k``; three are by k-means, since it depends on where it starts."""
-    for start in range(3):
-        yield KMeans(k, n_init=3, random_state=seed + start).fit_predict(view)
-    yield AgglomerativeClustering(k).fit_predict(view)
-    ridge = 1e-4 * view.var()
-    mixture = GaussianMixture(k, covariance_type="tied", reg_covar=ridge, n_init=2, random_state=seed)
-    spectral = SpectralClustering(
-        k,
-        affinity="nearest_neighbors",
-        n_neighbors=min(NEIGHBOURS, len(view)),
-        assign_labels="cluster_qr",
-        random_state=seed,
-    )
-    with warnings.catch_warnings():  # no convergence, graph in pieces: it is only one vote of many
-        warnings.simplefilter("ignore")
-        yield mixture.fit_predict(view)
-        yield spectral.fit_predict(view)
-
-
-def merge(r: np.ndarray, n_clusters: int | None = None) -> np.ndarray:
-    """Merge components that share cells, and return the cluster of each.
-
-    Merging two components lowers the entropy of the assignment by as much as cells are undecided between
-    them. The pair for which this is largest, relative to the size of the smaller one, is merged first.
-    Components that are not the most probable one of any cell are merged before all others.
+    Joining two components lowers the entropy of the assignment by as much as cells are undecided between them
+    (Baudry et al., "Combining mixture components for clustering", J. Comput. Graph. Stat. 2010). The pair for
+    which this is largest, relative to the size of the smaller one, is joined first. Components that are not
+    the most probable one of any cell are joined before all others.
 
     Parameters
     ----------
     r
         Probability of each component, cells x components.
-    n_clusters
-        Number of clusters to leave. ``None`` merges as long as this relative gain is at least ``OVERLAP``.
     """
-    r, groups = np.array(r, dtype=float), [[k] for k in range(r.shape[1])]
-    own = _plogp(r).sum(0)
-    gain = np.array([_undecided(r, i, own) for i in range(len(groups))])
-    while len(groups) > (n_clusters or 1):
+    r, of = np.array(r, dtype=float), np.arange(r.shape[1])
+    own, out = _plogp(r).sum(0), {len(of): of.copy()}
+    gain = np.array([_undecided(r, i, own) for i in range(len(of))])
+    while r.shape[1] > 1:
         sizes = r.sum(0) + 1e-9
         overlap = gain / np.minimum(sizes[:, None], sizes)
-        empty = np.bincount(r.argmax(1), minlength=len(groups)) == 0
+        empty = np.bincount(r.argmax(1), minlength=len(sizes)) == 0
         if empty.any():
             overlap[~empty] = -np.inf
-        elif n_clusters is None and overlap.max() < OVERLAP:
-            break
         i, j = sorted(np.unravel_index(overlap.argmax(), overlap.shape))
         r[:, i] += r[:, j]
-        groups[i] += groups.pop(j)
+        of = np.where(of == j, i, np.where(of > j, of - 1, of))
         r, gain = np.delete(r, j, axis=1), np.delete(np.delete(gain, j, axis=0), j, axis=1)
         gain[i] = gain[:, i] = _undecided(r, i, _plogp(r).sum(0))
-    order = np.argsort([-column.sum() for column in r.T], kind="stable")  # the largest cluster first
-    cluster_of = np.empty(sum(map(len, groups)), dtype=np.int64)
-    for cluster, at in enumerate(order):
-        cluster_of[groups[at]] = cluster
-    return cluster_of
+        out[r.shape[1]] = of.copy()
+    return out
 
 
 def _undecided(r: np.ndarray, i: int, own: np.ndarray) -> np.ndarray:
@@ -141,32 +64,6 @@ def _undecided(r: np.ndarray, i: int, own: np.ndarray) -> np.ndarray:
     gain = _plogp(r[:, i : i + 1] + r).sum(0) - own[i] - own
     gain[i] = -np.inf
     return gain
-
-
-def agreed(
-    r: np.ndarray, n_clusters: int, z: np.ndarray, observed: Tensor | None = None, seed: int = 0
-) -> np.ndarray | None:
-    """Return clusters of the first ``MOST`` cells, the largest first; ``None`` if k-means is not stable.
-
-    Parameters
-    ----------
-    r
-        Probability of each component, cells x components.
-    n_clusters
-        Number of clusters.
-    z
-        Latents of the cells, ``(n, L)``.
-    observed
-        Expression of the first cells, in which clusters are looked for as well.
-    seed
-        Random seed of the methods.
-    """
-    views = _views(z, observed, seed)
-    if np.mean([stability(view, n_clusters, seed) for view in views]) < STABLE:
-        return None
-    merged = merge(r, n_clusters)[r[: len(views[0])].argmax(1)]
-    found = consensus(views, n_clusters, seed, merged)
-    return np.argsort(np.argsort(-np.bincount(found), kind="stable"))[found]
 
 
 def within(z: np.ndarray, clusters: np.ndarray, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -185,6 +82,60 @@ def within(z: np.ndarray, clusters: np.ndarray, n: int, seed: int = 0) -> tuple[
         component[own] = len(cluster_of) + KMeans(k, n_init=5, random_state=seed).fit_predict(z[own])
         cluster_of += [cluster] * k
     return component, np.array(cluster_of)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Tree of clusters whose leaves are components of a mixture.
+
+    Attributes
+    ----------
+    merges
+        Merges of the leaves.
+    agreement
+        Agreement of the methods at each number of clusters, from 0.
+    n_clusters
+        Number of clusters at which the tree is cut.
+    leaf
+        Leaf of each of the first ``MOST`` cells.
+    """
+
+    merges: Merges
+    agreement: np.ndarray
+    n_clusters: int
+    leaf: np.ndarray
+
+
+def tree_of(
+    r: np.ndarray, z: np.ndarray, observed: Tensor | None, n_clusters: int | None, *, places: bool
+) -> Tree:
+    """Make a tree of clusters.
+
+    Parameters
+    ----------
+    r
+        Probability of each component, cells x components.
+    z
+        Latents of the cells, ``(n, L)``.
+    observed
+        Expression of the first cells, in which clusters are looked for as well.
+    n_clusters
+        Number of clusters; ``None`` finds it.
+    places
+        Whether the leaves are new components within the clusters, rather than the given ones.
+    """
+    seen = views(z, observed)
+    r, most = r[: len(seen[0])], max(r.shape[1], n_clusters or 0)
+    leaf = r.argmax(1)
+    votes = Votes(seen, most, {k: of[leaf] for k, of in merged(r).items()})
+    agreed = np.array([agreement(votes, k) if k > 1 else 1.0 for k in range(most + 1)])
+    n_clusters = n_clusters or best_number(agreed)
+    if places:
+        leaf, cluster_of = within(seen[0], divide(votes, n_clusters), r.shape[1])
+        r, first = one_hot(leaf), cluster_of
+    else:
+        first = None
+    return Tree(grow(r.sum(0), partial(votes.apart, r), first), agreed, n_clusters, leaf)
 
 
 def _plogp(p: np.ndarray) -> np.ndarray:
@@ -221,8 +172,8 @@ def partition(
     seed = int(torch.randint(2**31 - 1, ()))
     if n_labels == 0 or y is None:
         k = min(len(bound), len(np.unique(points, axis=0)))
-        if n_clusters == len(bound) == k and stability(points, k, seed) >= STABLE:
-            assigned = _consensus_of_all(points, k, seed, observed)
+        if n_clusters == len(bound) == k > 1:
+            assigned = _of_all(points, divide(Votes(views(points, observed), k, seed=seed), k))
         else:
             assigned = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(points)
     else:
@@ -230,22 +181,22 @@ def partition(
     return torch.nn.functional.one_hot(torch.from_numpy(assigned).long(), len(bound)).to(z)
 
 
-def _consensus_of_all(points: np.ndarray, k: int, seed: int, observed: Tensor | None) -> np.ndarray:
-    """Cluster the first ``MOST`` cells by consensus, and the others by their neighbours among these."""
-    clusters = consensus(_views(points, observed, seed), k, seed)
-    if len(points) == len(clusters):
+def _of_all(points: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Return the clusters of all cells, by the neighbours of those beyond the first ones among these."""
+    n = len(clusters)
+    if len(points) == n:
         return clusters
-    near = KNeighborsClassifier(NEIGHBOURS).fit(points[:MOST], clusters)
-    return np.concatenate([clusters, near.predict(points[MOST:])])
+    near = KNeighborsClassifier(min(NEIGHBOURS, n)).fit(points[:n], clusters)
+    return np.concatenate([clusters, near.predict(points[n:])])
 
 
-def _views(points: np.ndarray, observed: Tensor | None, seed: int) -> list[np.ndarray]:
+def views(points: np.ndarray, observed: Tensor | None) -> list[np.ndarray]:
     """Return the latents of the first ``MOST`` cells, and principal components of any expression given."""
-    views = [points[:MOST]]
+    out = [points[:MOST]]
     if observed is not None:
         n_pcs = min(N_PCS, *observed.shape)
-        views.append(PCA(n_pcs, random_state=seed).fit_transform(observed[:MOST].double().cpu().numpy()))
-    return views
+        out.append(PCA(n_pcs, random_state=0).fit_transform(observed[:MOST].double().cpu().numpy()))
+    return out
 
 
 def _around_labels(

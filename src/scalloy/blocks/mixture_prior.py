@@ -4,15 +4,17 @@
     from then on             p(z | w, c) = sum_k pi_k(c) N(z; m_k(w, c), s_k(w))
 
 The first components are bound to labels, the others are free. If there are more components than clusters are
-wanted, several make one cluster: :mod:`scalloy.blocks.consensus_clustering`.
+wanted, several make one cluster; all are leaves of a tree of clusters (:mod:`scalloy.blocks.cluster_tree`).
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scalloy.blocks.consensus_clustering import MANY, SPOTS, agreed, label_cover, merge, partition, within
+from scalloy.blocks.cluster_tree import cut, gain, mistaken
+from scalloy.blocks.consensus_clustering import MANY, SPOTS, label_cover, partition, tree_of
 from scalloy.blocks.mixtures import Components, GaussianMixture, Weights
 
 NEVER = -1e9  # log-probability of what is excluded
@@ -45,6 +47,9 @@ class MixturePrior(nn.Module):
     settled: Tensor
     spots: Tensor
     cover: Tensor
+    tree: Tensor
+    evidence: Tensor
+    agreement: Tensor
 
     def __init__(
         self,
@@ -71,6 +76,9 @@ class MixturePrior(nn.Module):
         self.register_buffer("settled", torch.tensor(False))
         self.register_buffer("spots", torch.full((SPOTS, components.loc.shape[1]), torch.inf))
         self.register_buffer("cover", torch.ones(SPOTS))
+        self.register_buffer("tree", torch.zeros(len(each) - 1, 2, dtype=torch.long))
+        self.register_buffer("evidence", torch.zeros(len(each) - 1, 3))
+        self.register_buffer("agreement", torch.zeros(len(each) + 1))
         if placed:
             nn.init.normal_(components.loc)
 
@@ -150,28 +158,67 @@ class MixturePrior(nn.Module):
         return self.n_clusters != len(self.used) and not self.settled
 
     @torch.no_grad()
-    def merge(
-        self, r: Tensor, mean: Tensor, variance: Tensor, c: Tensor, observed: Tensor | None, *, each: float
+    def grow(
+        self,
+        r: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        c: Tensor,
+        observed: Tensor | None,
+        *,
+        each: float,
+        places: bool,
     ) -> None:
-        """Make clusters of the components, by the probabilities ``r`` of these in some cells, ``(n, K)``.
+        """Make the components leaves of a tree of clusters, and cut it at the number of clusters.
 
-        If the wanted clusters are stable, the components are placed again within them; otherwise components
-        are only merged. The other arguments are those of :meth:`place`.
+        Parameters
+        ----------
+        r
+            Probability of each component, ``(n, K)``.
+        mean, variance, c, observed, each
+            As in :meth:`place`.
+        places
+            Whether components may be placed again, within the clusters that methods agree on. They are if
+            they are to be merged and are at the same places for all cells.
         """
-        values, k = r.cpu()[:, self.used.cpu()].double().numpy(), self.n_clusters
-        clusters = None
-        if k is not None and 1 < k < values.shape[1] and self.components.alike:
-            z = mean.double().cpu().numpy()
-            clusters = agreed(values, k, z, observed)
-        if clusters is None:
-            self.cluster_of[self.used] = torch.from_numpy(merge(values, k)).to(self.cluster_of)
+        values, z = r.cpu()[:, self.used.cpu()].double().numpy(), mean.double().cpu().numpy()
+        if values.shape[1] < 2:
             return
-        n = len(clusters)
-        component, cluster_of = within(z[:n], clusters, len(self.used))
-        r = nn.functional.one_hot(torch.from_numpy(component), len(self.used)).to(mean)
-        self._begin(mean[:n], variance[:n], c[:n], r, each * len(mean) / n)
-        self.used.copy_(r.sum(0) > 0)
-        self.cluster_of[: len(cluster_of)] = torch.from_numpy(cluster_of).to(self.cluster_of)
+        places &= self.merges and self.components.alike
+        found = tree_of(values, z, observed, self.n_clusters if self.merges else None, places=places)
+        n, pairs = len(found.leaf), found.merges.pairs
+        if places:
+            r = nn.functional.one_hot(torch.from_numpy(found.leaf), len(self.used)).to(mean)
+            self._begin(mean[:n], variance[:n], c[:n], r, each * len(mean) / n)
+            self.used.copy_(r.sum(0) > 0)
+            p_z = self(c[:n])
+            r = torch.log_softmax(p_z.log_pi + p_z.component_log_prob(mean[:n]), -1).exp()
+            values = r[:, self.used].double().cpu().numpy()
+        evidence = (found.merges.apart, mistaken(values[:n], pairs), gain(z[:n], found.leaf, pairs))
+        for buffer, given in (
+            (self.tree, pairs),
+            (self.evidence, np.column_stack(evidence)),
+            (self.agreement, found.agreement),
+        ):
+            buffer.zero_()
+            buffer[: len(given)] = torch.from_numpy(given).to(buffer)
+        if self.merges:
+            self.cluster_of.copy_(self.clusters_at(found.n_clusters))
+
+    @property
+    def merged(self) -> np.ndarray:
+        """Merges of the tree of clusters, ``(leaves - 1, 2)``; leaves are the components in use.
+
+        There are none before the tree is grown, and in models of earlier versions.
+        """
+        pairs = self.tree.cpu().numpy()
+        return pairs[pairs[:, 0] != pairs[:, 1]]
+
+    def clusters_at(self, n: int) -> Tensor:
+        """Return the cluster of each component if the tree is cut into ``n`` clusters."""
+        out = self.cluster_of.clone()
+        out[self.used] = torch.from_numpy(cut(self.merged, n)).to(out)
+        return out
 
     def settle(self) -> None:
         """Keep clusters and labels as they are, whatever cells are trained on from now on."""
@@ -208,11 +255,19 @@ class MixturePrior(nn.Module):
         bound = self.label_of >= 0
         return out.index_add_(-1, self.label_of[bound], r[..., bound])
 
-    def of_clusters(self, r: Tensor) -> Tensor:
-        """Return the probability of each cluster, ``(n, K)`` to ``(n, clusters)``."""
-        size = int(self.cluster_of[self.used].max()) + 1
-        out = torch.zeros(*r.shape[:-1], size, dtype=r.dtype, device=r.device)
-        return out.index_add_(-1, self.cluster_of[self.used], r[..., self.used])
+    def of_clusters(self, r: Tensor, cluster_of: Tensor | None = None) -> Tensor:
+        """Return the probability of each cluster, ``(n, K)`` to ``(n, clusters)``.
+
+        Parameters
+        ----------
+        r
+            Probability of each component.
+        cluster_of
+            Cluster of each component; ``None`` is the cut that the model was trained for.
+        """
+        of = (self.cluster_of if cluster_of is None else cluster_of)[self.used]
+        out = torch.zeros(*r.shape[:-1], int(of.max()) + 1, dtype=r.dtype, device=r.device)
+        return out.index_add_(-1, of, r[..., self.used])
 
 
 def _look(prior: MixturePrior, *_: object) -> None:

@@ -38,7 +38,17 @@ def embed(model: Model, data: Data, out: Result, key_added: Key = None, force: F
     files.write(cells, out)
 
 
-def annotate(model: Model, data: Data, out: Result, key_added: Key = None, force: Force = False) -> None:
+def annotate(
+    model: Model,
+    data: Data,
+    out: Result,
+    key_added: Key = None,
+    n_clusters: Annotated[
+        str | None,
+        typer.Option(help="Number of clusters at which their tree is cut, 'coarse' or 'fine'."),
+    ] = None,
+    force: Force = False,
+) -> None:
     """Write everything that a model knows about cells: latent space, clusters, labels and others.
 
     The result is a copy of the cells with the new keys, which are printed.
@@ -46,15 +56,27 @@ def annotate(model: Model, data: Data, out: Result, key_added: Key = None, force
     Examples:
 
       scalloy annotate model cells.h5ad -o annotated.h5ad
+
+      scalloy annotate model cells.h5ad -o annotated.h5ad --n-clusters 8
     """
     cells, trained = files.read(data), files.load(model)
     before = {name: set(getattr(cells, name)) for name in ("obs", "obsm", "uns")}
-    trained.annotate(cells, key_added=key_added)
+    trained.annotate(cells, key_added=key_added, **_cut(trained, n_clusters))
     for name, known in before.items():
         for key in getattr(cells, name):
             if key not in known:
                 files.say(f'.{name}["{key}"]')
     files.write(cells, out)
+
+
+def _cut(model: Any, given: str | None) -> dict[str, int | str]:
+    """Return the argument of ``annotate`` that asks for a number of clusters."""
+    if given is None:
+        return {}
+    if not hasattr(model, "get_cluster_tree"):
+        msg = f"`--n-clusters` needs a model with clusters, and this is a {type(model).__name__}."
+        raise ValueError(msg)
+    return {"n_clusters": int(given) if given.lstrip("-").isdigit() else given}
 
 
 def transfer(

@@ -45,7 +45,7 @@ from scalloy.blocks.mixtures import GaussianMixture
 from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Head, NetworkSettings
 from scalloy.blocks.style_prior import StylePrior
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
-from scalloy.vae.component_init import merge_components, nothing_removed, place_once
+from scalloy.vae.component_init import grow_tree, nothing_removed, place_once
 
 
 class CGMDVAE(VAEModule):
@@ -204,9 +204,8 @@ class CGMDVAE(VAEModule):
 
     @torch.no_grad()
     def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
-        """Merge components if there are more than clusters; learn where labels are and how far they reach."""
-        if self.prior.merges:
-            merge_components(self, cells)
+        """Make a tree of clusters; learn where labels are and how far they reach."""
+        grow_tree(self, cells, places=self.enc_y is None)
         if self.readers is None or self.prior.settled:
             return
         found = [(b.condition, b.label, {k: v.mean for k, v in self.encode(b).items()}) for b in cells()]

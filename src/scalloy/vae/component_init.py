@@ -69,8 +69,20 @@ def place_once(module: Any, end: float, cells: Callable[[], Iterable[Batch]]) ->
 
 
 @torch.no_grad()
-def merge_components(module: Any, cells: Callable[[], Iterable[Batch]]) -> None:
-    """Make clusters of the components of ``module.prior``, as up to about ``MANY`` of its cells suggest."""
+def grow_tree(module: Any, cells: Callable[[], Iterable[Batch]], *, places: bool = False) -> None:
+    """Make a tree of clusters of the components of ``module.prior``.
+
+    Parameters
+    ----------
+    module
+        As in :func:`place_once`.
+    cells
+        Function that goes once through the cells that are trained on; about ``MANY`` are used.
+    places
+        Whether components may be placed again, as they may if their probabilities follow from their places.
+    """
+    if module.prior.settled:
+        return
     n, found, observed = 0, [], list[Tensor]()
     for batch in cells():
         if n < MANY:
@@ -80,4 +92,6 @@ def merge_components(module: Any, cells: Callable[[], Iterable[Batch]]) -> None:
             found.append((module.assignment(batch), q.mean, q.variance, batch.condition))
         n += len(batch.x)
     columns = [torch.cat(column) for column in zip(*found, strict=True)]
-    module.prior.merge(*columns, torch.cat(observed) if observed else None, each=n / len(columns[0]))
+    module.prior.grow(
+        *columns, torch.cat(observed) if observed else None, each=n / len(columns[0]), places=places
+    )

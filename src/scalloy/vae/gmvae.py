@@ -40,7 +40,7 @@ from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.mixtures import GaussianMixture
 from scalloy.blocks.networks import GaussianHead, Head, NetworkSettings
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
-from scalloy.vae.component_init import nothing_removed, place_once
+from scalloy.vae.component_init import grow_tree, nothing_removed, place_once
 from scalloy.vae.vae import LibraryPrior
 
 
@@ -189,6 +189,10 @@ class GMVAE(VAEModule):
     def begin_epoch(self, end: float, cells: Callable[[], Iterable[Batch]]) -> bool:
         """Place the components where the cells are, once; a single one stays ``N(0, I)``."""
         return self.n_clusters > 1 and place_once(self, end, cells)
+
+    def finish(self, cells: Callable[[], Iterable[Batch]]) -> None:
+        """Make a tree of clusters."""
+        grow_tree(self, cells)
 
     @torch.no_grad()
     def assignment(self, batch: Batch, *, q: Distributions | None = None) -> Tensor:

@@ -78,7 +78,11 @@ class Annotates(ModelOf[VAEModule], Protocol):
 
 
 def annotate(
-    model: Annotates, adata: AnnData | None = None, *, key_added: str | None = None, copy: bool = False
+    model: Annotates,
+    adata: AnnData | None = None,
+    *,
+    key_added: str | None = None,
+    copy: bool = False,
 ) -> AnnData | None:
     """Write what the model knows about cells into ``.obsm``, ``.obs`` and ``.uns``.
 
@@ -99,10 +103,22 @@ def annotate(
     >>> adata.obsm["X_cgmdvae"].shape
     (200, 10)
     """
+    return annotated(model, adata, model.annotators, key_added=key_added, copy=copy)
+
+
+def annotated(
+    model: Annotates,
+    adata: AnnData | None,
+    annotators: tuple[Annotator, ...],
+    *,
+    key_added: str | None,
+    copy: bool,
+) -> AnnData | None:
+    """Write what these annotators know about cells; the other arguments are those of :func:`annotate`."""
     cells = model.reader.own if adata is None else adata
     key = _keys.check_key("key_added", key_added or model.name)
     target = writable(cells, copy=copy)
-    for attribute, values in written(model, cells, key).items():
+    for attribute, values in written(model, cells, key, annotators).items():
         for name, value in _keys.storable(values).items():
             getattr(target, attribute)[name] = occurring(value)
     return target if copy else None
@@ -136,18 +152,31 @@ def write_annotations(
     --------
     >>> model.write_annotations(folder / "annotations.h5ad")
     """
+    write_annotated(model, path, adata, model.annotators, key_added=key_added, overwrite=overwrite)
+
+
+def write_annotated(
+    model: Annotates,
+    path: str | Path,
+    adata: AnnData | None,
+    annotators: tuple[Annotator, ...],
+    *,
+    key_added: str | None,
+    overwrite: bool,
+) -> None:
+    """Write what these annotators know; the other arguments are those of :func:`write_annotations`."""
     model._check_if_trained(warn=True)
     if adata is None or adata is model.adata:
         model.reader.manager()  # raises an error if they were changed; their pieces are read as new cells
     cells = model.adata if adata is None else adata
     key = _keys.check_key("key_added", key_added or model.name)
-    made = (_without_counts(model, piece, key) for piece in pieces_of(cells))
+    made = (_without_counts(model, piece, key, annotators) for piece in pieces_of(cells))
     write_pieces(Path(path), made, overwrite=overwrite, source=cells)
 
 
-def _without_counts(model: Annotates, piece: AnnData, key: str) -> AnnData:
+def _without_counts(model: Annotates, piece: AnnData, key: str, annotators: tuple[Annotator, ...]) -> AnnData:
     """Return columns and annotations of cells, without their counts."""
-    found = {of: _keys.storable(values) for of, values in written(model, piece, key).items()}
+    found = {of: _keys.storable(values) for of, values in written(model, piece, key, annotators).items()}
     obs = piece.obs[[c for c in piece.obs if not str(c).startswith("_scvi")]].copy()
     for name, values in found.pop("obs", {}).items():
         obs[name] = values
@@ -155,7 +184,9 @@ def _without_counts(model: Annotates, piece: AnnData, key: str) -> AnnData:
 
 
 @torch.no_grad()
-def written(model: Annotates, adata: AnnData | None, key: str) -> Written:
+def written(
+    model: Annotates, adata: AnnData | None, key: str, annotators: tuple[Annotator, ...] | None = None
+) -> Written:
     """Return what :meth:`annotate` writes, by attribute of the AnnData and key.
 
     Parameters
@@ -166,18 +197,21 @@ def written(model: Annotates, adata: AnnData | None, key: str) -> Written:
         Cells to annotate; ``None`` is the model's own.
     key
         Text to use in the keys, such as the name of the model.
+    annotators
+        Things to write; ``None`` is all that the model has.
     """
+    annotators = model.annotators if annotators is None else annotators
     parts: dict[str, list[torch.Tensor]] = {}
-    decodes = any(annotator.decodes for annotator in model.annotators)
+    decodes = any(annotator.decodes for annotator in annotators)
     with seeded(0):
         for batch in model.reader.batches(adata, decodes=decodes):
             q = model.module.encode(batch)
-            for annotator in model.annotators:
+            for annotator in annotators:
                 for name, part in annotator.look(model, batch, q).items():
                     parts.setdefault(name, []).append(part.cpu())
     found = {name: torch.cat(each).numpy() for name, each in parts.items()}
     out: Written = {"uns": {_keys.settings(key): _about(model)}}
-    for annotator in model.annotators:
+    for annotator in annotators:
         for attribute, values in annotator.write(model, key, found, model.reader.names(adata)).items():
             for name, value in values.items():
                 place = out.setdefault(attribute, {})

@@ -1,4 +1,4 @@
-"""Clusters of cells: components of a mixture prior, or several of them merged.
+"""Clusters of cells: components of a mixture prior, and the tree in which these are joined.
 
 Each public function is a method of the models with a mixture, :class:`scalloy.GMVAE` and
 :class:`scalloy.CGMDVAE`.
@@ -6,17 +6,31 @@ Each public function is a method of the models with a mixture, :class:`scalloy.G
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scipy.stats import ttest_ind_from_stats
 
 from scalloy import _keys
-from scalloy.models._core.annotations import Annotator, Found, Written
+from scalloy._arguments import one_of, whole
+from scalloy.blocks.cluster_tree import leaves_below
+from scalloy.models._core.annotations import Annotator, Found, Written, annotated, write_annotated
 from scalloy.models._core.protocols import ModelOf
 from scalloy.vae.base import Batch, Distributions, HasClusters
+
+COLUMNS = ["divided", "larger", "smaller", "larger_cells", "smaller_cells"]
+COLUMNS += ["apart", "overlap", "gain", "agreement"]
+MARKERS = ["larger_markers", "smaller_markers"]
+LEAST = 2  # cells of a part in which marker genes are looked for
+Number = int | Literal["coarse", "fine"]
 
 
 def cluster_names(model: ModelOf[HasClusters]) -> list[str]:
@@ -30,9 +44,87 @@ def cluster_names(model: ModelOf[HasClusters]) -> list[str]:
     True
     """
     prior = model.module.prior
-    n = int(prior.cluster_of[prior.used].max()) + 1
-    bound = model.reader.labels[: prior.n_labels]
+    return _names(model, int(prior.cluster_of[prior.used].max()) + 1)
+
+
+def _names(model: ModelOf[HasClusters], n: int) -> list[str]:
+    """Return the names of ``n`` clusters that are bound to labels as far as there are any."""
+    bound = model.reader.labels[: model.module.prior.n_labels]
     return [*bound, *_keys.unique((str(k) for k in range(len(bound), n)), bound)]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Clusters of a model at some number of them.
+
+    Attributes
+    ----------
+    names
+        Names of the clusters.
+    cluster_of
+        Cluster of each component.
+    """
+
+    names: list[str]
+    cluster_of: torch.Tensor
+
+    def of(self, model: ModelOf[HasClusters], r: torch.Tensor) -> torch.Tensor:
+        """Return the probability of each cluster from those of the components."""
+        return model.module.prior.of_clusters(r, self.cluster_of)
+
+
+def cut_at(model: ModelOf[HasClusters], n: Number | None) -> Cut:
+    """Return the clusters of a model at a number of them.
+
+    Parameters
+    ----------
+    model
+        Model with clusters.
+    n
+        Number of clusters, ``"coarse"`` or ``"fine"``, as in :meth:`scalloy.CGMDVAE.get_clusters`; ``None``
+        is the number that the model was trained for.
+    """
+    prior = model.module.prior
+    if n is None:
+        return Cut(cluster_names(model), prior.cluster_of)
+    cluster_of = prior.clusters_at(_number(model, n))
+    if not prior.n_labels:
+        return Cut(_names(model, int(cluster_of[prior.used].max()) + 1), cluster_of)
+    parts = defaultdict(list)
+    each = _names(model, len(cluster_of))
+    for component in np.flatnonzero(prior.used.cpu().numpy()):
+        parts[int(cluster_of[component])].append(each[component])
+    return Cut([" + ".join(parts[k]) for k in range(len(parts))], cluster_of)
+
+
+def _number(model: ModelOf[HasClusters], n: Number) -> int:
+    """Return a number of clusters that the tree of a model has, from what the user asks for."""
+    most = len(_merges(model)) + 1
+    if isinstance(n, str):
+        if one_of("n", n, ("coarse", "fine")) == "fine":
+            return most
+        agreement = model.module.prior.agreement[2 : most + 1]
+        return int(agreement.argmax()) + 2 if len(agreement) else most
+    whole(n=n)
+    if n > most:
+        msg = (
+            f"`n={n}` is more than the {most} components that the tree of clusters has. Pass at most {most}."
+        )
+        raise ValueError(msg)
+    return n
+
+
+def _merges(model: ModelOf[HasClusters]) -> np.ndarray:
+    """Return the merges of the tree of clusters."""
+    prior = model.module.prior
+    merges = prior.merged
+    if len(merges) + 1 != int(prior.used.sum()):
+        msg = (
+            "The model has no tree of clusters: it is not trained, or was saved by a version that made none. "
+            "Train it, or call `get_clusters()` without `n`."
+        )
+        raise ValueError(msg)
+    return merges
 
 
 @torch.no_grad()
@@ -41,6 +133,8 @@ def get_cluster_probabilities(
     adata: AnnData | None = None,
     indices: Sequence[int] | None = None,
     batch_size: int | None = None,
+    *,
+    n: Number | None = None,
 ) -> pd.DataFrame:
     """Return the probability of each cluster, cells x clusters, from the counts and not the label.
 
@@ -52,16 +146,19 @@ def get_cluster_probabilities(
         Row numbers or a mask; ``None`` is all cells.
     batch_size
         Number of cells that are encoded at a time.
+    n
+        Number of clusters, as in :meth:`get_clusters`.
 
     Examples
     --------
     >>> bool(model.get_cluster_probabilities().sum(axis=1).round(3).eq(1).all())
     True
     """
+    clusters = cut_at(model, n)
     batches = model.reader.batches(adata, indices, batch_size)
-    rows = [_probabilities(model, batch)["clusters"].cpu() for batch in batches]
+    rows = [clusters.of(model, model.module.assignment(batch)).cpu() for batch in batches]
     values = torch.cat(rows).numpy()
-    return pd.DataFrame(values, index=model.reader.names(adata, indices), columns=cluster_names(model))
+    return pd.DataFrame(values, index=model.reader.names(adata, indices), columns=clusters.names)
 
 
 def get_clusters(
@@ -69,6 +166,8 @@ def get_clusters(
     adata: AnnData | None = None,
     indices: Sequence[int] | None = None,
     batch_size: int | None = None,
+    *,
+    n: Number | None = None,
 ) -> pd.Series:
     """Return the most probable cluster of each cell.
 
@@ -80,15 +179,103 @@ def get_clusters(
         Row numbers or a mask; ``None`` is all cells.
     batch_size
         Number of cells that are encoded at a time.
+    n
+        Number of clusters at which the tree of clusters is cut, without training again. The clusters are
+        nested, and they keep their numbers: where a cluster is divided, its larger part has the number that
+        it had. ``"coarse"`` is the number at which methods agree most on how to divide the cells, ``"fine"``
+        makes each component a cluster. ``None`` is the number that the model was made with, or else the
+        largest one at which methods agree nearly as well as they do at best.
 
     Examples
     --------
     >>> adata.obs["found"] = model.get_clusters()
+    >>> int(model.get_clusters(n=3).nunique()) <= 3
+    True
     """
-    probabilities = get_cluster_probabilities(model, adata, indices, batch_size)
+    probabilities = get_cluster_probabilities(model, adata, indices, batch_size, n=n)
     found = probabilities.to_numpy().argmax(1)
-    values = pd.Categorical.from_codes(found, categories=cluster_names(model))
+    values = pd.Categorical.from_codes(found, categories=list(probabilities.columns))
     return pd.Series(values, index=probabilities.index, name="cluster")
+
+
+def get_cluster_tree(model: ModelOf[HasClusters], markers: int = 0) -> pd.DataFrame:
+    """Return the tree of clusters, one row for each division of a cluster in two, from the root.
+
+    The index is the number of clusters that there are after the division. The columns:
+
+    - ``divided``, ``larger``, ``smaller``: name of the cluster, and of its two parts.
+    - ``larger_cells``, ``smaller_cells``: expected numbers of the model's cells in the parts.
+    - ``apart``: share of the votes of several methods that put the parts apart at this number of clusters.
+      They vote on resampled cells, in the latent space and, if nothing is removed, in principal components.
+    - ``overlap``: expected share of the smaller part's cells that look like cells of the larger one.
+    - ``gain``: nats per held-out cell by which two Gaussians describe the parts better than one.
+    - ``agreement``: mean adjusted Rand index between the methods at this number of clusters.
+    - ``larger_markers``, ``smaller_markers``: genes that are higher than in the other part, if asked for.
+
+    Parameters
+    ----------
+    markers
+        Number of marker genes of each part, by a t-test of log-normalised counts; 0 looks for none.
+
+    Examples
+    --------
+    >>> tree = model.get_cluster_tree()
+    >>> list(tree.columns[:3])
+    ['divided', 'larger', 'smaller']
+    """
+    if markers:
+        whole(markers=markers)
+    merges, prior = _merges(model), model.module.prior
+    evidence, agreement = prior.evidence.cpu().numpy(), prior.agreement.cpu().numpy()
+    size, moments = _read(model, expression=markers > 0)
+    genes, before, rows = model.reader.var_names.astype(str), cut_at(model, 1), list[list[Any]]()
+    for n in range(2, len(merges) + 2):
+        m, after = len(merges) + 1 - n, cut_at(model, n)
+        parts = [leaves_below(merges, int(node)) for node in merges[m]]
+        of = after.cluster_of[prior.used].tolist()
+        larger, smaller = (of[part[0]] for part in parts)
+        row = [before.names[larger], after.names[larger], after.names[smaller]]
+        row += [*(float(size[part].sum()) for part in parts), *map(float, evidence[m]), float(agreement[n])]
+        rows.append(row + (_markers(genes, moments, parts, markers) if moments is not None else []))
+        before = after
+    columns = [*COLUMNS, *(MARKERS if markers else [])]
+    return pd.DataFrame(rows, pd.RangeIndex(2, len(merges) + 2, name="n_clusters"), columns)
+
+
+@torch.no_grad()
+def _read(model: ModelOf[HasClusters], *, expression: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the expected number of cells of each leaf, and moments of their expression if asked for.
+
+    Moments are numbers of cells, sums and sums of squares, ``(3, leaves, genes)``.
+    """
+    module: Any = model.module
+    size: Any = 0.0
+    moments: Any = 0.0
+    used = module.prior.used
+    for batch in model.reader.batches():
+        r = module.assignment(batch)[:, used]
+        size = size + r.sum(0).double().cpu().numpy()
+        if expression:
+            own = torch.nn.functional.one_hot(r.argmax(-1), r.shape[-1]).double().T
+            x = module.likelihood.observed(batch.x).double()
+            parts = [own.sum(1, keepdim=True).expand(-1, x.shape[1]), own @ x, own @ x.square()]
+            moments = moments + torch.stack(parts).cpu().numpy()
+    return np.asarray(size), np.asarray(moments) if expression else None
+
+
+def _markers(genes: pd.Index, moments: np.ndarray, parts: Sequence[list[int]], n: int) -> list[str]:
+    """Return the names of the ``n`` genes that are higher in each of two parts, by Welch's test."""
+    stats: list[np.ndarray] = []
+    for part in parts:
+        cells, total, squares = moments[:, part].sum(1)
+        if cells[0] < LEAST:
+            return ["", ""]
+        mean = total / cells
+        variance = np.maximum(squares - cells * mean**2, 0) / (cells - 1)
+        stats += [mean, np.sqrt(variance), cells]
+    with np.errstate(divide="ignore", invalid="ignore"):  # genes that vary in neither part
+        t = np.nan_to_num(ttest_ind_from_stats(*stats, equal_var=False).statistic, posinf=0.0, neginf=0.0)
+    return [", ".join(genes[g] for g in np.argsort(-s, kind="stable")[:n] if s[g] > 0) for s in (t, -t)]
 
 
 def get_usage(model: ModelOf[HasClusters], by: str | None = None) -> pd.Series | pd.DataFrame:
@@ -128,17 +315,18 @@ def n_alive(model: ModelOf[HasClusters], least: float = 0.001) -> int:
     return int((usage >= least * usage.sum()).sum())
 
 
-def _probabilities(
-    model: ModelOf[HasClusters], batch: Batch, q: Distributions | None = None
+def _look(
+    model: ModelOf[HasClusters], batch: Batch, q: Distributions | None = None, *, n: Number | None = None
 ) -> dict[str, torch.Tensor]:
     """Return the probability of each cluster for the cells of a batch."""
-    module = model.module
-    return {"clusters": module.prior.of_clusters(module.assignment(batch, q=q))}
+    return {"clusters": cut_at(model, n).of(model, model.module.assignment(batch, q=q))}
 
 
-def _write(model: ModelOf[HasClusters], key: str, found: Found, names: pd.Index) -> Written:
+def _write(
+    model: ModelOf[HasClusters], key: str, found: Found, names: pd.Index, *, n: Number | None = None
+) -> Written:
     """Return clusters and their probabilities under their keys."""
-    p, clusters = found["clusters"], cluster_names(model)
+    p, clusters = found["clusters"], cut_at(model, n).names
     obs = {
         _keys.cluster(key): pd.Categorical.from_codes(p.argmax(1), categories=clusters),
         _keys.cluster_probability(key): p.max(1),
@@ -148,4 +336,79 @@ def _write(model: ModelOf[HasClusters], key: str, found: Found, names: pd.Index)
     return {"obsm": {_keys.probabilities(key): frame}, "obs": obs, "uns": about}
 
 
-CLUSTERS = Annotator(_probabilities, _write)
+CLUSTERS = Annotator(_look, _write)
+
+
+def _annotators(model: Any, n: Number | None) -> tuple[Annotator, ...]:
+    """Return the annotators of a model, of which that of the clusters cuts the tree at ``n``."""
+    cut_at(model, n)  # raises an error before anything is read
+    at_n = Annotator(partial(_look, n=n), partial(_write, n=n))
+    return tuple(at_n if each is CLUSTERS else each for each in model.annotators)
+
+
+def annotate(
+    model: Any,
+    adata: AnnData | None = None,
+    *,
+    key_added: str | None = None,
+    copy: bool = False,
+    n_clusters: Number | None = None,
+) -> AnnData | None:
+    """Write what the model knows about cells into ``.obsm``, ``.obs`` and ``.uns``.
+
+    The keys contain the name of the model in lower case and are listed in :mod:`scalloy._keys`.
+
+    Parameters
+    ----------
+    adata
+        Cells to annotate; ``None`` is the model's own.
+    key_added
+        Text to use in the keys instead of the name of the model.
+    copy
+        Whether to return an annotated copy and leave ``adata`` as it is.
+    n_clusters
+        Number of clusters, as ``n`` of :meth:`get_clusters`.
+
+    Examples
+    --------
+    >>> model.annotate(adata, n_clusters=3)
+    >>> int(adata.obs["cgmdvae_cluster"].nunique()) <= 3
+    True
+    """
+    made = _annotators(model, n_clusters)
+    return annotated(model, adata, made, key_added=key_added, copy=copy)
+
+
+def write_annotations(
+    model: Any,
+    path: str | Path,
+    adata: AnnData | None = None,
+    *,
+    key_added: str | None = None,
+    overwrite: bool = False,
+    n_clusters: Number | None = None,
+) -> None:
+    """Write the results of :meth:`annotate` into a file, piece by piece, for any number of cells.
+
+    The file holds the columns of the cells, in their order, and no counts. Read it with
+    ``anndata.read_h5ad`` or ``anndata.read_zarr``.
+
+    Parameters
+    ----------
+    path
+        Name of the file, which ends in ``.h5ad`` or ``.zarr``.
+    adata
+        Cells in memory, backed, or from :func:`scalloy.data.open_store`; ``None`` is the model's own.
+    key_added
+        Text to use in the keys instead of the name of the model.
+    overwrite
+        Whether to replace a file of this name.
+    n_clusters
+        Number of clusters, as ``n`` of :meth:`get_clusters`.
+
+    Examples
+    --------
+    >>> model.write_annotations(folder / "clusters.h5ad", n_clusters="fine")
+    """
+    made = _annotators(model, n_clusters)
+    write_annotated(model, path, adata, made, key_added=key_added, overwrite=overwrite)

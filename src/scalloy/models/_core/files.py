@@ -29,7 +29,6 @@ from scalloy.files.anndata_files import is_on_disk
 from scalloy.files.staging import locked
 from scalloy.models._core.files_format import (
     ABOUT,
-    BENT,
     FORMAT,
     KIND,
     NAMES,
@@ -290,7 +289,8 @@ def _read_tensors(cls: ModelClass, path: Path, about: dict[str, Any]) -> dict[st
         with torch.device("meta"):  # needs no memory, whatever the sizes
             module = _made(cls, None, about).module
         wanted = module.state_dict()
-        later = {k: v for k, v in wanted.items() if about.get("without") is BENT and BENT.fullmatch(k)}
+        newer = about.get("without", [])  # patterns of names that files of this format lack
+        later = {k: v for k, v in wanted.items() if any(names.fullmatch(k) for names in newer)}
         check_names({k: v for k, v in wanted.items() if k not in later}, shapes)
         out = reading.grouped({key: file.get_tensor(name) for key, name in names.items()})
         out["weights"] |= {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in later.items()}

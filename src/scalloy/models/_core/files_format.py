@@ -15,11 +15,12 @@ import torch
 
 from scalloy.files import plain_json, reading
 
-FORMAT = 4
+FORMAT = 5
 ABOUT = "model.json"
 NAMES = re.compile(r"(weights|cells)-[0-9a-f]{16}\.(safetensors|h5ad)")
 NAMES_OF_1 = {"weights": "model.safetensors", "cells": "adata.h5ad"}
 BENT = re.compile(r"readers\.of_[xz]\.(middle|axes|spots|gamma|bent_weight|bent_bias|share)")
+TREE = re.compile(r"prior\.(tree|evidence|agreement)")
 PARTS = ("train", "validation", "test")
 MUST_HAVE: dict[str, type] = {
     "model": str,
@@ -67,6 +68,7 @@ def read_about(path: Path) -> dict[str, Any]:
             f"Install scalloy {str(needs)[:20]} or later."
         )
         raise ValueError(msg)
+    about.pop("without", None)  # what only older formats lack is said by their conversion
     with reading.refused(path, KIND):
         while about["format"] < FORMAT:
             about = MIGRATIONS[about["format"]](about, path)
@@ -82,7 +84,7 @@ def _from_1(about: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _from_2(about: dict[str, Any], path: Path) -> dict[str, Any]:
     """Convert format 2, whose label classifiers have straight boundaries only."""
-    return {**about, "format": 3, "without": BENT}
+    return {**about, "format": 3, "without": [BENT]}
 
 
 def _from_3(about: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -96,7 +98,17 @@ def _from_3(about: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**about, "format": 4, "init": init}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}
+def _from_4(about: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Convert format 4, whose mixtures have no tree of clusters."""
+    return {**about, "format": 5, "without": [*about.get("without", []), TREE]}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
+    1: _from_1,
+    2: _from_2,
+    3: _from_3,
+    4: _from_4,
+}
 
 
 def _check_about(about: dict[str, Any]) -> None:
