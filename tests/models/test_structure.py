@@ -356,13 +356,13 @@ def test_cells_next_to_a_seen_condition_are_read_like_its_cells(one):
 def test_cells_under_conditions_with_unknown_parts_are_refused(one):
     cells = as_under(controls(one.adata), "drug_1+nobody", "1")
     for call in (one.get_latent_representation, lambda c: one.transfer(c, to={}), one.annotate):
-        with pytest.raises(ValueError, match="conditions with 'nobody', which the model has neither seen nor"):
+        with pytest.raises(ValueError, match="conditions with 'nobody', which the model has neither"):
             call(cells)
     named = ad.AnnData(cells.X, obs=cells.obs[["cell_type"]].assign(conditions="drug_0 0.5"), var=cells.var)
-    with pytest.raises(ValueError, match="never seen: drug_0 0.5"):  # a mere name has no parts
+    with pytest.raises(ValueError, match=r"never seen: drug_0 0\.5"):  # a mere name has no parts
         one.get_latent_representation(named)
     new = as_under(controls(one.adata), "drug_1", "0.4")
-    with pytest.raises(ValueError, match="never seen: drug_1 0.4"):  # codes of scvi-tools are of seen ones
+    with pytest.raises(ValueError, match=r"never seen: drug_1 0\.4"):  # codes of scvi-tools are of seen ones
         one.get_from_registry(new, "condition")
 
 

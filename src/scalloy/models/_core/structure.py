@@ -77,7 +77,9 @@ def contents_in(conditions: Conditions, adata: AnnData) -> dict[str, Content]:
     """
     design = design_in(conditions)
     if not has_columns(conditions, adata):
-        return {name: design.by_name[name] for name in set(adata.obs[conditions.key_added]) & set(design.names)}
+        return {
+            name: design.by_name[name] for name in set(adata.obs[conditions.key_added]) & set(design.names)
+        }
     return {design.name_of(content): content for content in conditions.of_cells(adata)[1]}
 
 

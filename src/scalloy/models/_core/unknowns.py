@@ -120,10 +120,11 @@ def complete_conditions(
     if given.isin(known).all():
         return
     new = {name: content for name, content in contents_in(structure, adata).items() if name not in known}
-    if odd := sorted({part for content in new.values() for part, _ in content.parts}.difference(design.parts)):
+    parts = {part for content in new.values() for part, _ in content.parts}
+    if odd := sorted(parts.difference(design.parts)):
         msg = (
-            f"`adata` has cells under conditions with {few(map(repr, odd))}, which the model has neither seen "
-            f"nor described. Known: {few(design.parts)}. Leave these cells out, or learn from them with "
+            f"`adata` has cells under conditions with {few(map(repr, odd))}, which the model has neither "
+            f"seen nor described. Known: {few(design.parts)}. Leave these cells out, or learn from them with "
             "`load_query_data`."
         )
         raise ValueError(msg)
