@@ -400,6 +400,8 @@ def test_predictions_are_read_alone_together_and_from_a_file(one, tmp_path):
     made.write_h5ad(tmp_path / "made.h5ad")
     back = ad.read_h5ad(tmp_path / "made.h5ad")
     np.testing.assert_allclose(one.get_latent_representation(back), z, atol=1e-6)
+    same = quietly(one.transfer, made, to=NEW["all of it"])  # from a new condition to itself
+    assert (same.layers["counts"] != made.layers["counts"]).nnz == 0
     whole = quietly(one.transfer, made, to="control", context=made)
     for part in (made[:3], made[::-1]):  # each cell by itself, if groups start at the same cells
         alone = quietly(one.transfer, part.copy(), to="control", context=made)

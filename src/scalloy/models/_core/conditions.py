@@ -108,10 +108,10 @@ def transfer(
     With ``route="auto"``, ``.obs["transfer_far"]`` marks cells whose group is unlike all that were seen under
     both conditions. With every route it marks conditions with doses, times or parts beyond what was seen.
     With ``route="auto"``, ``.obs["transfer_skill"]`` is the skill to expect (0 is no better than no change;
-    not a number if the change was seen, or if no other group was). ``.uns["transfer"]`` also has, by gene and group, the shift
-    and the fold change of counts, each with its standard deviation. If donors (or batches) have cells under
-    both conditions, it has them by group and donor. ``.obs["transfer_pair"]`` is the name of the entry of
-    each cell.
+    not a number if the change was seen, or if no other group was). ``.uns["transfer"]`` also has, by gene and
+    group, the shift and the fold change of counts, each with its standard deviation. If donors (or batches)
+    have cells under both conditions, it has them by group and donor. ``.obs["transfer_pair"]`` is the name of
+    the entry of each cell.
 
     Examples
     --------
