@@ -330,8 +330,22 @@ def test_cells_under_conditions_of_known_parts_are_read(model):
     assert model.get_normalized_expression(cells).shape == (20, GENES)
     noted = model.annotate(cells, copy=True)
     np.testing.assert_allclose(noted.obsm[f"X_{model.name}"], found, atol=1e-6)
-    if model.labels:
+    if hasattr(model, "predict_labels"):
         assert len(model.predict_labels(cells)) == 20
+
+
+def test_cells_under_new_conditions_with_a_learned_style(screen):
+    """Which has no prior for them, so they have that of the average condition, and no penalty."""
+    cells = screen.copy()
+    set_up("CGMDVAE", cells)
+    model = sa.CGMDVAE(cells, **SMALL, n_w=2, w_prior="condition")
+    model.train(max_epochs=1, **QUIET)
+    new = as_under(controls(cells), "drug_0+drug_3", "0.5+1")
+    both = ad.concat([controls(cells), new], index_unique="-")
+    assert np.isfinite(quietly(model.get_elbo, both, return_mean=False)).all()
+    assert np.isfinite(quietly(model.annotate, both, copy=True).obsm["X_cgmdvae"]).all()
+    made = quietly(model.transfer, new, to={"drug_1": 0.2}, route="style")
+    assert np.isfinite(made.layers["counts"].toarray()).all()
 
 
 def test_a_new_condition_is_read_by_the_rows_of_its_parts(model):
