@@ -55,7 +55,7 @@ class Starts:
 
     @property
     def structured(self) -> Structured | None:
-        """What changes are learned from if conditions have structure."""
+        """Changes that conditions with structure have shown, if they have any."""
         return self.own.structured
 
     def of(self, group: str, donor: str, source: str, target: Target) -> Change | None:
