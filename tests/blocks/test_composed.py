@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from scalloy.blocks.composed import Composed, Composition, Rows, n_rows, with_category
+from scalloy.blocks.composed import Composed, Composition, Rows, n_rows, with_categories
 from scalloy.blocks.mixtures import Components, Dirichlet, Empirical
 from scalloy.blocks.networks import Beside, Covariates, Layer, Stack, looked_up
 from scalloy.blocks.style_prior import StylePrior
@@ -123,12 +123,10 @@ def test_numbers_of_rows():
 # categories for a while ---------------------------------------------------------------------------
 
 
-def grown(rows):
-    return Rows(
-        np.concatenate([rows.index, [[6, 6, 1]]]),
-        np.concatenate([rows.value, np.array([[0.5, 0.25, -1]], np.float32)]),
-        rows.n_columns,
-    )
+def more(width=3):
+    """One more category; with more parts than others have, if it is wide."""
+    index, value = [6, 6, 1, 0, 2][:width], [0.5, 0.25, -1, 2, 0.1][:width]
+    return Rows(np.array([index]), np.array([value], np.float32), 7)
 
 
 class Everything(nn.Module):
@@ -148,24 +146,44 @@ class Everything(nn.Module):
         return [self.stack(x, (codes * 0, codes)), self.beside(x, (codes,)), loc, scale]
 
 
+@pytest.mark.parametrize("width", [1, 3, 5])
 @torch.no_grad()
-def test_a_category_is_known_for_a_while_only():
+def test_a_category_is_known_for_a_while_only(width):
     rows = several()
     module, codes = Everything(rows).eval(), torch.arange(5)
     before, state = module(codes), {k: v.clone() for k, v in module.state_dict().items()}
-    with with_category(module, grown(rows)) as code:
+    with with_categories(module, more(width)) as code:
         assert code == 5
         assert all(torch.equal(a, b) for a, b in zip(module(codes), before, strict=True))
         new = module(torch.tensor([code]))
-        with with_category(module, grown(grown(rows))) as nested:
+        with with_categories(module, several(2, seed=1)) as nested:
             assert nested == 6
-            assert torch.equal(module(torch.tensor([nested]))[1], new[1])
+            assert torch.equal(module(torch.tensor([code]))[1], new[1])
+            both = module(torch.tensor([nested, nested + 1]))[1]
         assert torch.equal(module(torch.tensor([code]))[0], new[0])
     assert all(torch.equal(a, b) for a, b in zip(module(codes), before, strict=True))
     assert all(torch.equal(state[k], v) for k, v in module.state_dict().items())
     with pytest.raises(IndexError):
         module(torch.tensor([code]))
-    np.testing.assert_allclose(new[1][0, 3:], by_hand(grown(rows), np.eye(7), [5])[0], atol=1e-6)
+    np.testing.assert_allclose(new[1][0, 3:], by_hand(more(width), np.eye(7), [0])[0], atol=1e-6)
+    np.testing.assert_allclose(both[:, 3:], by_hand(several(2, seed=1), np.eye(7), [0, 1]), atol=1e-6)
+
+
+@torch.no_grad()
+def test_categories_that_end_out_of_order_leave_others_right():
+    """As those of cells that are read and not read to the end do."""
+    module = Everything(several()).eval()
+    before = module(torch.arange(5))
+    first, second = with_categories(module, more()), with_categories(module, several(1, seed=1))
+    one, two = first.__enter__(), second.__enter__()
+    alone = module(torch.tensor([two]))
+    first.__exit__(None, None, None)
+    assert all(torch.equal(a, b) for a, b in zip(module(torch.tensor([two])), alone, strict=True))
+    second.__exit__(None, None, None)
+    with with_categories(module, several(1, seed=1)) as again:
+        assert again not in (one, 4)
+        assert all(torch.equal(a, b) for a, b in zip(module(torch.tensor([again])), alone, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(module(torch.arange(5)), before, strict=True))
 
 
 def test_all_is_as_it_was_even_after_an_exception():
@@ -175,7 +193,7 @@ def test_all_is_as_it_was_even_after_an_exception():
     assert len(buffers) >= 8
 
     def fails():
-        with with_category(module, grown(rows)):
+        with with_categories(module, more()):
             assert all(v.shape[0] == 6 for k, v in module.named_buffers() if k in buffers)
             raise RuntimeError("out of memory")
 
@@ -186,7 +204,7 @@ def test_all_is_as_it_was_even_after_an_exception():
 
 def test_types_and_devices_of_buffers_are_kept():
     module = Composed(several(), 3).double()
-    with with_category(module, grown(several())):
+    with with_categories(module, more()):
         assert module.of_parts.value.dtype == torch.float64
         assert module.of_parts.index.dtype == torch.int64
         assert module(torch.tensor([5])).dtype == torch.float64

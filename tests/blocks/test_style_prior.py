@@ -56,6 +56,13 @@ def test_the_condition_is_told_by_bayes(table):
     np.testing.assert_allclose(told, density / density.sum(-1, keepdims=True), rtol=1e-10)
 
 
+def test_conditions_that_the_prior_does_not_have_are_told_by_nothing(table):
+    w, c = torch.randn(6, L, dtype=torch.float64), torch.tensor([0, 2, 1, 3, 7, 2])
+    prior = StylePrior(table)
+    expected = [prior.log_told(w)[i, k].item() if k < C else 0.0 for i, k in enumerate(c.tolist())]
+    np.testing.assert_allclose(prior.told_of(w, c), expected)
+
+
 def test_carrying_keeps_the_quantile_and_is_undone_by_the_way_back(table):
     """In one dimension the optimal transport takes each quantile to the same one of the other condition."""
     style, c, to = StylePrior(table), torch.zeros(N, dtype=torch.long), torch.full((N,), 2)

@@ -97,16 +97,39 @@ def test_doses_by_default(one):
     assert doses[0] == pytest.approx(0.05)
 
 
-def test_predictions_of_a_dose_are_those_of_transfer(one):
+GROUPED = {"labels": "cell_type", "clusters": None, "no groups": None}
+
+
+@pytest.mark.parametrize("groups", GROUPED)
+def test_predictions_of_a_dose_are_those_of_transfer(groups, screen):
+    """With whatever groups there are, also if a model knows none."""
+    cls = sa.TRVAE if groups == "no groups" else sa.CGMDVAE
+    one = fitted(screen, cls, GROUPED[groups])
+    cells = one.adata[(one.adata.obs["drug"] == "control").to_numpy()].copy()
+    for dose in (0.4, 3.0):
+        made = quietly(one.transfer, cells, to={"drug_1": dose})
+        found = quietly(one.dose_response, "drug_1", [dose])
+        assert made.obs["transfer_far"].all() == found["beyond"].all() == (dose == 3.0)
+        assert np.isfinite(made.obs["transfer_skill"]).all()
+        names = sorted(set(found["group"]))
+        assert names == sorted(made.obs["transfer_group"].unique())
+        for group in names:
+            said = np.log(made.uns["transfer"]["fold_change"][f"{group} from control"])
+            sd = made.uns["transfer"]["log_fold_change_sd"][f"{group} from control"]
+            rows = found[found["group"] == group].set_index("gene")
+            np.testing.assert_allclose(rows["log_fold_change"], said[rows.index], atol=1e-6)
+            np.testing.assert_allclose(rows["sd"], sd[rows.index], atol=1e-6)
+
+
+def test_counts_change_as_the_curve_says(screen):
+    """The counts of cells are drawn, so that their means have noise: by far most genes within four sds."""
+    one = fitted(screen, sa.TRVAE, None)
     cells = one.adata[(one.adata.obs["drug"] == "control").to_numpy()].copy()
     made = quietly(one.transfer, cells, to={"drug_1": 0.4})
-    found = quietly(one.dose_response, "drug_1", [0.4])
-    for group in ("type_0", "type_1"):
-        said = np.log(made.uns["transfer"]["fold_change"][f"{group} from control"])
-        sd = made.uns["transfer"]["log_fold_change_sd"][f"{group} from control"]
-        rows = found[found["group"] == group].set_index("gene")
-        np.testing.assert_allclose(rows["log_fold_change"], said[rows.index], atol=1e-6)
-        np.testing.assert_allclose(rows["sd"], sd[rows.index], atol=1e-6)
+    found = quietly(one.dose_response, "drug_1", [0.4]).set_index("gene")["log_fold_change"]
+    before, after = (np.asarray(x.sum(0)).ravel() for x in (cells.X, made.layers["counts"]))
+    missed = np.log(after / before) - found[cells.var_names]
+    assert np.mean(np.abs(missed) < 4 * np.sqrt(1 / before + 1 / after)) > 0.9
 
 
 def test_a_curve_depends_neither_on_the_order_of_cells_nor_of_genes(one, screen):

@@ -14,6 +14,7 @@ import torch
 import scalloy as sa
 from scalloy.blocks.composed import Composed, Composition
 from scalloy.models._core import targets
+from scalloy.models._core.changes import shown
 from scalloy.perturbation import condition_effects
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -196,7 +197,7 @@ def test_a_dose_next_to_one_that_was_seen_is_decoded_like_it(model):
     )
     np.testing.assert_allclose(near, seen, rtol=1e-3, atol=1e-4)
     assert np.abs(seen - control).max() > 1e-3
-    far, edge = (model.transfer(cells, to={"drug_0": d}, route="decoder").X for d in (1e4, 1.0))
+    far, edge = (quietly(model.transfer, cells, to={"drug_0": d}, route="decoder").X for d in (1e4, 1.0))
     np.testing.assert_allclose(far, edge, rtol=1e-4, atol=1e-5)
 
 
@@ -224,6 +225,23 @@ def test_beyond_is_warned_of_and_within_is_not(one):
         warnings.simplefilter("always")
         one.transfer(cells, to={"drug_0": 0.3})
     assert not [w for w in said if "beyond" in str(w.message)]
+
+
+def test_what_is_beyond_is_flagged_by_every_route(model):
+    cells = controls(model.adata)
+    for route in model.ROUTES:
+        if route == "style" and not model.init_params_["non_kwargs"].get("n_w"):
+            continue
+        known = "has the skill to expect" if route == "auto" else "nothing is known of the skill"
+        for new in ("a combination", "a dose beyond"):
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                made = model.transfer(cells, to=NEW[new], route=route)
+            beyond = [str(w.message) for w in said if "lies beyond what the model has seen" in str(w.message)]
+            assert len(beyond) == (new in BEYOND), (route, new)
+            assert all(known in message for message in beyond)
+            assert made.obs["transfer_far"].dtype == bool
+            assert made.obs["transfer_far"].all() == made.obs["transfer_far"].any() == (new in BEYOND)
 
 
 @pytest.mark.parametrize("route", ["auto", "decoder"])
@@ -277,12 +295,158 @@ def test_cells_are_matched_by_whatever_they_have(one):
         one.transfer(ad.AnnData(cells.X, obs=cells.obs[["cell_type", "drug"]], var=cells.var), to=to)
 
 
-def test_cells_under_conditions_that_were_never_seen_are_refused(one):
+READ = r"has conditions that the model has never seen: .*Their cells are read with the effects of their parts"
+
+
+def as_under(cells, drug, dose):
+    """The same cells as if they had been under another condition."""
+    changed = cells.copy()
+    changed.obs["drug"], changed.obs["dose"] = drug, dose
+    return changed
+
+
+def test_cells_under_conditions_of_known_parts_are_read(model):
+    """Together with others, which are read as before to the last bit, and in any order."""
+    known = controls(model.adata)
+    new = as_under(known[:5], "drug_1+drug_2+drug_4", "0.4+7+1")
+    other = as_under(known[5:8], "drug_3", "0.2")
+    cells = ad.concat([known, new, other], index_unique="-")
+    z = model.get_latent_representation(known)
+    sizes = [len(m.index) for m in model.module.modules() if isinstance(m, Composition)]
+    model.reader._told.clear()
+    with pytest.warns(UserWarning, match=READ) as said:
+        found = model.get_latent_representation(cells)
+    assert "'drug_1 0.4+drug_2 7+drug_4 1', 'drug_3 0.2'" in str(said[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of each condition once
+        turned = model.get_latent_representation(cells[::-1].copy())
+    np.testing.assert_array_equal(found[:12], z)
+    np.testing.assert_allclose(turned[::-1], found, atol=1e-6)
+    np.testing.assert_allclose(model.get_latent_representation(new), found[12:17], atol=1e-6)
+    assert not np.allclose(found[12:17], z[:5], atol=1e-4)  # the same counts under another condition
+    assert [len(m.index) for m in model.module.modules() if isinstance(m, Composition)] == sizes
+    assert np.isfinite(model.get_elbo(cells, return_mean=False)).all()
+    assert np.isfinite(model.get_marginal_ll(cells, n_mc_samples=2))
+    assert model.get_normalized_expression(cells).shape == (20, GENES)
+    noted = model.annotate(cells, copy=True)
+    np.testing.assert_allclose(noted.obsm[f"X_{model.name}"], found, atol=1e-6)
+    if hasattr(model, "predict_labels"):
+        assert len(model.predict_labels(cells)) == 20
+
+
+def test_cells_under_new_conditions_with_a_learned_style(screen):
+    """Which has no prior for them, so they have that of the average condition, and no penalty."""
+    cells = screen.copy()
+    set_up("CGMDVAE", cells)
+    model = sa.CGMDVAE(cells, **SMALL, n_w=2, w_prior="condition")
+    model.train(max_epochs=1, **QUIET)
+    new = as_under(controls(cells), "drug_0+drug_3", "0.5+1")
+    both = ad.concat([controls(cells), new], index_unique="-")
+    assert np.isfinite(quietly(model.get_elbo, both, return_mean=False)).all()
+    assert np.isfinite(quietly(model.annotate, both, copy=True).obsm["X_cgmdvae"]).all()
+    made = quietly(model.transfer, new, to={"drug_1": 0.2}, route="style")
+    assert np.isfinite(made.layers["counts"].toarray()).all()
+
+
+def test_a_new_condition_is_read_by_the_rows_of_its_parts(model):
+    """A module that knows the condition as a category gives its cells the same codes."""
+    cells = as_under(controls(model.adata), "drug_0+drug_3", "0.5+1")
+    found = quietly(model.get_latent_representation, cells)
+    target = targets.target_of(model, {"drug_0": 0.5, "drug_3": 1.0})
+    with targets.knowing(model, target) as code, torch.no_grad():
+        (batch,) = model.reader.batches(controls(model.adata))
+        batch.c[:] = code
+        expected = model.module.encode(batch)["z"].mean
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+
+
+def test_cells_next_to_a_seen_condition_are_read_like_its_cells(one):
+    seen = as_under(controls(one.adata), "drug_0", "0.1")
+    near = as_under(controls(one.adata), "drug_0", "0.100001")
+    z = quietly(one.get_latent_representation, near)
+    np.testing.assert_allclose(z, one.get_latent_representation(seen), atol=1e-4)
+
+
+def test_cells_under_conditions_with_unknown_parts_are_refused(one):
+    cells = as_under(controls(one.adata), "drug_1+nobody", "1")
+    for call in (one.get_latent_representation, lambda c: one.transfer(c, to={}), one.annotate):
+        with pytest.raises(ValueError, match="conditions with 'nobody', which the model has neither"):
+            call(cells)
+    named = ad.AnnData(cells.X, obs=cells.obs[["cell_type"]].assign(conditions="drug_0 0.5"), var=cells.var)
+    with pytest.raises(ValueError, match=r"never seen: drug_0 0\.5"):  # a mere name has no parts
+        one.get_latent_representation(named)
+    new = as_under(controls(one.adata), "drug_1", "0.4")
+    with pytest.raises(ValueError, match=r"never seen: drug_1 0\.4"):  # codes of scvi-tools are of seen ones
+        one.get_from_registry(new, "condition")
+
+
+def test_cells_that_are_not_read_to_the_end_leave_the_model_right(one):
+    cells = as_under(controls(one.adata), "drug_1", "0.4")
+    before = quietly(one.get_latent_representation, cells)
+    batches = one.reader.batches(cells, batch_size=5)
+    next(batches)
+    np.testing.assert_array_equal(one.get_latent_representation(cells), before)
+    del batches
+    np.testing.assert_array_equal(one.get_latent_representation(cells), before)
+
+
+@pytest.mark.parametrize("new", ["a combination", "all of it"])
+def test_predictions_of_what_was_never_seen_can_be_read(model, new):
+    made = quietly(model.transfer, controls(model.adata), to=NEW[new])
+    assert np.isfinite(quietly(model.get_latent_representation, made)).all()
+    back = quietly(model.transfer, made, to="control")
+    name = model.reader.structure.design.name_of(targets.target_of(model, NEW[new]).content)
+    assert set(back.obs["transfer_from"]) == {name}
+    assert set(back.obs["drug"]) == {"control"}
+    onward = quietly(model.transfer, made, to={"drug_2": 0.3, "drug_3": 0.2}, route="decoder")
+    assert np.isfinite(back.X).all()
+    assert np.isfinite(onward.layers["counts"].toarray()).all()
+
+
+def test_predictions_are_read_alone_together_and_from_a_file(one, tmp_path):
     cells = controls(one.adata)
-    cells.obs["drug"] = "drug_1"
-    cells.obs["dose"] = "0.4"
-    with pytest.raises(ValueError, match="never seen"):
-        one.get_latent_representation(cells)
+    made = quietly(one.transfer, cells, to=NEW["all of it"])
+    z = quietly(one.get_latent_representation, made)
+    counted = made.copy()
+    counted.X = counted.layers["counts"]
+    both = ad.concat([cells, counted])
+    np.testing.assert_allclose(one.get_latent_representation(both)[len(cells) :], z, atol=1e-6)
+    made.write_h5ad(tmp_path / "made.h5ad")
+    back = ad.read_h5ad(tmp_path / "made.h5ad")
+    np.testing.assert_allclose(one.get_latent_representation(back), z, atol=1e-6)
+    same = quietly(one.transfer, made, to=NEW["all of it"])  # from a new condition to itself
+    assert (same.layers["counts"] != made.layers["counts"]).nnz == 0
+    whole = quietly(one.transfer, made, to="control", context=made)
+    for part in (made[:3], made[::-1]):  # each cell by itself, if groups start at the same cells
+        alone = quietly(one.transfer, part.copy(), to="control", context=made)
+        np.testing.assert_allclose(alone.X, whole[alone.obs_names].X, rtol=1e-4, atol=1e-5)
+
+
+def test_a_change_from_a_new_condition_is_the_inverse_of_that_to_it(one):
+    """Means of a group come back to where they were, up to what uncertain effects are drawn to zero."""
+    to, cells = NEW["a combination"], one.adata[(one.adata.obs["drug"] == "control").to_numpy()].copy()
+    there = quietly(one.transfer, cells, to=to)
+    back = quietly(one.transfer, there, to="control")
+    for group in ("type_0", "type_1"):
+        name = one.reader.structure.design.name_of(targets.target_of(one, to).content)
+        assert f"{group} from {name}" in back.uns["transfer"]["shift"]
+    structured = shown(one, 1e4)[2]
+    forth = structured.predicted("shift", "type_0", "control", name).mean
+    np.testing.assert_allclose(structured.predicted("shift", "type_0", name, "control").mean, -forth)
+
+
+def test_expression_of_new_conditions_is_compared(one):
+    cells = controls(one.adata)
+    both = ad.concat([cells, as_under(cells, "drug_0", "0.5")], index_unique="-")
+    genes = quietly(
+        one.differential_expression, both, groupby="drug", group1="drug_0", group2="control", silent=True
+    )
+    assert len(genes) == GENES
+    seen = ad.concat([cells, as_under(cells, "drug_0", "0.1")], index_unique="-")
+    other = quietly(
+        one.differential_expression, seen, groupby="drug", group1="drug_0", group2="control", silent=True
+    )
+    assert not np.allclose(genes["scale1"], other.loc[genes.index, "scale1"], rtol=1e-3)
 
 
 def test_a_prediction_can_be_read_as_cells(one):
@@ -410,6 +574,7 @@ def test_amounts_in_obsm(screen, entry, tmp_path):
     values = found.toarray() if sp.issparse(found) else np.asarray(found)
     np.testing.assert_array_equal(values, np.tile([0.5, 0, 0, 0], (9, 1)))
     new.write_h5ad(tmp_path / "new.h5ad")
+    assert np.isfinite(quietly(model.get_latent_representation, new)).all()
     seen = quietly(model.transfer, start, to={part: 1.0})
     assert np.isfinite(model.get_latent_representation(seen)).all()
 

@@ -3,7 +3,7 @@
     row of category c   =   sum_j value[c, j] * weight[index[c, j]]
 
 With one part each, of value 1, this is an ordinary table. Categories that were never seen can be added as
-long as their parts are known (:func:`with_category`).
+long as their parts are known (:func:`with_categories`).
 """
 
 from __future__ import annotations
@@ -78,23 +78,34 @@ class Composed(nn.Module):
 
 
 @contextmanager
-def with_category(module: nn.Module, rows: Rows) -> Iterator[int]:
-    """Let a module know one more category for a while, and yield its code.
+def with_categories(module: nn.Module, rows: Rows) -> Iterator[int]:
+    """Let a module know more categories for a while, and yield the code of the first of them.
+
+    Codes of categories that it knows already stay as they are, to the last bit of what they give. It may be
+    used within itself. If the inner one ends last, the rows of the outer one stay, and no code leads there.
 
     Parameters
     ----------
     module
         Module whose tables are made of parts.
     rows
-        Parts of all categories, of which the last is new.
+        Parts of the new categories.
     """
     parts = [m for m in module.modules() if isinstance(m, Composition)]
     before = [(m.index, m.value) for m in parts]
+    grown = [tuple(map(_stacked, old, (rows.index, rows.value))) for old in before]
     try:
-        for m in parts:
-            m.index = torch.as_tensor(rows.index).to(m.index)
-            m.value = torch.as_tensor(rows.value).to(m.value)
-        yield len(rows) - 1
-    finally:
-        for m, (index, value) in zip(parts, before, strict=True):
+        for m, (index, value) in zip(parts, grown, strict=True):
             m.index, m.value = index, value
+        yield len(before[0][0])
+    finally:
+        for m, old, new in zip(parts, before, grown, strict=True):
+            if m.index is new[0]:
+                m.index, m.value = old
+
+
+def _stacked(known: Tensor, more: np.ndarray) -> Tensor:
+    """Return rows below others, padded with zeros to the same width."""
+    both = [known, torch.as_tensor(more).to(known)]
+    width = max(rows.shape[1] for rows in both)
+    return torch.cat([nn.functional.pad(rows, (0, width - rows.shape[1])) for rows in both])

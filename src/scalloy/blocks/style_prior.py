@@ -50,6 +50,12 @@ class StylePrior:
         loc, log_scale = self.table.chunk(2, -1)
         return torch.log_softmax(gaussian(loc, log_scale.exp()).log_prob(w.unsqueeze(-2)), -1)
 
+    def told_of(self, w: Tensor, c: Tensor) -> Tensor:
+        """Return ``log p(c | w)`` for the condition of each cell, or zero if the table does not have it."""
+        told = self.log_told(w)
+        known = c.clamp_max(told.shape[-1] - 1)
+        return told.gather(-1, known.unsqueeze(-1))[:, 0] * (known == c)
+
     def carried(self, w: Tensor, c: Tensor, to: Tensor) -> Tensor:
         """Carry ``w`` from the prior of its condition to that of the condition ``to``."""
         here, there = self.at(c), self.at(to)

@@ -161,7 +161,7 @@ class CGMDVAE(VAEModule):
         if "w" in q:
             kl["w"] = kl_divergence(q["w"], p["w"])
             if self.w_prior == "condition":
-                penalty["condition"] = -self.style.log_told(q["w"].mean).gather(-1, c.unsqueeze(-1))[:, 0]
+                penalty["condition"] = -self.style.told_of(q["w"].mean, c)
         of_all_cells = self.prior.of_all_cells(self.ridge)
         return Terms(-self.likelihood.log_prob(p["x"], batch.x), kl, of_all_cells, penalty)
 

@@ -93,12 +93,14 @@ class TRVAE(VAEModule):
 
     def discrepancy(self, h: Tensor, batch: Batch) -> Tensor:
         """Return the squared MMD between conditions, averaged or added up over pairs of them."""
-        within = batch.y if self.by_label else None
+        within, n = batch.y if self.by_label else None, self.n_conditions
+        if not self.training:  # cells may be under conditions that were never seen
+            n = max(n, 1 + int(batch.condition.max()))
         return div.between_groups(
             h,
             batch.condition,
             div.TRVAE if self.published_kernel else div.median_scales(h),
-            n_groups=self.n_conditions,
+            n_groups=n,
             unbiased=not self.published_kernel,
             at_least=1 if self.published_kernel else 8,
             within=within,

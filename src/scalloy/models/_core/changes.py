@@ -101,15 +101,16 @@ class Changes:
     def of(self, group: str, donor: str, source: str, target: Target) -> Change | None:
         """Return the change of a group in a donor between two conditions, or ``None``.
 
-        It is ``None`` if the context has no such cells, or if the model knows no groups. A group with few
-        cells of the donor starts at the cells of all donors, as it does if ``donor`` is empty.
+        It is ``None`` if the context has no such cells, or if the model knows no groups, unless conditions
+        have structure: then others tell of this one even if all cells are one group. A group with few cells
+        of the donor starts at the cells of all donors, as it does if ``donor`` is empty.
         """
         key = (group, donor, source, target.name)
         if key not in self.known:
             rows = self._rows(group, donor, source)
             rows = self._some(rows if len(rows) >= AT_LEAST else self._rows(group, "", source))
             ungrouped = group == UNGROUPED and group not in self.model.reader.labels
-            if ungrouped or not len(rows):
+            if (ungrouped and self.structured is None) or not len(rows):
                 self.known[key] = None
             else:
                 learned, name = self._learned(group, donor, source, target)

@@ -101,17 +101,17 @@ def transfer(
     -------
     AnnData with the same cells and genes. ``.X`` is the expected log-normalised expression, and
     ``.layers["counts"]`` has counts (if the likelihood is one of counts), which the model reads as the counts
-    of these cells if it has seen the condition. ``.obs`` has the new condition, ``"transfer_of"`` (name of
-    the original cell), ``"transfer_from"`` (its condition) and ``"transfer_group"``. ``.uns["transfer"]`` has
-    the settings. The names of the cells end in the name of the condition.
+    of these cells. ``.obs`` has the new condition, ``"transfer_of"`` (name of the original cell),
+    ``"transfer_from"`` (its condition) and ``"transfer_group"``. ``.uns["transfer"]`` has the settings. The
+    names of the cells end in the name of the condition.
 
     With ``route="auto"``, ``.obs["transfer_far"]`` marks cells whose group is unlike all that were seen under
-    both conditions, and conditions with doses, times or parts beyond what was seen.
-    ``.obs["transfer_skill"]`` is the skill to expect (0 is no better than no change; not a number if the
-    change was seen, or if no other group was). ``.uns["transfer"]`` also has, by gene and group, the shift
-    and the fold change of counts, each with its standard deviation. If donors (or batches) have cells under
-    both conditions, it has them by group and donor. ``.obs["transfer_pair"]`` is the name of the entry of
-    each cell.
+    both conditions. With every route it marks conditions with doses, times or parts beyond what was seen.
+    With ``route="auto"``, ``.obs["transfer_skill"]`` is the skill to expect (0 is no better than no change;
+    not a number if the change was seen, or if no other group was). ``.uns["transfer"]`` also has, by gene and
+    group, the shift and the fold change of counts, each with its standard deviation. If donors (or batches)
+    have cells under both conditions, it has them by group and donor. ``.obs["transfer_pair"]`` is the name of
+    the entry of each cell.
 
     Examples
     --------

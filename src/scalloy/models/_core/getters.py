@@ -230,7 +230,7 @@ def differential_expression(
             reader.manager()
             return compare(model, model.adata, *args, **kwargs)
         cells = reader.fitting(adata)
-        manager = reader.manager(cells)
+        manager = reader.manager(cells, composes=True)
         if (key := reader.set_up_with.get("labels_key")) in cells.obs:
             manager.adata.obs[key] = cells.obs[key]  # cells may be grouped by labels that the model lacks
         model._register_manager_for_instance(manager)  # scvi-tools reads the cells by itself

@@ -23,6 +23,7 @@ from scalloy._seeds import seeded
 from scalloy._threads import keep_to_cores
 from scalloy.blocks.composed import Rows
 from scalloy.data import checks
+from scalloy.data.asked_conditions import design_in
 from scalloy.data.batches import CellLoader
 from scalloy.data.cell_table import Cells, as_positions
 from scalloy.data.chunks import in_memory
@@ -142,8 +143,8 @@ class CellReader:
         """Return the parts of each condition, if conditions are made of parts."""
         if (structure := self.structure) is None:
             return None
-        assert structure.design is not None
-        return rows_of(structure.design, self.conditions)
+        known = design_in(structure).by_name
+        return rows_of(design_in(structure), [known[name] for name in self.conditions])
 
     def _state(self, field: str) -> dict[str, Any]:
         """Return what is known of a registered field, such as its categories."""
@@ -185,13 +186,16 @@ class CellReader:
         missing = self.max_missing if data is self.given else 0.0
         return fitting(self.layout, data, self.registry, missing)
 
-    def manager(self, adata: Any = None) -> AnnDataManager:
+    def manager(self, adata: Any = None, *, composes: bool = False) -> AnnDataManager:
         """Return scvi-tools' registration of the model's cells, or of new ones, which are left as they are.
 
         Parameters
         ----------
         adata
             New cells; ``None`` is the model's own.
+        composes
+            Whether the cells may be under new conditions that are made of known parts; they have another one
+            in the registration, and masks say where (:mod:`scalloy.models._core.unknowns`).
         """
         if adata is None or adata is self.adata:
             return self._own_manager()
@@ -210,6 +214,8 @@ class CellReader:
         checks.check_keys(cells, setup)
         if (donors := setup.get("donor_key")) is not None:
             unknowns.complete_donors(cells, donors, categories[donors], self._told)
+        if (structure := self.structure) is not None:
+            unknowns.complete_conditions(cells, adata, structure, self._told, composes=composes)
         checks.check_categories(cells, categories)
         checks.as_known(cells.obs, categories)
         if (own := self._model._adata_manager) is not None:
@@ -280,13 +286,15 @@ class CellReader:
         module.eval()
         own, n_labels = adata is self.adata, len(self.labels)
         for part, rows in in_memory(None if own else adata, indices):
-            manager, n_read = self.manager(part), 0
-            masks = unknowns.masks_of(manager.adata, _order(rows, manager))
-            for tensors in CellLoader(manager, rows, batch_size=batch_size):
-                n = len(tensors[REGISTRY_KEYS.X_KEY])
-                some = {k: mask[n_read : n_read + n] for k, mask in masks.items()}
-                n_read += n
-                yield {k: v.to(module.device) for k, v in unknowns.masked(tensors, some, n_labels).items()}
+            manager, n_read = self.manager(part, composes=True), 0
+            masks = unknowns.masks_of(manager.adata, rows)
+            with unknowns.with_conditions(module, manager.adata) as first:
+                for tensors in CellLoader(manager, rows, batch_size=batch_size):
+                    n = len(tensors[REGISTRY_KEYS.X_KEY])
+                    some = {k: mask[n_read : n_read + n] for k, mask in masks.items()}
+                    n_read += n
+                    read = unknowns.masked(tensors, some, n_labels, first)
+                    yield {k: v.to(module.device) for k, v in read.items()}
 
     def batches(
         self, adata: Any = None, indices: Any = None, batch_size: int | None = None, *, decodes: bool = False
@@ -387,9 +395,3 @@ def _codes_are_there(manager: AnnDataManager) -> bool:
     """Return whether the columns and arrays that a registration has written are in the cells."""
     places = ((place["attr_name"], place["attr_key"]) for place in manager.data_registry.values())
     return all(key is None or key in getattr(manager.adata, name) for name, key in places)
-
-
-def _order(rows: Any, manager: AnnDataManager) -> np.ndarray:
-    """Return the positions of the cells in the order in which they are read."""
-    n = manager.adata.n_obs
-    return np.arange(n) if rows is None else as_positions(rows, n)

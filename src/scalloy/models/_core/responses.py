@@ -44,7 +44,8 @@ def dose_response(
 ) -> pd.DataFrame:
     """Predict how the expression of each gene changes with the dose of a drug, in each group of cells.
 
-    Doses that were seen are predicted, too, so that a curve does not jump to what was measured.
+    Doses that were seen are predicted, too, so that a curve does not jump to what was measured. At other
+    doses, this is the change that :meth:`transfer` makes to the mean counts of the groups.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
     a new donor                                     all cells that are passed
     a known one with fewer than ten own cells of    his cells of the group that are passed, if they are ten
     the group under the condition before            or more
+    a condition before that was never seen          all cells that are passed
     any other                                       the model's own cells
 
 Donors differ. A group of a donor that starts at the cells of others gets their level of expression.
@@ -24,6 +25,7 @@ from scalloy.models._core.structure import condition_of_each
 from scalloy.models._core.targets import Target
 from scalloy.models._core.unknowns import new_donors
 from scalloy.perturbation.donors import AT_LEAST, Seen
+from scalloy.perturbation.structured import Structured
 from scalloy.vae.base import HasConditions
 
 
@@ -51,13 +53,19 @@ class Starts:
         """Moments of the model's own cells, and what changes are learned from."""
         return self.own.seen
 
+    @property
+    def structured(self) -> Structured | None:
+        """Changes that conditions with structure have shown, if they have any."""
+        return self.own.structured
+
     def of(self, group: str, donor: str, source: str, target: Target) -> Change | None:
         """Return the change of a group in a donor between two conditions, or ``None`` if it has no cells."""
         return self._at(group, donor, source).of(group, donor, source, target)
 
     def _at(self, group: str, donor: str, source: str) -> Changes:
         """Return the changes that start where this group does."""
-        if self.new and (not donor or donor in self.new):
+        never_seen = source not in self.own.model.reader.conditions
+        if never_seen or (self.new and (not donor or donor in self.new)):
             part = self._part()
         elif not donor or self.own.number(group, donor, source) >= AT_LEAST:
             part = None

@@ -7,6 +7,7 @@ the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import pandas as pd
 from anndata import AnnData
 
 from scalloy.blocks.composed import Rows
+from scalloy.data.asked_conditions import design_in
 from scalloy.data.conditions import Conditions
 from scalloy.data.genes import shallow
-from scalloy.perturbation.design import Design
+from scalloy.perturbation.design import Content, Design
 
 
 def with_column(adata: AnnData, given: dict[str, Any], *, extend: bool = False) -> dict[str, Any]:
@@ -60,8 +62,31 @@ def with_column(adata: AnnData, given: dict[str, Any], *, extend: bool = False) 
 def names_in(conditions: Conditions, adata: AnnData) -> np.ndarray:
     """Return the name of the condition of each cell, known or not."""
     codes, contents = conditions.of_cells(adata)
-    assert conditions.design is not None
-    return np.array([conditions.design.name_of(c) for c in contents], dtype=object)[codes]
+    return np.array(list(map(design_in(conditions).name_of, contents)), dtype=object)[codes]
+
+
+def contents_in(conditions: Conditions, adata: AnnData) -> dict[str, Content]:
+    """Return the conditions that cells are under by their names, known or not, as far as columns tell.
+
+    Parameters
+    ----------
+    conditions
+        Conditions of a model.
+    adata
+        Cells with the columns of the conditions, or with that of their names only.
+    """
+    design = design_in(conditions)
+    if not has_columns(conditions, adata):
+        return {
+            name: design.by_name[name] for name in set(adata.obs[conditions.key_added]) & set(design.names)
+        }
+    return {design.name_of(content): content for content in conditions.of_cells(adata)[1]}
+
+
+def has_columns(conditions: Conditions, adata: AnnData) -> bool:
+    """Return whether cells have the columns of the conditions, and not just that of their names."""
+    there = {*conditions.factors, *(conditions.dose or ()), *filter(None, [conditions.time])}
+    return there <= {*adata.obs, *adata.obsm}
 
 
 def condition_of_each(adata: AnnData, given: dict[str, Any]) -> np.ndarray:
@@ -93,8 +118,7 @@ def with_names(adata: AnnData, given: dict[str, Any]) -> AnnData:
         return adata
     conditions = Conditions.from_plain(given["conditions"])
     key = conditions.key_added
-    there = {*conditions.factors, *(conditions.dose or ()), *filter(None, [conditions.time])}
-    if key in adata.obs and not there <= {*adata.obs, *adata.obsm}:
+    if key in adata.obs and not has_columns(conditions, adata):
         return adata
     names = names_in(conditions, adata)
     if key in adata.obs and (adata.obs[key].astype(str).to_numpy() == names).all():
@@ -104,16 +128,15 @@ def with_names(adata: AnnData, given: dict[str, Any]) -> AnnData:
     return cells
 
 
-def rows_of(design: Design, names: list[str]) -> Rows:
-    """Return what each condition is made of, in the order of the codes of a model.
+def rows_of(design: Design, contents: Sequence[Content]) -> Rows:
+    """Return what each of some conditions is made of.
 
     Parameters
     ----------
     design
-        Design of the conditions.
-    names
-        Names of the conditions in the order of their codes.
+        Design of the conditions of a model.
+    contents
+        Contents of the conditions.
     """
-    contents = design.by_name
-    index, value = design.rows([contents[name] for name in names])
+    index, value = design.rows(contents)
     return Rows(index, value, design.n_columns)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from scalloy._arguments import category
-from scalloy.blocks.composed import with_category
+from scalloy.blocks.composed import with_categories
 from scalloy.data.asked_conditions import content_of
 from scalloy.models._core.protocols import Conditioned
 from scalloy.models._core.structure import rows_of
@@ -66,6 +66,5 @@ def knowing(model: Conditioned[HasConditions], target: Target) -> Iterator[int]:
     assert structure.design is not None
     assert target.content is not None
     assert isinstance(model.module, nn.Module)
-    design = structure.design.with_condition(target.content)
-    with with_category(model.module, rows_of(design, [*known, target.name])) as code:
+    with with_categories(model.module, rows_of(structure.design, [target.content])) as code:
         yield code

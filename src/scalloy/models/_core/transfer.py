@@ -45,6 +45,7 @@ from scalloy.models._core.decoding import Decoded, How, batches, decode, drawn
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
 from scalloy.models._core.protocols import Conditioned, ModelOf
 from scalloy.models._core.starts import Starts, started
+from scalloy.models._core.structure import contents_in
 from scalloy.models._core.targets import Target, knowing
 from scalloy.perturbation.donors import Seen
 from scalloy.perturbation.redraw_counts import kept_share, redraw, with_depth
@@ -91,7 +92,7 @@ def transfer(
     cells = cells if cells is None else model.reader.fitting(cells)
     source = model.reader.cells(cells)
     how = How(route, n_samples, float(target_sum), seed)
-    to = target.name
+    to, beyond = target.name, _beyond(model, target, route)
     with torch.no_grad(), seeded(seed), knowing(model, target) as code:
         about = described(model, cells, source)
         if route != "auto":
@@ -100,6 +101,7 @@ def transfer(
             counts = None if made.counts is None else _sampled(model, cells, code, how, library_size)
         else:
             changes = changes or started(model, how, cells, context)
+            _learn_names(model, changes, source)
             about = _of_donors(about, changes.seen, to)
             pairs = about.drop_duplicates("pair").itertuples()
             found = {row.pair: changes.of(row.group, row.donor, row.source, target) for row in pairs}
@@ -110,10 +112,9 @@ def transfer(
             names = pd.util.hash_array(source.obs_names.to_numpy().astype(object))
             rng = np.random.default_rng([seed, int(names.sum() % 2**32)])  # pieces have draws of their own
             expected, counts = _changed(made, about["pair"], found, library_size, rng)
-            about["beyond"] = _is_beyond(model, target)
-            about["far"] = _far(about, found, to) | about["beyond"].to_numpy()
+            about["far"] = _far(about, found, to)
             about["skill"] = about["pair"].map({k: c.skill.mean for k, c in found.items() if c and c.skill})
-    return _as_anndata(model, source, target, about, expected, counts, found, how)
+    return _as_anndata(model, source, target, about, expected, counts, found, how, beyond=bool(beyond))
 
 
 def described(model: Conditioned[HasConditions], cells: AnnData | None, source: AnnData) -> pd.DataFrame:
@@ -230,16 +231,26 @@ def _far(about: pd.DataFrame, found: dict[str, Change | None], to: str) -> np.nd
     return about["pair"].map(of_pair).to_numpy(dtype=bool) & (about["source"] != to).to_numpy()
 
 
-def _is_beyond(model: Conditioned[HasConditions], target: Target) -> bool:
-    """Return whether a condition lies beyond those that were seen, with a warning of what does."""
+def _beyond(model: Conditioned[HasConditions], target: Target, route: str) -> list[str]:
+    """Return what of a condition lies beyond what was seen, with a warning of it."""
     if (structure := model.reader.structure) is None or target.content is None:
-        return False
+        return []
     if beyond := design_in(structure).beyond(target.content):
+        skill = "`.obs['transfer_skill']` has the skill to expect"
+        skill = skill if route == "auto" else "nothing is known of the skill of this route"
         warn(
             f"{target.name!r} lies beyond what the model has seen: {few(beyond)}. "
-            "`.obs['transfer_far']` marks these cells, and `.obs['transfer_skill']` has the skill to expect.",
+            f"`.obs['transfer_far']` marks these cells, and {skill}.",
         )
-    return bool(beyond)
+    return beyond
+
+
+def _learn_names(model: Conditioned[HasConditions], changes: Changes | Starts, source: AnnData) -> None:
+    """Tell what changes are learned from which conditions the cells are under, as they may be new ones."""
+    if (structure := model.reader.structure) is not None and changes.structured is not None:
+        for name, content in contents_in(structure, source).items():
+            if name not in model.reader.conditions:
+                changes.structured.of(name, content)
 
 
 def _warn_of_far(about: pd.DataFrame, to: str) -> None:
@@ -289,6 +300,8 @@ def _as_anndata(
     counts: Any,
     found: dict[str, Change | None],
     how: How,
+    *,
+    beyond: bool,
 ) -> AnnData:
     """Return the prediction with the columns of the cells that are still true."""
     to = target.name
@@ -309,12 +322,13 @@ def _as_anndata(
     said["target_sum"] = how.target_sum
     if counts is not None:
         said["counts"] = COUNTS
+    if "far" in about or target.content is not None:
+        out.obs["transfer_far"] = about["far"].to_numpy() | beyond if "far" in about else beyond
     if "far" in about:
-        out.obs["transfer_far"] = about["far"].to_numpy()
         out.obs["transfer_skill"] = about["skill"].to_numpy(dtype=np.float64)
         out.obs["transfer_pair"] = pd.Categorical(about["pair"].map(_keys.safe))
         said |= _explained(found, [str(v) for v in out.var_names])
-        _warn_of_far(about.assign(far=about["far"] & ~about["beyond"]), to)
+        _warn_of_far(about.assign(far=about["far"] & (not beyond)), to)
     out.uns["transfer"] = said
     return out
 
