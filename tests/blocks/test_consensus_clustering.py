@@ -10,7 +10,8 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from scalloy.blocks import consensus_clustering as module
-from scalloy.blocks.consensus_clustering import agreed, consensus, merge, partition, stability, within
+from scalloy.blocks.cluster_tree import cut
+from scalloy.blocks.consensus_clustering import merged, partition, tree_of, within
 from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.mixtures import Components, Dirichlet
 
@@ -42,17 +43,17 @@ def test_each_merge_is_the_best_of_all_pairs(seed):
     while len(groups) > 2:
         one, other = max(combinations(groups, 2), key=gain)
         groups = [group for group in groups if group not in (one, other)] + [one | other]
-        cluster_of = merge(r, len(groups))
+        cluster_of = merged(r)[len(groups)]
         found = [set(np.flatnonzero(cluster_of == k)) for k in range(len(groups))]
         assert set(map(frozenset, found)) == set(map(frozenset, groups))
     assert (r == given).all()
 
 
-def test_merging_joins_pieces_of_a_group_and_numbers_the_largest_first():
+def test_merging_joins_pieces_of_a_group():
     sure = np.eye(3)[np.repeat([0, 1, 2], [50, 80, 30])]
     r = np.column_stack([sure[:, 0], sure[:, 1] * 0.5, sure[:, 1] * 0.5, sure[:, 2]])
-    assert merge(r, 3).tolist() == [1, 0, 0, 2]
-    assert merge(r).tolist() == [1, 0, 0, 2]  # none of the rest share cells
+    assert merged(r)[3].tolist() == [0, 1, 1, 2]
+    assert sorted(merged(r)) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("little", [0, 1e-6])
@@ -62,14 +63,8 @@ def test_components_without_a_cell_keep_no_cluster(little):
     r[:400, 0], r[:400, 1], r[400:600, 2], r[600:, 3] = t, 1 - t, 1, 1
     r = r * (1 - little)
     r[:, 4] += little
-    for n_clusters, expected in ((4, 4), (3, 3), (None, 3)):
-        assert len(np.unique(merge(r, n_clusters)[r.argmax(1)])) == expected
-
-
-def test_kmeans_is_stable_on_groups_and_not_on_a_single_cloud():
-    points, _ = groups([80, 80, 80])
-    assert stability(points, 3) > 0.99
-    assert stability(np.random.default_rng(0).normal(size=(300, 4)), 6) < 0.8
+    for n_clusters in (4, 3):
+        assert len(np.unique(merged(r)[n_clusters][r.argmax(1)])) == n_clusters
 
 
 def test_one_component_for_each_cluster_begins_as_methods_agree_and_several_take_all():
@@ -80,65 +75,28 @@ def test_one_component_for_each_cluster_begins_as_methods_agree_and_several_take
     assert (several.sum(0) > 0).all()
 
 
-def test_where_clusters_are_stable_components_follow_what_methods_agree_on():
+def test_components_within_clusters_follow_what_methods_agree_on():
     points, y = groups([40, 90, 60])
     centres = np.concatenate([points[y == k][:3] for k in range(3)])
     apart = np.square(points[:, None] - centres).sum(-1)
     r = np.eye(9)[apart.argmin(1)]  # no two components share cells: what is merged by overlap is chance
-    assert adjusted_rand_score(y, merge(r, 3)[r.argmax(1)]) < 0.9
-    clusters = agreed(r, 3, points)
-    assert adjusted_rand_score(y, clusters) == 1.0
-    assert np.bincount(clusters).tolist() == [90, 60, 40]  # the largest first
-    component, cluster_of = within(points, clusters, 9)
-    assert (cluster_of[component] == clusters).all()
+    assert adjusted_rand_score(y, merged(r)[3][r.argmax(1)]) < 0.9
+    tree = tree_of(r, points, None, 3, places=True)
+    assert adjusted_rand_score(y, cut(tree.merges.pairs, 3)[tree.leaf]) == 1.0
+    assert tree_of(r, points, None, None, places=True).n_clusters == 3
+    kept = tree_of(r, points, None, 3, places=False)
+    assert (kept.leaf == r.argmax(1)).all()  # the given components
+    assert adjusted_rand_score(y, cut(kept.merges.pairs, 3)[kept.leaf]) == 1.0
+
+
+def test_clusters_get_components_by_their_sizes():
+    points, y = groups([90, 60, 40])
+    component, cluster_of = within(points, y, 9)
+    assert (cluster_of[component] == y).all()
     assert np.bincount(cluster_of).tolist() == [4, 2, 1]
     assert np.bincount(component).min() > 0
-
-
-def test_where_they_are_not_stable_components_are_merged_by_overlap():
-    """Two long and thin clusters side by side, which methods that look for round ones cut across."""
-    rng = np.random.default_rng(0)
-    points = np.c_[rng.uniform(0, 60, 600), np.repeat([0.0, 3.0], 300) + rng.normal(0, 0.15, 600)]
-    y, centres = np.repeat([0, 1], 300), np.c_[np.tile(np.arange(5, 60, 10.0), 2), np.repeat([0.0, 3.0], 6)]
-    apart = np.square((points[:, None] - centres) / [4.0, 0.5]).sum(-1)
-    r = np.exp(-0.5 * (apart - apart.min(1, keepdims=True)))
-    r /= r.sum(1, keepdims=True)
-    assert adjusted_rand_score(y, merge(r, 2)[r.argmax(1)]) > 0.95
-    assert agreed(r, 6, np.random.default_rng(0).normal(size=(600, 4))) is None
-    three = within(points, np.repeat([0, 1, 2], [500, 98, 2]), 5)[1]
+    three = within(np.random.default_rng(0).normal(size=(600, 2)), np.repeat([0, 1, 2], [500, 98, 2]), 5)[1]
     assert np.bincount(three).tolist() == [3, 1, 1]
-
-
-def test_consensus_follows_what_most_methods_see():
-    points, y = groups([90, 60, 40])
-    assert adjusted_rand_score(y, consensus([points], 3)) == 1.0
-    noise = np.random.default_rng(1).normal(size=points.shape)  # a view in which there is nothing to see
-    assert adjusted_rand_score(y, consensus([points, noise], 3)) > 0.95
-
-
-def test_a_candidate_counts_unless_it_is_alone_with_what_it_says(monkeypatch):
-    votes = {}
-
-    class Linkage:
-        def __init__(self, *_, **__):
-            pass
-
-        def fit_predict(self, apart):
-            votes["apart"] = apart
-            return np.zeros(len(apart), dtype=int)
-
-    points, y = groups([90, 60, 40])
-    several = list(module._several(points, 3, 0))
-    several[0] = np.minimum(y, 1)  # a method that sees less
-    monkeypatch.setattr(module, "_several", lambda *_: iter(several))
-    monkeypatch.setattr(module, "AgglomerativeClustering", Linkage)
-    little = np.where(np.arange(190) % 2, y, np.arange(190) % 3)  # sees something, and less than each of them
-    assert 0.05 < module._mean_agreement(little, several) < module._mean_agreement(several[0], several[1:])
-    for candidate, counted in ((y, True), (several[0], True), (little, False)):
-        consensus([points], 3, 0, candidate)
-        n = len(several) + counted
-        wanted = sum((v[:, None] != v).astype(float) for v in (*several, *[candidate] * counted)) / n
-        np.testing.assert_allclose(votes["apart"], wanted, rtol=1e-5)
 
 
 def test_cells_beyond_the_first_ones_belong_where_their_neighbours_do(monkeypatch):
@@ -206,7 +164,7 @@ def test_components_left_out_have_no_weight_and_clusters_add_up(monkeypatch):
     assert (probabilities()[:, 5] == 0).all()
     order = torch.randperm(180, generator=torch.Generator().manual_seed(0))
     variance = torch.full_like(z, 0.1)
-    made.merge(probabilities()[order], z[order], variance, c, None, each=2.0)
+    made.grow(probabilities()[order], z[order], variance, c, None, each=2.0, places=True)
     clusters = made.of_clusters(probabilities())
     assert clusters.shape == (180, 3)
     torch.testing.assert_close(clusters.sum(1), torch.ones(180))

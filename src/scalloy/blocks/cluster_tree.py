@@ -5,8 +5,8 @@ of clusters to the next lower one, the two nodes are joined that the methods put
 average linkage with a distance that depends on the level. So every number of clusters is a cut of the same
 tree, and clusters are nested.
 
-The tree is built around one number of clusters: the one that is asked for, or else the largest one at which
-the methods agree with each other nearly as well as they do at best. At this number cells are divided by the
+The tree is built around one number of clusters: the one that is asked for, or else the one that the methods
+agree on. At this number cells are divided by the
 votes there alone. Components are then placed within these clusters, and joined there first.
 """
 
@@ -25,6 +25,7 @@ from sklearn.covariance import ledoit_wolf
 from scalloy.blocks.cluster_votes import Labels, Votes, one_hot
 
 NEARLY = 0.8  # share of the best agreement between methods
+MOSTLY = 0.5  # of the votes
 LEAST = 3  # cells that a Gaussian is fitted to
 
 
@@ -79,16 +80,23 @@ def leaves_below(pairs: np.ndarray, node: int) -> list[int]:
     return [leaf for child in pairs[node - len(pairs) - 1] for leaf in leaves_below(pairs, int(child))]
 
 
-def best_number(agreement: np.ndarray) -> int:
-    """Return the largest number of clusters at which methods agree nearly as well as they do at best.
+def best_number(agreement: np.ndarray, apart: np.ndarray) -> int:
+    """Return the number of clusters that methods agree on.
+
+    It is the largest one at which they agree nearly as well as they do at best, and at which most of them put
+    the two clusters apart that are made last.
 
     Parameters
     ----------
     agreement
         Agreement of the methods at each number of clusters, from 0; one cluster is no clustering.
+    apart
+        Share of the votes that put the parts of the last division apart, from two clusters on.
     """
-    nearly = np.flatnonzero(agreement[2:] >= NEARLY * agreement[2:].max(initial=0.0))
-    return 2 + int(nearly[-1]) if len(nearly) else 1
+    n = min(len(agreement) - 2, len(apart))
+    nearly = agreement[2 : 2 + n] >= NEARLY * agreement[2:].max(initial=0.0)
+    good = np.flatnonzero(nearly & (apart[:n] >= MOSTLY))
+    return 2 + int(good[-1]) if len(good) else 1
 
 
 def agreement(votes: Votes, k: int) -> float:

@@ -129,13 +129,13 @@ def tree_of(
     leaf = r.argmax(1)
     votes = Votes(seen, most, {k: of[leaf] for k, of in merged(r).items()})
     agreed = np.array([agreement(votes, k) if k > 1 else 1.0 for k in range(most + 1)])
-    n_clusters = n_clusters or best_number(agreed)
+    merges = grow(r.sum(0), partial(votes.apart, r))
+    n_clusters = n_clusters or best_number(agreed, merges.apart[::-1])
     if places:
         leaf, cluster_of = within(seen[0], divide(votes, n_clusters), r.shape[1])
-        r, first = one_hot(leaf), cluster_of
-    else:
-        first = None
-    return Tree(grow(r.sum(0), partial(votes.apart, r), first), agreed, n_clusters, leaf)
+        held = one_hot(leaf)
+        merges = grow(held.sum(0), partial(votes.apart, held), cluster_of)
+    return Tree(merges, agreed, n_clusters, leaf)
 
 
 def _plogp(p: np.ndarray) -> np.ndarray:
