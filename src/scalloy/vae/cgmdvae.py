@@ -44,8 +44,10 @@ from scalloy.blocks.mixture_prior import NEVER, MixturePrior
 from scalloy.blocks.mixtures import GaussianMixture
 from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Head, NetworkSettings
 from scalloy.blocks.style_prior import StylePrior
+from scalloy.blocks.unknown_cells import UnknownCells
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 from scalloy.vae.component_init import merge_components, nothing_removed, place_once
+from scalloy.vae.label_reading import learn_labels
 
 
 class CGMDVAE(VAEModule):
@@ -109,7 +111,10 @@ class CGMDVAE(VAEModule):
         else:
             self.prior_w = nn.Parameter(together)
         self.dec_x = networks.decoder(self.n_latent, **known)
-        self.readers = Readers(self.n_latent, sizes.n_vars, prior.n_labels) if prior.n_labels else None
+        self.readers, self.unknowns = None, None
+        if prior.n_labels:
+            self.readers = Readers(self.n_latent, sizes.n_vars, prior.n_labels)
+            self.unknowns = UnknownCells(self.n_latent, sizes.n_vars, prior.n_labels, len(prior.used))
 
     def encode(self, batch: Batch) -> Distributions:
         x, known = self.likelihood.features(batch.x), (*batch.removed, batch.condition)
@@ -190,13 +195,16 @@ class CGMDVAE(VAEModule):
         self, batch: Batch, n_samples: int, *, q: Distributions | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the probability of each label among the labels (a mean of votes), and that of any label."""
-        assert self.readers is not None
-        q, c = q or self.encode(batch), batch.condition
-        p = self.prior.of_labels(self.assignment(batch, n_samples, q=q))
-        known = p.sum(-1, keepdim=True)
-        p = self.readers.vote(p / known.clamp_min(1e-12), q["z"].mean, self.expression(batch))
-        typical = self.prior.typical(self.prior(c, q["w"].mean if "w" in q else None), q["z"].mean)
-        return p, known[:, 0] * typical
+        assert self.readers is not None and self.unknowns is not None
+        q = q or self.encode(batch)
+        r, z, x = self.assignment(batch, n_samples, q=q), q["z"].mean, self.expression(batch)
+        p = self.prior.of_labels(r)
+        any_label = p.sum(-1, keepdim=True)
+        p = self.readers.vote(p / any_label.clamp_min(1e-12), z, x)
+        if self.unknowns.fitted:
+            return p, self.unknowns.known(r, z, x, self.prior.covered(z))
+        p_z = self.prior(batch.condition, q["w"].mean if "w" in q else None)  # a model from file formats 1 to 4
+        return p, any_label[:, 0] * self.prior.typical(p_z, z)
 
     def expression(self, batch: Batch) -> Tensor | None:
         """Return the observed expression; ``None`` if something is to be removed from it."""
@@ -209,8 +217,4 @@ class CGMDVAE(VAEModule):
             merge_components(self, cells)
         if self.readers is None or self.prior.settled:
             return
-        found = [(b.condition, b.label, {k: v.mean for k, v in self.encode(b).items()}) for b in cells()]
-        c, y = torch.cat([c for c, _, _ in found]), torch.cat([y for _, y, _ in found])
-        means = {k: torch.cat([row[2][k] for row in found]) for k in found[0][2]}
-        self.prior.measure(self.prior(c, means.get("w")), means["z"], y)
-        self.readers.fit((self.encode(b)["z"].mean, self.expression(b), b.label) for b in cells())
+        learn_labels(self, cells)

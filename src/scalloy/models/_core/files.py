@@ -30,6 +30,7 @@ from scalloy.files.staging import locked
 from scalloy.models._core.files_format import (
     ABOUT,
     BENT,
+    LATER,
     FORMAT,
     KIND,
     NAMES,
@@ -290,7 +291,8 @@ def _read_tensors(cls: ModelClass, path: Path, about: dict[str, Any]) -> dict[st
         with torch.device("meta"):  # needs no memory, whatever the sizes
             module = _made(cls, None, about).module
         wanted = module.state_dict()
-        later = {k: v for k, v in wanted.items() if about.get("without") is BENT and BENT.fullmatch(k)}
+        lacks = next((kind for kind in (BENT, LATER) if about.get("without") is kind), None)
+        later = {k: v for k, v in wanted.items() if lacks is not None and lacks.fullmatch(k)}
         check_names({k: v for k, v in wanted.items() if k not in later}, shapes)
         out = reading.grouped({key: file.get_tensor(name) for key, name in names.items()})
         out["weights"] |= {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in later.items()}

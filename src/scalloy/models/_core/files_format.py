@@ -15,11 +15,13 @@ import torch
 
 from scalloy.files import plain_json, reading
 
-FORMAT = 4
+FORMAT = 5
 ABOUT = "model.json"
 NAMES = re.compile(r"(weights|cells)-[0-9a-f]{16}\.(safetensors|h5ad)")
 NAMES_OF_1 = {"weights": "model.safetensors", "cells": "adata.h5ad"}
-BENT = re.compile(r"readers\.of_[xz]\.(middle|axes|spots|gamma|bent_weight|bent_bias|share)")
+UNKNOWNS = r"unknowns\..*"
+LATER = re.compile(UNKNOWNS)  # weights that models of formats 3 and 4 lack
+BENT = re.compile(r"readers\.of_[xz]\.(middle|axes|spots|gamma|bent_weight|bent_bias|share)|" + UNKNOWNS)
 PARTS = ("train", "validation", "test")
 MUST_HAVE: dict[str, type] = {
     "model": str,
@@ -96,7 +98,17 @@ def _from_3(about: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**about, "format": 4, "init": init}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}
+def _from_4(about: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Convert format 4, whose unknown score is made of the free components and the reach of labels alone."""
+    return {**about, "format": 5, "without": BENT if about.get("without") is BENT else LATER}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
+    1: _from_1,
+    2: _from_2,
+    3: _from_3,
+    4: _from_4,
+}
 
 
 def _check_about(about: dict[str, Any]) -> None:
