@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ MOST, N_PCS, NEIGHBOURS = 3000, 30, 15
 MANY = 30_000  # cells in random order that are enough to see where groups of them are
 SPOTS, CROWD = 50, 20  # largest number of small groups of cells, and least number of cells in each on average
 SURE, FEW = 4.0, 0.5  # where labels are missing: standard deviations, and share of those expected
+GROUPS = 8  # components of a mixture of unknown cells, at most
 OVERLAP = 0.2  # nats per cell of the smaller component, below which two components are not merged
 
 
@@ -318,3 +319,35 @@ def _spread(
 def _squared_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
     cross = points @ centres.T
     return np.square(points).sum(1)[:, None] - 2 * cross + np.square(centres).sum(1)
+
+
+def gaussian_groups(z: np.ndarray, least: int, seed: int = 0) -> np.ndarray:
+    """Divide cells into groups that do not overlap, the largest first; -1 for cells of smaller groups.
+
+    Parameters
+    ----------
+    z
+        Latents of the cells, ``(n, L)``.
+    least
+        Smallest number of cells of a group.
+    seed
+        Random seed of the mixture. The Bayesian information criterion chooses its number of components, up to
+        ``GROUPS``, and whether latents are correlated within them; those that overlap are merged.
+    """
+    points = z.astype(np.float64)
+    most = int(np.clip(min(len(points) // CROWD, len(np.unique(points, axis=0))), 1, GROUPS))
+    ridge, tried = 1e-3 * max(float(points.var()), 1e-6), list[tuple[float, np.ndarray]]()
+    for k, shape in product(range(1, most + 1), ("diag", "full")):
+        mixture = GaussianMixture(k, covariance_type=shape, reg_covar=ridge, n_init=2, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no convergence
+            r = mixture.fit(points).predict_proba(points)
+        tried.append((mixture.bic(points), r))
+    _, r = min(tried, key=lambda one: one[0])
+    of = merge(r)[r.argmax(1)]
+    sizes = np.bincount(of)
+    order = np.argsort(-sizes, kind="stable")
+    rank = np.full(len(sizes), -1)
+    kept = order[sizes[order] >= least]
+    rank[kept] = np.arange(len(kept))
+    return rank[of]

@@ -9,10 +9,10 @@ A cell is taken for one of a known type if nothing speaks against it:
              (geometric mean of what code and expression say)
     far      probability that it lies apart from the labelled cells, in the code and in the expression
 
-The first two need unlabelled cells among those that the model is trained on: where cells without labels are as
-frequent as elsewhere, they are of a known type (learning from positive and unlabelled cells; Elkan and Noto,
-"Learning classifiers from only positive and unlabeled data", KDD 2008). Without unlabelled cells both say
-nothing, and ``far`` decides alone.
+The first two need unlabelled cells among those that the model is trained on: where cells without labels are
+as frequent as elsewhere, they are of a known type (learning from positive and unlabelled cells; Elkan and
+Noto, "Learning classifiers from only positive and unlabeled data", KDD 2008). Without unlabelled cells both
+say nothing, and ``far`` decides alone.
 
 How far a cell lies apart is its mean distance to the nearest labelled cells, relative to the same distance of
 these (the local outlier factor; Breunig et al., SIGMOD 2000), so that dense and loose types count alike. Its
@@ -82,7 +82,9 @@ class Surroundings(nn.Module):
         low, high = usual[above - 1], usual[above]
         between = ((outlying - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
         tail = ((usual[-1] - usual[n // 2]) / math.log(max(n / 2, 2))).clamp_min(1e-3)
-        return torch.lerp(log_p[above - 1], log_p[above], between) - (outlying - usual[-1]).clamp_min(0) / tail
+        return (
+            torch.lerp(log_p[above - 1], log_p[above], between) - (outlying - usual[-1]).clamp_min(0) / tail
+        )
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:

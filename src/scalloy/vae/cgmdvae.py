@@ -47,7 +47,7 @@ from scalloy.blocks.style_prior import StylePrior
 from scalloy.blocks.unknown_cells import UnknownCells
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 from scalloy.vae.component_init import merge_components, nothing_removed, place_once
-from scalloy.vae.label_reading import learn_labels
+from scalloy.vae.label_reading import learn_labels, told_labels, watched
 
 
 class CGMDVAE(VAEModule):
@@ -154,7 +154,8 @@ class CGMDVAE(VAEModule):
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
         z, c, p_z, penalty = latents["z"], batch.condition, p["z"], dict[str, Tensor]()
         assert isinstance(p_z, GaussianMixture)
-        log_r, log_mass = self.known(self.log_assignment(p_z, z, c), batch.y)
+        told = self.log_assignment(p_z, z, c)
+        log_r, log_mass = self.known(told, batch.y)
         if log_mass is not None:
             penalty["label"] = -log_mass * self.prior.placed
         r = log_r.exp()
@@ -167,8 +168,8 @@ class CGMDVAE(VAEModule):
             kl["w"] = kl_divergence(q["w"], p["w"])
             if self.w_prior == "condition":
                 penalty["condition"] = -self.style.log_told(q["w"].mean).gather(-1, c.unsqueeze(-1))[:, 0]
-        of_all_cells = self.prior.of_all_cells(self.ridge)
-        return Terms(-self.likelihood.log_prob(p["x"], batch.x), kl, of_all_cells, penalty)
+        recon = -self.likelihood.log_prob(p["x"], batch.x)
+        return Terms(recon, kl, self.prior.of_all_cells(self.ridge), penalty, watched(self, told, r, batch.y))
 
     def log_weight(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Tensor:
         """Return the log importance weight, with weights ``E pi`` so that the mixture is a density."""
@@ -195,16 +196,7 @@ class CGMDVAE(VAEModule):
         self, batch: Batch, n_samples: int, *, q: Distributions | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the probability of each label among the labels (a mean of votes), and that of any label."""
-        assert self.readers is not None and self.unknowns is not None
-        q = q or self.encode(batch)
-        r, z, x = self.assignment(batch, n_samples, q=q), q["z"].mean, self.expression(batch)
-        p = self.prior.of_labels(r)
-        any_label = p.sum(-1, keepdim=True)
-        p = self.readers.vote(p / any_label.clamp_min(1e-12), z, x)
-        if self.unknowns.fitted:
-            return p, self.unknowns.known(r, z, x, self.prior.covered(z))
-        p_z = self.prior(batch.condition, q["w"].mean if "w" in q else None)  # a model from file formats 1 to 4
-        return p, any_label[:, 0] * self.prior.typical(p_z, z)
+        return told_labels(self, batch, n_samples, q or self.encode(batch))
 
     def expression(self, batch: Batch) -> Tensor | None:
         """Return the observed expression; ``None`` if something is to be removed from it."""

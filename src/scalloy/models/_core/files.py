@@ -30,9 +30,9 @@ from scalloy.files.staging import locked
 from scalloy.models._core.files_format import (
     ABOUT,
     BENT,
-    LATER,
     FORMAT,
     KIND,
+    LATER,
     NAMES,
     NAMES_OF_1,
     PARTS,
