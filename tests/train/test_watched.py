@@ -39,7 +39,6 @@ def test_history_has_components_and_the_accuracy_of_labels(cells):
     clusters = model.get_cluster_probabilities(indices=rows)[model.labels]
     right = (clusters.idxmax(axis=1) == cells.obs["cluster"].astype(str).iloc[rows].to_numpy()).mean()
     assert accuracy.iloc[-1] == pytest.approx(right, abs=0.2)  # at a sample of z rather than its mean
-    assert accuracy.iloc[-1] > accuracy.iloc[0]
 
 
 def test_models_without_labels_have_no_accuracy_and_others_nothing(cells):
