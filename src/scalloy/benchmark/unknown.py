@@ -70,6 +70,7 @@ def unknown(
     *,
     seeds: Sequence[int] = (0,),
     situations: Sequence[Literal["mixed", "query"]] = ("mixed",),
+    types: Sequence[str] | None = None,
     scanvi: bool = False,
     n_genes: int = 2000,
     max_epochs: int | None = 25,
@@ -95,6 +96,8 @@ def unknown(
         Random seeds of the choice of labelled cells, the weights, the split and the training.
     situations
         ``"mixed"``, ``"query"`` or both.
+    types
+        Types to leave out; ``None`` is each one with at least 20 cells.
     scanvi
         Whether to run scANVI as a rival (SCVI's default epochs, then 20 of scANVI).
     n_genes
@@ -112,7 +115,7 @@ def unknown(
 
     Examples
     --------
-    >>> table = sa.benchmark.unknown(["kang_subset"], max_epochs=1, n_genes=100)
+    >>> table = sa.benchmark.unknown(["kang_subset"], types=["B cells"], max_epochs=1, n_genes=100)
     >>> set(table["method"]) >= {"CGMDVAE", "regression, entropy", "isolation forest"}
     True
     """
@@ -122,7 +125,7 @@ def unknown(
     for name in data:
         cells = _cells(name, n_genes)
         for seed in seeds:
-            for task in _tasks(cells, seed):
+            for task in _tasks(cells, seed, types):
                 for situation in situations:
                     about = {"data": name, "situation": situation, "type": task.out, "seed": seed}
                     found = _scores(task, situation, seed, scanvi=scanvi, max_epochs=max_epochs, model=model)
@@ -140,13 +143,15 @@ def _cells(name: str, n_genes: int) -> AnnData:
     return with_counts(adata[:, variable_genes(adata, n_genes)])
 
 
-def _tasks(adata: AnnData, seed: int) -> Iterator[Task]:
+def _tasks(adata: AnnData, seed: int, asked: Sequence[str] | None) -> Iterator[Task]:
     """Yield the cells without the labels of each type in turn."""
     truth = adata.obs["cell_type"].astype(str).to_numpy()
     batch = "condition" if "condition" in adata.obs else None
     known = (adata.obs["condition"] == "control").to_numpy() if batch else some_of_each(truth, LABELLED, seed)
     types, sizes = np.unique(truth, return_counts=True)
-    for out in types[sizes >= LEAST]:
+    for name in asked or ():
+        one_of("types", name, list(types))
+    for out in types[sizes >= LEAST] if asked is None else asked:
         keep = ~(known & (truth == out))
         cells = adata[keep].copy()
         cells.obs["given"] = np.where(known[keep], truth[keep], UNKNOWN)

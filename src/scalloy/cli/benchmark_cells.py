@@ -198,6 +198,9 @@ def unknown(
     query: Annotated[
         bool, typer.Option("--query", help="Train without the unlabelled cells, which are seen afterwards.")
     ] = False,
+    types: Annotated[
+        list[str] | None, typer.Option("--type", help="Type to leave out; may be repeated (default all).")
+    ] = None,
     both: Annotated[bool, typer.Option("--both", help="Train with them, and once more without.")] = False,
     scanvi: Annotated[bool, typer.Option(help="Run scANVI as a rival, which is slow.")] = False,
     epochs: Annotated[int, typer.Option(help="Maximum number of epochs of our model.")] = 25,
@@ -211,7 +214,14 @@ def unknown(
     from scalloy.benchmark.unknown import unknown as run
 
     situations = SITUATIONS if both else ("query",) if query else ("mixed",)
-    frame = run(data or SETS, seeds=range(seeds), situations=situations, scanvi=scanvi, max_epochs=epochs)
+    frame = run(
+        data or SETS,
+        seeds=range(seeds),
+        situations=situations,
+        types=types or None,
+        scanvi=scanvi,
+        max_epochs=epochs,
+    )
     show(frame, out)
     say(summary(frame).to_string())
 

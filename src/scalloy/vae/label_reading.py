@@ -22,13 +22,13 @@ def learn_labels(module: Any, cells: Callable[[], Iterable[Batch]]) -> None:
     cells
         Function that goes once through the cells that are trained on.
     """
-    prior, found = module.prior, []
+    prior, found, latents = module.prior, list[tuple[Tensor, ...]](), list[dict[str, Tensor]]()
     for b in cells():
         q = module.encode(b)
-        means = {k: v.mean for k, v in q.items()}
-        found.append((b.condition, b.label, module.assignment(b, q=q), means))
-    c, y, r = (torch.cat([row[i] for row in found]) for i in range(3))
-    means = {k: torch.cat([row[3][k] for row in found]) for k in found[0][3]}
+        found.append((b.condition, b.label, module.assignment(b, q=q)))
+        latents.append({k: v.mean for k, v in q.items()})
+    c, y, r = (torch.cat(column) for column in zip(*found, strict=True))
+    means = {k: torch.cat([row[k] for row in latents]) for k in latents[0]}
     prior.measure(prior(c, means.get("w")), means["z"], y)
     module.unknowns.look_for_labels(r, y < prior.n_labels, prior.label_of < 0)
     read = ((module.encode(b)["z"].mean, module.expression(b), b.label) for b in cells())

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,6 @@ from scalloy._arguments import shares, whole
 from scalloy.blocks.consensus_clustering import gaussian_groups
 from scalloy.models._core.getters import get_latent_representation
 from scalloy.models._core.labels import get_unknown_score, predict_labels
-from scalloy.models._core.protocols import ModelOf
-from scalloy.vae.base import HasLabels
 
 logger = logging.getLogger("scalloy")
 GROUPS = ("cells", "unknown", "nearest", "share_nearest", "markers")
@@ -65,7 +64,7 @@ class Novel:
 
 
 def get_novel(
-    model: ModelOf[HasLabels],
+    model: Any,
     adata: AnnData | None = None,
     indices: Sequence[int] | None = None,
     *,
@@ -139,7 +138,7 @@ def get_novel(
 
 @torch.no_grad()
 def _seen(
-    model: ModelOf[HasLabels], adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
+    model: Any, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
 ) -> tuple[np.ndarray, AnnData]:
     """Return the known label of each cell (empty if there is none), and log-normalised expression."""
     names, codes, values = np.array([*model.reader.labels, ""], dtype=object), [], []
