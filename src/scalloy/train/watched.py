@@ -1,4 +1,4 @@
-"""What the training history shows of the validation cells, besides the terms of the objective.
+"""Values of the validation cells that the training history shows, besides the terms of the objective.
 
 It is made of what the validation step has computed anyway:
 

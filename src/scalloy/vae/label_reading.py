@@ -1,4 +1,4 @@
-"""What a trained model with a mixture learns about its labels: where they are, and who has none."""
+"""Knowledge of a trained model with a mixture about its labels: where they are, and which cells have none."""
 
 from __future__ import annotations
 
