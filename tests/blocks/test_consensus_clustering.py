@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from scalloy.blocks import consensus_clustering as module
 from scalloy.blocks.cluster_tree import cut
-from scalloy.blocks.consensus_clustering import merged, partition, tree_of, within
+from scalloy.blocks.consensus_clustering import disjoint, merged, partition, tree_of, within
 from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.mixtures import Components, Dirichlet
 
@@ -54,6 +54,7 @@ def test_merging_joins_pieces_of_a_group():
     r = np.column_stack([sure[:, 0], sure[:, 1] * 0.5, sure[:, 1] * 0.5, sure[:, 2]])
     assert merged(r)[3].tolist() == [0, 1, 1, 2]
     assert sorted(merged(r)) == [1, 2, 3, 4]
+    assert disjoint(r).tolist() == [0, 1, 1, 2]  # none of the rest share cells
 
 
 @pytest.mark.parametrize("little", [0, 1e-6])
@@ -65,6 +66,7 @@ def test_components_without_a_cell_keep_no_cluster(little):
     r[:, 4] += little
     for n_clusters in (4, 3):
         assert len(np.unique(merged(r)[n_clusters][r.argmax(1)])) == n_clusters
+    assert len(np.unique(disjoint(r)[r.argmax(1)])) == 3
 
 
 def test_one_component_for_each_cluster_begins_as_methods_agree_and_several_take_all():

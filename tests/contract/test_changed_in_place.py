@@ -143,6 +143,7 @@ OF_MIXTURES = {
     "get_cluster_probabilities": lambda m: m.get_cluster_probabilities(),
     "predict_labels": lambda m: m.predict_labels(),
     "get_unknown_score": lambda m: m.get_unknown_score(),
+    "get_novel": lambda m: m.get_novel(),
     "get_usage": lambda m: m.get_usage(by="half"),
     "n_alive": lambda m: m.n_alive(),
     "generate": lambda m: m.generate(5),

@@ -114,6 +114,11 @@ def named(name, **given):
     return lambda model, cells, _: {name: getattr(model, name)(cells, **given)}
 
 
+def novel(model, cells, _):
+    """Whether a cell is in a group at all; which one depends on the others."""
+    return {"novel": model.get_novel(cells, threshold=0.2, min_cells=1).cells.notna().to_frame()}
+
+
 def statistics(model, cells, _):
     return {} if model.name == "ae" else {"of genes": model.get_gene_statistics(cells)}
 
@@ -244,6 +249,7 @@ METHODS = {
     "get_cluster_probabilities": named("get_cluster_probabilities"),
     "predict_labels": named("predict_labels", soft=True),
     "get_unknown_score": named("get_unknown_score"),
+    "get_novel": novel,
     "get_active": named("get_active"),
     "get_sparsity": named("get_sparsity"),
     "get_latent_cells": active_cells,
@@ -283,7 +289,7 @@ REFUSED = {  # in our words
 def can(name, method):
     """Whether a model has a method; two have the same name and different arguments."""
     attribute = method.split()[0]
-    if attribute in {"predict_labels", "get_unknown_score"} and "labels_key" not in SETUPS[name]:
+    if attribute in {"predict_labels", "get_unknown_score", "get_novel"} and "labels_key" not in SETUPS[name]:
         return False
     if attribute == "predict" and hasattr(class_of(name), "modalities") != (method != "predict"):
         return False

@@ -82,6 +82,13 @@ def bars(adata, _):
     return {"shares": pd.DataFrame(heights, index=lanes)}
 
 
+def confusion(adata, _):
+    ax = sa.pl.confusion(adata.obs["batch"], adata.obs["lane"])
+    lanes = [tick.get_text().split()[0] for tick in ax.get_xticklabels()]
+    batches = [tick.get_text() for tick in ax.get_yticklabels()]
+    return {"shares": pd.DataFrame(np.asarray(ax.images[0].get_array()), index=batches, columns=lanes).T}
+
+
 def points(adata, _):
     gene = "gene_3"
     ax = sa.pl.latent(adata, gene, basis="X_z")
@@ -144,6 +151,7 @@ FUNCTIONS = {
     "compare.witness": witnesses,
     "compare.genes": genes,
     "pl.clusters": bars,
+    "pl.confusion": confusion,
     "pl.latent": points,
     "pl.joint": joint,
     "baselines.Baseline": baseline,

@@ -115,6 +115,7 @@ def calls(model, folder):
         "n_alive": lambda: model.n_alive(),
         "get_active": lambda: model.get_active(cells),
         "get_unknown_score": lambda: model.get_unknown_score(cells),
+        "get_novel": lambda: model.get_novel(cells),
         "get_transfer_groups": lambda: model.get_transfer_groups(cells),
         "get_usage": lambda: model.get_usage(),
         "get_variables": lambda: model.get_variables("prot"),

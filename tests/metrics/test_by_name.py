@@ -24,6 +24,7 @@ CASES = {
     "hoyer": {"z": "cb"},
     "hungarian_accuracy": {"truth": "c", "clusters": "c"},
     "knn_accuracy": {"z": "cb", "labels": "c"},
+    "majority": {"labels": "c", "clusters": "c"},
     "matched": {"truth": "c", "clusters": "c"},
     "matched_correlation": {"truth": "ca", "code": "cb"},
     "mmd": CELLS,

@@ -70,3 +70,16 @@ def test_calibration_error_of_known_confidences():
     confidence, correct = np.repeat([0.9, 0.5], [90, 10]), np.repeat([1, 0], [90, 10])  # by their cells
     error = metrics.expected_calibration_error(correct, confidence)
     assert error == pytest.approx(0.9 * 0.1 + 0.1 * 0.5)
+
+
+def test_majority_equals_a_naive_count():
+    rng = np.random.default_rng(5)
+    labels, clusters = rng.integers(4, size=300).astype(str), rng.integers(6, size=300)
+    found = metrics.majority(labels, clusters)
+    for k in range(6):
+        names, counts = np.unique(labels[clusters == k], return_counts=True)
+        assert found.loc[k, "label"] == names[counts.argmax()]
+        assert found.loc[k, "purity"] == pytest.approx(counts.max() / counts.sum())
+        assert found.loc[k, "cells"] == counts.sum()
+    whole = (found["purity"] * found["cells"]).sum() / found["cells"].sum()
+    assert whole == pytest.approx(metrics.purity(labels, clusters))

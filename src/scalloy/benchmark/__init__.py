@@ -12,6 +12,7 @@ from scalloy.benchmark.scale import scale
 from scalloy.benchmark.speed import speed
 from scalloy.benchmark.structured import conditions
 from scalloy.benchmark.transfer import transfer
+from scalloy.benchmark.unknown import unknown
 
 __all__ = [
     "clustering",
@@ -26,4 +27,5 @@ __all__ = [
     "speed",
     "to_cell_eval",
     "transfer",
+    "unknown",
 ]

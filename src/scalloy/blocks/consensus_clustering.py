@@ -8,13 +8,17 @@ that respects the labels.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
@@ -26,6 +30,8 @@ MOST, N_PCS, NEIGHBOURS = 3000, 30, 15
 MANY = 30_000  # cells in random order that are enough to see where groups of them are
 SPOTS, CROWD = 50, 20  # largest number of small groups of cells, and least number of cells in each on average
 SURE, FEW = 4.0, 0.5  # where labels are missing: standard deviations, and share of those expected
+GROUPS = 8  # components of a mixture of unknown cells, at most
+OVERLAP = 0.2  # nats per cell of the smaller component, below which two components share no cells
 
 
 def merged(r: np.ndarray) -> dict[int, np.ndarray]:
@@ -41,8 +47,18 @@ def merged(r: np.ndarray) -> dict[int, np.ndarray]:
     r
         Probability of each component, cells x components.
     """
+    return {int(of.max()) + 1: of for of, _ in _joins(r)}
+
+
+def disjoint(r: np.ndarray) -> np.ndarray:
+    """Join components, as in :func:`merged`, as long as two of them share cells; return the cluster of each."""
+    return next(of for of, overlap in _joins(r) if overlap < OVERLAP)
+
+
+def _joins(r: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+    """Yield the cluster of each component at each step, and the largest overlap of two of the clusters."""
     r, of = np.array(r, dtype=float), np.arange(r.shape[1])
-    own, out = _plogp(r).sum(0), {len(of): of.copy()}
+    own = _plogp(r).sum(0)
     gain = np.array([_undecided(r, i, own) for i in range(len(of))])
     while r.shape[1] > 1:
         sizes = r.sum(0) + 1e-9
@@ -50,13 +66,13 @@ def merged(r: np.ndarray) -> dict[int, np.ndarray]:
         empty = np.bincount(r.argmax(1), minlength=len(sizes)) == 0
         if empty.any():
             overlap[~empty] = -np.inf
+        yield of, float("inf") if empty.any() else float(overlap.max())
         i, j = sorted(np.unravel_index(overlap.argmax(), overlap.shape))
         r[:, i] += r[:, j]
         of = np.where(of == j, i, np.where(of > j, of - 1, of))
         r, gain = np.delete(r, j, axis=1), np.delete(np.delete(gain, j, axis=0), j, axis=1)
         gain[i] = gain[:, i] = _undecided(r, i, _plogp(r).sum(0))
-        out[r.shape[1]] = of.copy()
-    return out
+    yield of, -float("inf")
 
 
 def _undecided(r: np.ndarray, i: int, own: np.ndarray) -> np.ndarray:
@@ -269,3 +285,35 @@ def _spread(
 def _squared_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
     cross = points @ centres.T
     return np.square(points).sum(1)[:, None] - 2 * cross + np.square(centres).sum(1)
+
+
+def gaussian_groups(z: np.ndarray, least: int, seed: int = 0) -> np.ndarray:
+    """Divide cells into groups that do not overlap, the largest first; -1 for cells of smaller groups.
+
+    Parameters
+    ----------
+    z
+        Latents of the cells, ``(n, L)``.
+    least
+        Smallest number of cells of a group.
+    seed
+        Random seed of the mixture. The Bayesian information criterion chooses its number of components, up to
+        ``GROUPS``, and whether latents are correlated within them; those that overlap are merged.
+    """
+    points = z.astype(np.float64)
+    most = int(np.clip(min(len(points) // CROWD, len(np.unique(points, axis=0))), 1, GROUPS))
+    ridge, tried = 1e-3 * max(float(points.var()), 1e-6), list[tuple[float, np.ndarray]]()
+    for k, shape in product(range(1, most + 1), ("diag", "full")):
+        mixture = GaussianMixture(k, covariance_type=shape, reg_covar=ridge, n_init=2, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no convergence
+            r = mixture.fit(points).predict_proba(points)
+        tried.append((mixture.bic(points), r))
+    _, r = min(tried, key=lambda one: one[0])
+    of = disjoint(r)[r.argmax(1)]
+    sizes = np.bincount(of)
+    order = np.argsort(-sizes, kind="stable")
+    rank = np.full(len(sizes), -1)
+    kept = order[sizes[order] >= least]
+    rank[kept] = np.arange(len(kept))
+    return rank[of]

@@ -124,14 +124,40 @@ class LabelReader(nn.Module):
             return
         bent = regression(some.strength(regression(gamma=gamma), BENT) if few else BENT[0], gamma)
         self.share.fill_(some.share(straight, bent))
-        weight, bias = cells.some(max(SIMILAR, len(classes))).boundary(bent)
+        self._bend(bent, cells.some(max(SIMILAR, len(classes))), classes, middle, axes)
+
+    def _bend(
+        self, bent: Pipeline, cells: Labelled, classes: np.ndarray, middle: np.ndarray, axes: np.ndarray
+    ) -> None:
+        """Fit the bent boundaries to cells whose labels are numbered by their places in ``classes``."""
+        weight, bias = cells.boundary(bent)
         spots = bent["see"].spots_
-        self.gamma.fill_(gamma)
+        self.gamma.fill_(bent["see"].gamma)
         self.middle.copy_(torch.from_numpy(middle))
         self.axes[:, : axes.shape[1]] = torch.from_numpy(axes).to(self.axes)
         self.spots[: len(spots), : spots.shape[1]] = torch.from_numpy(spots).to(self.spots)
         self.bent_weight[: len(spots), classes] = torch.from_numpy(weight).to(self.weight)
         self.bent_bias[classes] = torch.from_numpy(bias).to(self.bias)
+
+    def bend(
+        self, bent: Pipeline, cells: Labelled, classes: np.ndarray, middle: np.ndarray, axes: np.ndarray
+    ) -> None:
+        """Fit bent boundaries alone, to cells along directions ``axes`` from the ``middle``.
+
+        Parameters
+        ----------
+        bent
+            Regression on similarities, see :func:`regression`.
+        cells
+            Cells whose labels are numbered by their places in ``classes``.
+        classes
+            Codes of the labels that occur.
+        middle, axes
+            Origin and directions of the cells, as :func:`directions` returns them.
+        """
+        self._clear(classes)
+        self._bend(bent, cells, classes, middle, axes)
+        self.share.fill_(1.0)
 
     def _clear(self, classes: np.ndarray) -> None:
         """Reset all buffers; labels other than ``classes`` are made impossible."""
@@ -289,13 +315,20 @@ class Readers(nn.Module):
         p = (p + self.of_z(z)) / 2 if self.of_z.fitted else p
         return (p + self.of_x(x)) / 2 if x is not None and self.of_x.fitted else p
 
-    def fit(self, cells: Iterable[tuple[Tensor, Tensor | None, Tensor]]) -> None:
-        """Fit to the codes, expression (or ``None``) and labels of cells, which come in batches."""
+    def fit(
+        self, cells: Iterable[tuple[Tensor, Tensor | None, Tensor]]
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Fit to the codes, expression (or ``None``) and labels of cells, which come in batches.
+
+        Returns the cells that were read in the same form, and the number of cells of each label.
+        """
         some, read = Some(self.n_labels, len(self.of_x.middle)), []
         for z, x, y in cells:
             chosen = some.of(y)
             read.append((z[chosen], None if x is None else x[chosen], y[chosen]))
         z, y = torch.cat([z for z, _, _ in read]), torch.cat([y for _, _, y in read])
         self.of_z.fit(z, y, some.sizes)
-        if read[0][1] is not None:
-            self.of_x.fit(torch.cat([x for _, x, _ in read if x is not None]), y, some.sizes)
+        seen = None if read[0][1] is None else torch.cat([x for _, x, _ in read if x is not None])
+        if seen is not None:
+            self.of_x.fit(seen, y, some.sizes)
+        return z, seen, y, some.sizes

@@ -246,8 +246,11 @@ class MixturePrior(nn.Module):
         """Return 1 for a cell where labels are and within reach of the nearest one, falling to 0 outside."""
         bound = self.label_of >= 0
         excess = p_z.distance(z)[..., bound] / self.reach[bound] - 1
-        near = (z.unsqueeze(-2) - self.spots).square().sum(-1).argmin(-1)
-        return torch.exp(-excess.min(-1).values.clamp_min(0)) * self.cover[near]
+        return torch.exp(-excess.min(-1).values.clamp_min(0)) * self.covered(z)
+
+    def covered(self, z: Tensor) -> Tensor:
+        """Return the share of the expected labels that are found among the cells around each cell."""
+        return self.cover[(z.unsqueeze(-2) - self.spots).square().sum(-1).argmin(-1)]
 
     def of_labels(self, r: Tensor) -> Tensor:
         """Return the probability of each label, ``(n, K)`` to ``(n, labels)``; free components have none."""

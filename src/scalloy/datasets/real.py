@@ -21,6 +21,8 @@ DOWNLOADS = {
     "mouse_bladder_2746.h5ad": "fcd687ee2d7c1fca43de3b4f7fc17972f62b3f21f83fd5d774e5db9430dd9437",
     "zeisel_cortex.h5ad": "bb66c8f01973d891dd670754baa24013274f4b5caffdff42d7da0f7e81089675",
     "paul15.h5ad": "b43cb559ba3a6ec7956801693f3aa3ab36497cff5a74ea4c3083731d9afe3c7e",
+    "pbmc68k_1500.h5ad": "21d6745d73a259d937596fce9b393942860ecfa398a3aa498d6c7ec1cc2803e4",
+    "pbmc68k_reduced_counts.h5ad": "30fe14200729b27bd3dd091a93e8ed52d8f28fb0800ce842b9428f979925cc3e",
     "pbmc10k_citeseq.h5ad": "0f425762d87215a570b68071650ea9ddeb63559a38117908e345ef8b05c90c28",
     "pbmc_4study.h5ad": "c3eec8263b11f225f1ad11162c02a5a60d3a312a3ec1011ec9a4bc1be3e0c930",
     "papalexi_299genes.h5ad": "e9ddb5f9d708c790fd957aad9686abb65084fc9214775cce0bfa2b57784a945d",

@@ -65,6 +65,37 @@ def purity(truth: Values, clusters: Values) -> float:
     return float(table.max(0).sum() / table.sum())
 
 
+@by_name(labels="cells", clusters="cells")
+def majority(labels: Values, clusters: Values) -> pd.DataFrame:
+    """Most frequent label of each cluster, with its share; several clusters may have the same label.
+
+    Parameters
+    ----------
+    labels, clusters
+        Label and cluster of each cell.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row for each cluster that has cells: the ``label`` that most of its cells have (the first one in
+        order if several have as many), their share (``purity``) and the number of ``cells``.
+
+    Examples
+    --------
+    >>> sa.metrics.majority(["a", "a", "b", "b", "b"], [0, 0, 0, 1, 2]).round(2)
+            label  purity  cells
+    cluster
+    0           a    0.67      3
+    1           b    1.00      1
+    2           b    1.00      1
+    """
+    labels, clusters = names(labels=labels, clusters=clusters)
+    table = pd.crosstab(pd.Series(clusters, name="cluster"), np.asarray(labels))
+    cells = table.sum(axis=1)
+    purity = (table.max(axis=1) / cells).astype(float)
+    return pd.DataFrame({"label": table.idxmax(axis=1), "purity": purity, "cells": cells})
+
+
 @by_name(z="cells _", labels="cells")
 def knn_accuracy(z: Table, labels: Values, k: int = 15) -> float:
     """Accuracy of a nearest-neighbour classifier in a latent space, in five-fold cross-validation.

@@ -13,6 +13,7 @@ from scalloy.models._core.annotations import LATENT, Annotator
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.files_format import ABOUT
 from scalloy.models._core.from_scvi import load_pickle
+from scalloy.models._core.novel import Novel
 from scalloy.models.autoencoder import AE
 from scalloy.models.cgmdvae import CGMDVAE
 from scalloy.models.gmvae import GMVAE
@@ -107,6 +108,7 @@ __all__ = [
     "Annotator",
     "BetaVAE",
     "BetaVSC",
+    "Novel",
     "ScalloyModel",
     "load",
     "register",

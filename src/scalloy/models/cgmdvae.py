@@ -11,7 +11,7 @@ from scalloy._arguments import one_of, positive
 from scalloy._seeds import repeatable
 from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.networks import UNBOUNDED, Domain, NetworkSettings
-from scalloy.models._core import clusters, conditions, factories, generate, groups, labels, responses
+from scalloy.models._core import clusters, conditions, factories, generate, groups, labels, novel, responses
 from scalloy.models._core.annotations import LATENT
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood, MixtureWeights
@@ -92,6 +92,7 @@ class CGMDVAE(ScalloyModel):
     train = labels.train
     predict_labels = labels.predict_labels
     get_unknown_score = labels.get_unknown_score
+    get_novel = novel.get_novel
 
     cluster_names = property(clusters.cluster_names)
     get_clusters = clusters.get_clusters

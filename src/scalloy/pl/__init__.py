@@ -2,6 +2,7 @@
 
 from scalloy.pl.clusters import clusters
 from scalloy.pl.compare import null
+from scalloy.pl.confusion import confusion
 from scalloy.pl.coupling import coupling
 from scalloy.pl.history import history, terms
 from scalloy.pl.latent import embedding, latent
@@ -12,6 +13,7 @@ from scalloy.pl.traversal import traversal
 
 __all__ = [
     "clusters",
+    "confusion",
     "counts",
     "coupling",
     "dose_response",

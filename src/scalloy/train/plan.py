@@ -11,6 +11,7 @@ network weights are restored.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -24,6 +25,7 @@ from scalloy.kernels.csr import dense
 from scalloy.train import distributed
 from scalloy.train.cuda_graphs import Recorder, can_record
 from scalloy.train.schedules import SCHEDULES, ramp
+from scalloy.train.watched import Watched
 from scalloy.vae.base import Batch, Terms, VAEModule
 
 State = dict[str, Tensor]
@@ -107,6 +109,7 @@ class TermsPlan(pl.LightningModule):
         self._seed = 0  # shared by all devices, if there are several
         self._parts: np.ndarray | None = None
         self._recorder: Recorder | None = None
+        self._watched = Watched()
         self._by_graph = False  # is the current step a replayed graph?
 
     @property
@@ -208,6 +211,7 @@ class TermsPlan(pl.LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         terms = self.module.objective(Batch.of(batch))
         means = terms.means()
+        self._watched.add(terms.watched)
         self._keep(self._row(means, self.weigh(means)), len(terms.recon))
 
     def _row(self, means: Mapping[str, Tensor], loss: Tensor) -> Tensor:
@@ -283,6 +287,8 @@ class TermsPlan(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         loss = self._flush("validation")["loss"]
+        for name, value in self._watched.end(partial(self.trainer.strategy.reduce, reduce_op="sum")).items():
+            self.log(name, value, prog_bar=True, sync_dist=self.several)
         self._rows, self._sizes, self._names = self._training
         if self.restore_best and loss == loss and (self._best is None or loss < self._best[0]):
             self._best = (loss, self._snapshot())

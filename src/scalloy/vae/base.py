@@ -135,13 +135,15 @@ class Terms:
 
     ``recon`` and each entry of ``kl`` hold one value per cell. ``kl_global`` holds scalars of the whole data
     set, such as the KL of a Dirichlet over mixture weights. ``penalty`` holds terms that are not part of the
-    ELBO, each one value per cell or a scalar.
+    ELBO, each one value per cell or a scalar. ``watched`` is shown in the training history only
+    (:mod:`scalloy.train.watched`).
     """
 
     recon: Tensor
     kl: dict[str, Tensor] = field(default_factory=dict)
     kl_global: dict[str, Tensor] = field(default_factory=dict)
     penalty: dict[str, Tensor] = field(default_factory=dict)
+    watched: dict[str, Tensor] = field(default_factory=dict)
 
     def means(self) -> dict[str, Tensor]:
         """Return the mean of each term over cells, by its name in the training history."""

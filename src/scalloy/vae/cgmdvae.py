@@ -44,8 +44,10 @@ from scalloy.blocks.mixture_prior import NEVER, MixturePrior
 from scalloy.blocks.mixtures import GaussianMixture
 from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, Head, NetworkSettings
 from scalloy.blocks.style_prior import StylePrior
+from scalloy.blocks.unknown_cells import UnknownCells
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
 from scalloy.vae.component_init import grow_tree, nothing_removed, place_once
+from scalloy.vae.label_reading import learn_labels, told_labels, watched
 
 
 class CGMDVAE(VAEModule):
@@ -109,7 +111,10 @@ class CGMDVAE(VAEModule):
         else:
             self.prior_w = nn.Parameter(together)
         self.dec_x = networks.decoder(self.n_latent, **known)
-        self.readers = Readers(self.n_latent, sizes.n_vars, prior.n_labels) if prior.n_labels else None
+        self.readers, self.unknowns = None, None
+        if prior.n_labels:
+            self.readers = Readers(self.n_latent, sizes.n_vars, prior.n_labels)
+            self.unknowns = UnknownCells(self.n_latent, sizes.n_vars, prior.n_labels, len(prior.used))
 
     def encode(self, batch: Batch) -> Distributions:
         x, known = self.likelihood.features(batch.x), (*batch.removed, batch.condition)
@@ -149,7 +154,8 @@ class CGMDVAE(VAEModule):
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
         z, c, p_z, penalty = latents["z"], batch.condition, p["z"], dict[str, Tensor]()
         assert isinstance(p_z, GaussianMixture)
-        log_r, log_mass = self.known(self.log_assignment(p_z, z, c), batch.y)
+        told = self.log_assignment(p_z, z, c)
+        log_r, log_mass = self.known(told, batch.y)
         if log_mass is not None:
             penalty["label"] = -log_mass * self.prior.placed
         r = log_r.exp()
@@ -162,8 +168,8 @@ class CGMDVAE(VAEModule):
             kl["w"] = kl_divergence(q["w"], p["w"])
             if self.w_prior == "condition":
                 penalty["condition"] = -self.style.told_of(q["w"].mean, c)
-        of_all_cells = self.prior.of_all_cells(self.ridge)
-        return Terms(-self.likelihood.log_prob(p["x"], batch.x), kl, of_all_cells, penalty)
+        recon = -self.likelihood.log_prob(p["x"], batch.x)
+        return Terms(recon, kl, self.prior.of_all_cells(self.ridge), penalty, watched(self, told, r, batch.y))
 
     def log_weight(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Tensor:
         """Return the log importance weight, with weights ``E pi`` so that the mixture is a density."""
@@ -190,13 +196,7 @@ class CGMDVAE(VAEModule):
         self, batch: Batch, n_samples: int, *, q: Distributions | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the probability of each label among the labels (a mean of votes), and that of any label."""
-        assert self.readers is not None
-        q, c = q or self.encode(batch), batch.condition
-        p = self.prior.of_labels(self.assignment(batch, n_samples, q=q))
-        known = p.sum(-1, keepdim=True)
-        p = self.readers.vote(p / known.clamp_min(1e-12), q["z"].mean, self.expression(batch))
-        typical = self.prior.typical(self.prior(c, q["w"].mean if "w" in q else None), q["z"].mean)
-        return p, known[:, 0] * typical
+        return told_labels(self, batch, n_samples, q or self.encode(batch))
 
     def expression(self, batch: Batch) -> Tensor | None:
         """Return the observed expression; ``None`` if something is to be removed from it."""
@@ -208,8 +208,4 @@ class CGMDVAE(VAEModule):
         grow_tree(self, cells, places=self.enc_y is None)
         if self.readers is None or self.prior.settled:
             return
-        found = [(b.condition, b.label, {k: v.mean for k, v in self.encode(b).items()}) for b in cells()]
-        c, y = torch.cat([c for c, _, _ in found]), torch.cat([y for _, y, _ in found])
-        means = {k: torch.cat([row[2][k] for row in found]) for k in found[0][2]}
-        self.prior.measure(self.prior(c, means.get("w")), means["z"], y)
-        self.readers.fit((self.encode(b)["z"].mean, self.expression(b), b.label) for b in cells())
+        learn_labels(self, cells)

@@ -166,7 +166,8 @@ class GMVAE(VAEModule):
         each = -self.likelihood.log_prob(p["x"], batch.x)
         # The weights add up to one, so a level that all codes share must not act on their gradient.
         level = each[0].detach()
-        return Terms(level + (weight * (each - level)).sum(0), self.divergences(batch, q, p))
+        recon = level + (weight * (each - level)).sum(0)
+        return Terms(recon, self.divergences(batch, q, p), watched={"r": q_z.log_pi.exp()})
 
     def chosen(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """Return the components whose codes are decoded, and their weights, each ``(decoded, n)``."""

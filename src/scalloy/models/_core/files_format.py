@@ -20,7 +20,7 @@ ABOUT = "model.json"
 NAMES = re.compile(r"(weights|cells)-[0-9a-f]{16}\.(safetensors|h5ad)")
 NAMES_OF_1 = {"weights": "model.safetensors", "cells": "adata.h5ad"}
 BENT = re.compile(r"readers\.of_[xz]\.(middle|axes|spots|gamma|bent_weight|bent_bias|share)")
-TREE = re.compile(r"prior\.(tree|evidence|agreement)")
+LATER = re.compile(r"prior\.(tree|evidence|agreement)|unknowns\..*")
 PARTS = ("train", "validation", "test")
 MUST_HAVE: dict[str, type] = {
     "model": str,
@@ -99,8 +99,8 @@ def _from_3(about: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _from_4(about: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Convert format 4, whose mixtures have no tree of clusters."""
-    return {**about, "format": 5, "without": [*about.get("without", []), TREE]}
+    """Convert format 4: no tree of clusters; unknown scores from free components and reach of labels alone."""
+    return {**about, "format": 5, "without": [*about.get("without", []), LATER]}
 
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
