@@ -51,7 +51,7 @@ def merged(r: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def disjoint(r: np.ndarray) -> np.ndarray:
-    """Join components, as in :func:`merged`, as long as two of them share cells; return the cluster of each."""
+    """Join components, as in :func:`merged`, while two of them share cells; return the cluster of each."""
     return next(of for of, overlap in _joins(r) if overlap < OVERLAP)
 
 

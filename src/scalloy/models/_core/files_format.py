@@ -99,7 +99,7 @@ def _from_3(about: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _from_4(about: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Convert format 4: no tree of clusters; unknown scores from free components and reach of labels alone."""
+    """Convert format 4: no tree of clusters, and unknown scores without a search for unlike cells."""
     return {**about, "format": 5, "without": [*about.get("without", []), LATER]}
 
 
