@@ -75,7 +75,7 @@ def clustering(
                 "Leiden on PCs, default": leiden(pcs, seed),
                 "Leiden on PCs, k given": leiden(pcs, seed, k),
                 "CGMDVAE, k given": ours(adata, seed, max_epochs, n_clusters=k, **model),
-                "CGMDVAE, k found": ours(adata, seed, max_epochs, n_clusters=None, **model),
+                **_tree(adata, seed, max_epochs, k, **model),
                 "GMVAE, k given": ours(adata, seed, max_epochs, GMVAE, n_clusters=k),
             }
             if original:
@@ -98,11 +98,30 @@ def ours(
     **model: Any,
 ) -> np.ndarray:
     """Train one of our models and return its clusters; ``make`` replaces the class as constructor."""
+    return _trained(adata, seed, max_epochs, make or cls, cls, **model).get_clusters().astype(str).to_numpy()
+
+
+def _trained(
+    adata: AnnData,
+    seed: int,
+    max_epochs: int | None,
+    make: Callable[..., ScalloyModel],
+    cls: type[ScalloyModel] = CGMDVAE,
+    **model: Any,
+) -> Any:
     scvi.settings.seed = seed
     cls.setup_anndata(adata)
-    made = (make or cls)(adata, **model)
+    made = make(adata, **model)
     made.train(max_epochs=max_epochs, **QUIET)
-    return made.get_clusters().astype(str).to_numpy()
+    return made
+
+
+def _tree(adata: AnnData, seed: int, max_epochs: int | None, k: int, **model: Any) -> dict[str, np.ndarray]:
+    """Return the clusters of one model that is made without their number, at its own number and at ``k``."""
+    made = _trained(adata, seed, max_epochs, CGMDVAE, n_clusters=None, **model)
+    most = int(made.get_cluster_tree().index.max())
+    cuts = {"CGMDVAE, k found": None, "CGMDVAE, its tree cut at k": min(k, most)}
+    return {name: made.get_clusters(n=n).astype(str).to_numpy() for name, n in cuts.items()}
 
 
 def principal_components(adata: AnnData, n: int = 30) -> np.ndarray:

@@ -11,7 +11,7 @@ from scalloy._arguments import whole
 from scalloy._seeds import repeatable
 from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.networks import NetworkSettings
-from scalloy.models._core import clusters, factories
+from scalloy.models._core import cluster_tree, clusters, factories
 from scalloy.models._core.annotations import LATENT
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood, Library
@@ -58,7 +58,7 @@ encode_covariates, norm
     cluster_names = property(clusters.cluster_names)
     get_clusters = clusters.get_clusters
     get_cluster_probabilities = clusters.get_cluster_probabilities
-    get_cluster_tree = clusters.get_cluster_tree
+    get_cluster_tree = cluster_tree.get_cluster_tree
     annotate = clusters.annotate
     write_annotations = clusters.write_annotations
     get_usage = clusters.get_usage

@@ -1,5 +1,6 @@
 """Plots, one per function: each draws into axes and returns them, and nothing is shown or saved."""
 
+from scalloy.pl.cluster_tree import cluster_tree
 from scalloy.pl.clusters import clusters
 from scalloy.pl.compare import null
 from scalloy.pl.confusion import confusion
@@ -12,6 +13,7 @@ from scalloy.pl.transfer import held_out, joint, transfer
 from scalloy.pl.traversal import traversal
 
 __all__ = [
+    "cluster_tree",
     "clusters",
     "confusion",
     "counts",
