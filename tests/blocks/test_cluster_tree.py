@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import squareform
-from scipy.stats import multivariate_normal
+from scipy.stats import norm
 from sklearn.metrics import adjusted_rand_score
 
 from scalloy.blocks import cluster_tree as tree
@@ -160,14 +160,17 @@ def test_what_is_mistaken_is_the_overlap_of_two_nodes():
 
 def test_the_gain_is_that_of_two_gaussians_on_cells_that_were_not_fitted():
     rng = np.random.default_rng(0)
-    z, leaf = rng.normal(size=(4000, 2)), np.repeat([0, 1], 2000)
+    z, leaf = rng.normal(size=(4000, 3)), np.repeat([0, 1], 2000)
     pairs = np.array([[0, 1]])
-    assert abs(tree.gain(z, leaf, pairs)[0]) < 0.01  # one cloud
+    assert abs(tree.gain(z, leaf, pairs)[0]) < 0.01  # one cloud, divided at random
+    assert -0.1 < tree.gain(z, (z[:, 0] > 0).astype(int), pairs)[0] < 0.01  # and by where cells are
     z[leaf == 1, 0] += 4
-    one, other = (multivariate_normal([at, 0], np.eye(2)) for at in (0, 4))
-    both = multivariate_normal([2, 0], [[5, 0], [0, 1]])
-    truth = np.mean(np.logaddexp(one.logpdf(z), other.logpdf(z)) + np.log(0.5) - both.logpdf(z))
-    assert tree.gain(z, leaf, pairs)[0] == pytest.approx(truth, abs=0.03)
+    x = z[:, 0]
+    log_two = np.logaddexp(norm.logpdf(x, 0, 1), norm.logpdf(x, 4, 1)) + np.log(0.5)
+    truth = np.mean(log_two - norm.logpdf(x, 2, np.sqrt(5)))
+    assert tree.gain(z, leaf, pairs)[0] == pytest.approx(truth, abs=0.02)
+    scales = [1e-4, 30.0, 1.0]  # latents that are hardly used, or much
+    assert tree.gain(z * scales, leaf, pairs)[0] == pytest.approx(truth, abs=0.05)
     assert tree.gain(z[:3], leaf[:3], pairs)[0] == 0.0
 
 

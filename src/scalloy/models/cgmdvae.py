@@ -48,8 +48,8 @@ class CGMDVAE(ScalloyModel):
         Registry that :meth:`setup_anndata` made, for a model without cells.
     n_clusters
         Number of clusters. Superfluous clusters stay empty or small. With 1 there is a single component: a
-        conditional VAE with one Gaussian as its prior. ``None`` finds the number: 25 components are merged
-        where they share cells (:mod:`scalloy.blocks.consensus_clustering`). If there are labels, the first
+        conditional VAE with one Gaussian as its prior. ``None`` finds the number: 25 components are leaves of
+        a tree (:mod:`scalloy.blocks.cluster_tree`), which is cut there. If there are labels, the first
         clusters are bound to them and the others are free; ``None`` then adds five free ones. It also makes
         five clusters with ``weights="uniform"`` or ``"local"``, which do not allow merging.
     n_hidden, n_latent, n_layers, dropout_rate, norm

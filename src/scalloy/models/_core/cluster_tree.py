@@ -34,9 +34,10 @@ def get_cluster_tree(model: ModelOf[HasClusters], markers: int = 0) -> pd.DataFr
     - ``divided``, ``larger``, ``smaller``: name of the cluster, and of its two parts.
     - ``larger_cells``, ``smaller_cells``: expected numbers of the model's cells in the parts.
     - ``apart``: share of the votes of several methods that put the parts apart at this number of clusters.
-      They vote on resampled cells, in the latent space and, if nothing is removed, in principal components.
+      They vote in the latent space and, if nothing is removed, in principal components.
     - ``overlap``: expected share of the smaller part's cells that look like cells of the larger one.
-    - ``gain``: nats per held-out cell by which two Gaussians describe the parts better than one.
+    - ``gain``: nats per held-out cell by which two Gaussians describe the cells better than one, along the
+      line between the parts.
     - ``agreement``: mean adjusted Rand index between the methods at this number of clusters.
     - ``larger_markers``, ``smaller_markers``: genes that are higher than in the other part, if asked for.
 
