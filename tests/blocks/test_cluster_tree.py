@@ -83,12 +83,15 @@ def test_the_index_of_two_divisions_is_scikit_learns():
 
 def test_the_number_of_clusters_is_the_largest_with_nearly_the_best_agreement():
     agreement, apart = np.array([1, 1, 0.5, 0.9, 0.8, 0.6, 0.73]), np.array([1, 1, 1, 1, 0.6])
-    assert tree.best_number(agreement, apart) == 6
-    agreement[6] = 0.71
-    assert tree.best_number(agreement, apart) == 4
+    gain = np.ones(5)
+    assert tree.best_number(agreement, apart, gain) == 6
+    gain[4] = 0.05  # it is no division
+    assert tree.best_number(agreement, apart, gain) == 4
+    gain[4], agreement[6] = 1.0, 0.71
+    assert tree.best_number(agreement, apart, gain) == 4
     apart[2] = 0.4  # most methods do not put the fourth cluster apart
-    assert tree.best_number(agreement, apart) == 3
-    assert tree.best_number(np.array([1.0, 1.0]), np.empty(0)) == 1
+    assert tree.best_number(agreement, apart, gain) == 3
+    assert tree.best_number(np.array([1.0, 1.0]), np.empty(0), np.empty(0)) == 1
 
 
 def test_all_methods_find_groups_that_are_far_apart_and_agree():

@@ -24,7 +24,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from scalloy.blocks.cluster_votes import Labels, Votes, one_hot
 
 NEARLY = 0.8  # share of the best agreement between methods
-MOSTLY = 0.5  # of the votes
+MOSTLY, WORTH = 0.5, 0.1  # of the votes; nats per cell
 LEAST = 3  # cells that a Gaussian is fitted to
 
 
@@ -79,11 +79,11 @@ def leaves_below(pairs: np.ndarray, node: int) -> list[int]:
     return [leaf for child in pairs[node - len(pairs) - 1] for leaf in leaves_below(pairs, int(child))]
 
 
-def best_number(agreement: np.ndarray, apart: np.ndarray) -> int:
+def best_number(agreement: np.ndarray, apart: np.ndarray, gain: np.ndarray) -> int:
     """Return the number of clusters that methods agree on.
 
-    It is the largest one at which they agree nearly as well as they do at best, and at which most of them put
-    the two clusters apart that are made last.
+    It is the largest one at which they agree nearly as well as they do at best, at which most of them put the
+    two clusters apart that are made last, and two Gaussians describe these better than one.
 
     Parameters
     ----------
@@ -91,10 +91,12 @@ def best_number(agreement: np.ndarray, apart: np.ndarray) -> int:
         Agreement of the methods at each number of clusters, from 0; one cluster is no clustering.
     apart
         Share of the votes that put the parts of the last division apart, from two clusters on.
+    gain
+        Gain in nats per cell of the last division, from two clusters on; see :func:`gain`.
     """
     n = min(len(agreement) - 2, len(apart))
     nearly = agreement[2 : 2 + n] >= NEARLY * agreement[2:].max(initial=0.0)
-    good = np.flatnonzero(nearly & (apart[:n] >= MOSTLY))
+    good = np.flatnonzero(nearly & (apart[:n] >= MOSTLY) & (gain[:n] >= WORTH))
     return 2 + int(good[-1]) if len(good) else 1
 
 

@@ -2,8 +2,8 @@
 
 Without labels there are several components for each cluster, placed by k-means. After training they become
 the leaves of a tree of clusters (:mod:`scalloy.blocks.cluster_tree`). With one component for each cluster,
-the components start at the clusters that several methods agree on. With labels, they are placed by a k-means
-that respects the labels.
+the components start at the clusters that several methods agree on, if they do. With labels, they are placed by
+a k-means that respects the labels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from scalloy.blocks.cluster_tree import Merges, agreement, best_number, divide, grow
+from scalloy.blocks.cluster_tree import Merges, agreement, best_number, divide, gain, grow
 from scalloy.blocks.cluster_votes import Votes, one_hot
 
 STARTS, STEPS = 20, 50
 MOST, N_PCS, NEIGHBOURS = 3000, 30, 15
 MANY = 30_000  # cells in random order that are enough to see where groups of them are
 SPOTS, CROWD = 50, 20  # largest number of small groups of cells, and least number of cells in each on average
+AGREED = 0.6  # mean ARI of methods, below which components start as compact groups
 SURE, FEW = 4.0, 0.5  # where labels are missing: standard deviations, and share of those expected
 GROUPS = 8  # components of a mixture of unknown cells, at most
 OVERLAP = 0.2  # nats per cell of the smaller component, below which two components share no cells
@@ -146,7 +147,9 @@ def tree_of(
     votes = Votes(seen, most, {k: of[leaf] for k, of in merged(r).items()})
     agreed = np.array([agreement(votes, k) if k > 1 else 1.0 for k in range(most + 1)])
     merges = grow(r.sum(0), partial(votes.apart, r))
-    n_clusters = n_clusters or best_number(agreed, merges.apart[::-1])
+    if n_clusters is None:
+        gains = gain(z[: len(leaf)], leaf, merges.pairs)
+        n_clusters = best_number(agreed, merges.apart[::-1], gains[::-1])
     if places:
         leaf, cluster_of = within(seen[0], divide(votes, n_clusters), r.shape[1])
         held = one_hot(leaf)
@@ -188,8 +191,9 @@ def partition(
     seed = int(torch.randint(2**31 - 1, ()))
     if n_labels == 0 or y is None:
         k = min(len(bound), len(np.unique(points, axis=0)))
-        if n_clusters == len(bound) == k > 1:
-            assigned = _of_all(points, divide(Votes(views(points, observed), k, seed=seed), k))
+        votes = Votes(views(points, observed), k, seed=seed) if n_clusters == len(bound) == k > 1 else None
+        if votes is not None and agreement(votes, k) >= AGREED:
+            assigned = _of_all(points, divide(votes, k))
         else:
             assigned = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(points)
     else:
