@@ -2,8 +2,8 @@
 
 Without labels there are several components for each cluster, placed by k-means. After training they become
 the leaves of a tree of clusters (:mod:`scalloy.blocks.cluster_tree`). With one component for each cluster,
-the components start at the clusters that several methods agree on, if they do. With labels, they are placed by
-a k-means that respects the labels.
+the components start at the clusters that several methods agree on, if they do. With labels, they are placed
+by a k-means that respects the labels.
 """
 
 from __future__ import annotations
