@@ -168,6 +168,11 @@ class HasLabels(HasClusters, Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Return the probability of each label among the labels, and that of having any of them."""
 
+    def calibrated(self, p: Tensor) -> Tensor:
+        """Return calibrated probabilities of the labels."""
+
+    def encode(self, batch: Batch) -> Distributions: ...
+
 
 class HasConditions(Protocol):
     """A module whose cells can be decoded under another condition."""

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from scalloy.blocks.label_classifiers import Readers
+from scalloy.blocks.label_readers import Readers
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixture_prior import NEVER, MixturePrior
 from scalloy.blocks.mixtures import GaussianMixture
@@ -72,6 +72,8 @@ class CGMDVAE(VAEModule):
         Share of training after which the components are placed; before, the prior of ``z`` is ``N(0, I)``.
     domain
         Bounds of the posteriors of ``z`` and ``w``.
+    calibrated
+        Whether the probabilities of labels are calibrated.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class CGMDVAE(VAEModule):
         ridge: float = 0.0,
         place_at: float = 0.2,
         domain: Domain = UNBOUNDED,
+        calibrated: bool = False,
     ) -> None:
         super().__init__()
         self.likelihood, self.prior = likelihood, prior
@@ -109,7 +112,8 @@ class CGMDVAE(VAEModule):
         else:
             self.prior_w = nn.Parameter(together)
         self.dec_x = networks.decoder(self.n_latent, **known)
-        self.readers = Readers(self.n_latent, sizes.n_vars, prior.n_labels) if prior.n_labels else None
+        size, tree = (self.n_latent, sizes.n_vars, prior.n_labels), prior.hierarchy if calibrated else None
+        self.readers = Readers(*size, tree) if prior.n_labels else None
 
     def encode(self, batch: Batch) -> Distributions:
         x, known = self.likelihood.features(batch.x), (*batch.removed, batch.condition)
@@ -197,6 +201,9 @@ class CGMDVAE(VAEModule):
         p = self.readers.vote(p / known.clamp_min(1e-12), q["z"].mean, self.expression(batch))
         typical = self.prior.typical(self.prior(c, q["w"].mean if "w" in q else None), q["z"].mean)
         return p, known[:, 0] * typical
+
+    def calibrated(self, p: Tensor) -> Tensor:
+        return p if self.readers is None else self.readers.calibrated(p)
 
     def expression(self, batch: Batch) -> Tensor | None:
         """Return the observed expression; ``None`` if something is to be removed from it."""

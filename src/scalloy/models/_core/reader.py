@@ -28,6 +28,8 @@ from scalloy.data.cell_table import Cells, as_positions
 from scalloy.data.chunks import in_memory
 from scalloy.data.conditions import Conditions
 from scalloy.models._core import unknowns
+from scalloy.data.label_tree import LabelTree
+from scalloy.models._core.label_tree import tree_of
 from scalloy.models._core.setup import Layout, fitting, known_categories, method_args
 from scalloy.models._core.structure import rows_of
 from scalloy.vae.base import Batch, Sizes, VAEModule
@@ -98,12 +100,18 @@ class CellReader:
 
     @property
     def labels(self) -> list[str]:
-        """Known labels in the order of their codes; none without ``labels_key``."""
+        """Known labels in the order of their codes, of a tree the leaves; none without ``labels_key``."""
         if self.set_up_with.get("labels_key") is None:
             return []
         state = self._state(REGISTRY_KEYS.LABELS_KEY)
         names = [str(k) for k in state["categorical_mapping"]]
-        return [k for k in names if k != str(state.get("unlabeled_category"))]
+        known = [k for k in names if k != str(state.get("unlabeled_category"))]
+        return known if (tree := self.tree) is None else known[: len(tree.leaves)]
+
+    @property
+    def tree(self) -> LabelTree | None:
+        """Tree of the labels; ``None`` if they have no hierarchy."""
+        return tree_of(self.set_up_with)
 
     @property
     def conditions(self) -> list[str]:
@@ -278,7 +286,8 @@ class CellReader:
         module = self._model.module
         keep_to_cores()
         module.eval()
-        own, n_labels = adata is self.adata, len(self.labels)
+        own = adata is self.adata
+        n_labels = len(self.labels) if self.tree is None else len(self.tree.nodes)
         for part, rows in in_memory(None if own else adata, indices):
             manager, n_read = self.manager(part), 0
             masks = unknowns.masks_of(manager.adata, _order(rows, manager))

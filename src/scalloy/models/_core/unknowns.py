@@ -96,7 +96,7 @@ def masked(tensors: dict[str, Tensor], masks: dict[str, Tensor], n_labels: int) 
     masks
         Masks of the same cells, by their keys in ``.uns``.
     n_labels
-        Number of labels that the model knows.
+        Number of labels that the model knows, with all of a tree.
     """
     changed = {}
     if (lacks := masks.get(UNLABELLED)) is not None:
