@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import rbf_kernel
-from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
+from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
@@ -141,15 +141,18 @@ class LabelReader(nn.Module):
         """
         p, known = self(x), (y < len(self.bias)).cpu().numpy()
         classes, codes, n = np.unique(y.cpu().numpy()[known], return_inverse=True, return_counts=True)
-        if not self.chosen or len(classes) < 2 or known.sum() < 2 * FOLDS:
+        if not self.chosen or (n > 1).sum() < 2:
             return p
         values = ((x - self.middle) @ self.axes).double().cpu().numpy()[known]
-        folds, out = StratifiedKFold(FOLDS, shuffle=True, random_state=0), np.zeros((len(codes), len(classes)))
+        shuffled = np.random.default_rng(0).permutation(len(codes))
+        fold = np.empty(len(codes), dtype=int)  # cells of a label are in different folds, however few they are
+        fold[shuffled[np.argsort(codes[shuffled], kind="stable")]] = np.arange(len(codes)) % min(FOLDS, len(codes))
+        out = np.zeros((len(codes), len(classes)))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The (number of unique|least populated) class")
             warnings.filterwarnings("ignore", "Number of classes in training fold")
             for share, model in self.chosen:
-                out += share * cross_val_predict(model, values, codes, cv=folds, method="predict_proba")
+                out += share * cross_val_predict(model, values, codes, cv=PredefinedSplit(fold), method="predict_proba")
         out[n[codes] == 1] = np.nan
         rows = torch.from_numpy(np.flatnonzero(known)).to(p.device)
         p[rows] = 0

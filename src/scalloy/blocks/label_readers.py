@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from scalloy.blocks.hierarchy import ROOT, Hierarchy
 from scalloy.blocks.label_classifiers import FEW, LabelReader
 
 MOST = 500  # largest number of cells of each label that are read
+TEMPERATURES = tuple(float(t) for t in np.geomspace(0.25, 4, 41))  # to choose from
+LEAST = 1e-3  # probability below which a mistake counts no more
 UNLABELLED, ENTRIES = 3000, 6_000_000  # unlabelled cells that are read, and limit of their values
 
 
@@ -133,6 +136,7 @@ class Readers(nn.Module):
         super().__init__()
         self.tree, self.n_vars = tree or Hierarchy(n_labels), n_vars
         self.of_z, self.of_x = (reader_of(n, self.tree) for n in (n_latent, n_vars))
+        self.calibrates = tree is not None
         if tree is not None:
             self.register_buffer("temperature", torch.tensor(1.0))
 
@@ -152,6 +156,30 @@ class Readers(nn.Module):
         self.of_z.fit(z, y, some.sizes)
         if read[0][1] is not None:
             self.of_x.fit(torch.cat([x for _, x, _ in read if x is not None]), y, some.sizes)
+        if self.calibrates:
+            self._calibrate(z, torch.cat([x for _, x, _ in read if x is not None] or [z]), y)
+
+    def _calibrate(self, z: Tensor, x: Tensor, y: Tensor) -> None:
+        """Choose the temperature with the lowest log loss of labelled cells that the readers have not seen.
+
+        The loss counts all labels from the root to the known one. The mixture has no say, because it was
+        trained with these labels.
+        """
+        tree, known = self.tree, torch.nonzero(y < len(self.tree))[:, 0]
+        order = torch.from_numpy(np.random.default_rng(0).permutation(len(known))[:FEW]).to(y.device)
+        z, x, y = (v[known[order]] for v in (z, x, y))
+        p = self.of_z.crossed(z, y)
+        p = (p + self.of_x.crossed(x, y)) / 2 if self.of_x.fitted else p
+        seen = ~p.isnan().any(-1)
+        if not self.of_z.fitted or not seen.any():
+            return
+        above = torch.zeros(len(tree), len(tree), device=y.device)
+        for node in range(len(tree)):
+            above[node, tree.path(node)] = 1
+        log_p, on_path = p[seen].clamp_min(1e-12).log(), above[y[seen]]
+        tried = [tree.of_nodes(torch.softmax(log_p / t, -1)).clamp_min(LEAST).log() for t in TEMPERATURES]
+        loss = [float((log_nodes * on_path).sum(-1).mean().neg()) for log_nodes in tried]
+        self.temperature.fill_(TEMPERATURES[int(np.argmin(loss))])
 
     def calibrated(self, p: Tensor) -> Tensor:
         """Return probabilities of the leaves at the temperature that was found for labelled cells."""

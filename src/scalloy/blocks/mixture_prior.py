@@ -215,7 +215,7 @@ class MixturePrior(nn.Module):
 
         The span of a node is the distance from the components of its other children within which 95 % of the
         cells of a child lie: about where a child is to be expected that no label names. It is the largest of
-        all children.
+        all children, and the mean of other nodes where there are too few cells to tell.
         """
         tree, bound = self.hierarchy, self.label_of.clamp_min(0)
         below, is_bound = tree.below.to(y.device), self.label_of >= 0
@@ -226,8 +226,9 @@ class MixturePrior(nn.Module):
                 others = (below[node] & ~below[child])[bound] & is_bound
                 if own.sum() >= AT_LEAST and others.any():
                     found.append(distance[own][:, others].min(-1).values.quantile(0.95))
-            alone = [self.reach[below[node][bound] & is_bound].max()]  # with a single child, where this is
-            self.span[i] = torch.stack(found or alone).max()
+            self.span[i] = torch.stack(found).max() if found else torch.inf
+        if tree.n_inner and (told := self.span.isfinite()).any():
+            self.span[~told] = self.span[told].mean()
 
     def near(self, p_z: GaussianMixture, z: Tensor) -> Tensor:
         """Return 1 for a cell within the span of an inner node, falling to 0 outside, ``(n, inner nodes)``."""

@@ -11,6 +11,7 @@ from scalloy.metrics.clustering import (
     matched_correlation,
     purity,
 )
+from scalloy.metrics.hierarchy import accuracy_at_coverage, hierarchical_f1
 from scalloy.metrics.modalities import clr, rmse_z, variable_correlation, within
 from scalloy.metrics.registered import METRICS, register
 from scalloy.metrics.transfer import (
@@ -34,6 +35,7 @@ from scalloy.metrics.transfer import (
 
 __all__ = [
     "METRICS",
+    "accuracy_at_coverage",
     "best_match",
     "bio_conservation",
     "ceilings",
@@ -43,6 +45,7 @@ __all__ = [
     "de_overlap",
     "energy_distance",
     "expected_calibration_error",
+    "hierarchical_f1",
     "hoyer",
     "hungarian_accuracy",
     "knn_accuracy",
