@@ -160,7 +160,9 @@ def _task(adata: AnnData, share: float, coarse: float, out: str | None, seed: in
     return Task(cells, tree, truth, ~known & leaf.notna().to_numpy() & ~new, new)
 
 
-def _ours(task: Task, batch: str | None, max_epochs: int | None, model: dict[str, Any], *, tree: bool) -> Told:
+def _ours(
+    task: Task, batch: str | None, max_epochs: int | None, model: dict[str, Any], *, tree: bool
+) -> Told:
     """Train CGMDVAE with all labels and their tree, or with the leaves only."""
     cells = task.cells.copy()
     given: dict[str, Any] = {"labels_key": ["coarse", "fine"]}
@@ -220,7 +222,9 @@ def _scanvi(task: Task, batch: str | None, epochs: int | None) -> Told:
     scvi.model.SCVI.setup_anndata(cells, batch_key=batch)
     base = scvi.model.SCVI(cells)
     base.train(max_epochs=epochs, **QUIET)
-    made = scvi.model.SCANVI.from_scvi_model(base, unlabeled_category=UNKNOWN, labels_key="given", adata=cells)
+    made = scvi.model.SCANVI.from_scvi_model(
+        base, unlabeled_category=UNKNOWN, labels_key="given", adata=cells
+    )
     made.train(max_epochs=20, **QUIET)
     p = made.predict(soft=True)
     return _deepest(task, p.reindex(columns=list(task.tree.leaves), fill_value=0.0))
@@ -252,7 +256,9 @@ def _scores(task: Task, told: Told) -> dict[str, float]:
         "leaves": np.isin(told.deepest, task.tree.leaves)[asked].mean(),
     }
     if task.new.any():
-        parent = set(task.cells.obs["class"][task.new])  # the parent of a type that is left out is in the tree
+        parent = set(
+            task.cells.obs["class"][task.new]
+        )  # the parent of a type that is left out is in the tree
         scores["kept"] = (~given | np.isin(told.deepest, list(parent)))[task.new].mean()
     return {k: float(v) for k, v in scores.items()}
 

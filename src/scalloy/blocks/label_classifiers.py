@@ -145,14 +145,20 @@ class LabelReader(nn.Module):
             return p
         values = ((x - self.middle) @ self.axes).double().cpu().numpy()[known]
         shuffled = np.random.default_rng(0).permutation(len(codes))
-        fold = np.empty(len(codes), dtype=int)  # cells of a label are in different folds, however few they are
-        fold[shuffled[np.argsort(codes[shuffled], kind="stable")]] = np.arange(len(codes)) % min(FOLDS, len(codes))
+        fold = np.empty(
+            len(codes), dtype=int
+        )  # cells of a label are in different folds, however few they are
+        fold[shuffled[np.argsort(codes[shuffled], kind="stable")]] = np.arange(len(codes)) % min(
+            FOLDS, len(codes)
+        )
         out = np.zeros((len(codes), len(classes)))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The (number of unique|least populated) class")
             warnings.filterwarnings("ignore", "Number of classes in training fold")
             for share, model in self.chosen:
-                out += share * cross_val_predict(model, values, codes, cv=PredefinedSplit(fold), method="predict_proba")
+                out += share * cross_val_predict(
+                    model, values, codes, cv=PredefinedSplit(fold), method="predict_proba"
+                )
         out[n[codes] == 1] = np.nan
         rows = torch.from_numpy(np.flatnonzero(known)).to(p.device)
         p[rows] = 0

@@ -10,7 +10,6 @@ import pandas as pd
 
 from scalloy._arguments import few
 from scalloy._by_name import Values, by_name
-from scalloy.data.arrays import as_array
 from scalloy.metrics._given import numbers
 
 
@@ -40,14 +39,14 @@ def hierarchical_f1(
     >>> round(sa.metrics.hierarchical_f1(["CD4 T"], ["T"], parents), 3)
     0.667
     """
-    truth, found = as_array(truth), as_array(found)
-    if truth.ndim != 1 or truth.shape != found.shape or len(truth) == 0:
+    columns = [pd.Series(list(values), dtype=object) for values in (truth, found)]
+    if len(columns[0]) != len(columns[1]) or len(columns[0]) == 0:
         msg = (
-            f"`truth` has shape {truth.shape} and `found` {found.shape}. Pass one label for each cell in both,"
-            " of the same cells."
+            f"`truth` has {len(columns[0])} labels and `found` {len(columns[1])}. Pass one for each cell in "
+            "both, of the same cells."
         )
         raise ValueError(msg)
-    pairs = pd.DataFrame({"truth": pd.Series(truth, dtype=object), "found": pd.Series(found, dtype=object)})
+    pairs = pd.DataFrame(dict(enumerate(columns)))
     sums = np.zeros(3)
     for (a, b), n in pairs.value_counts(dropna=False).items():
         true, said = (_with_those_above(name, parents, unlabeled_category) for name in (a, b))

@@ -111,9 +111,7 @@ def get_unknown_score(
 
 
 @torch.no_grad()
-def _label_probabilities(
-    model: ModelOf[HasLabels], adata: Any, indices: Any, batch_size: Any
-) -> Found:
+def _label_probabilities(model: ModelOf[HasLabels], adata: Any, indices: Any, batch_size: Any) -> Found:
     """Return probabilities of the labels, which add up to one, the unknown score, and more for a tree."""
     if not model.reader.labels:
         msg = (
