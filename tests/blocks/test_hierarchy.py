@@ -1,7 +1,6 @@
 """Trees of labels by their codes, what reads them, and their temperature."""
 
 import numpy as np
-import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
@@ -90,8 +89,8 @@ def drawn(n, n_in=4, seed=0):
 def known_as(y, seed=0):
     """Labels of any depth: some of the leaves are known as T or lymphoid only."""
     rng, out = np.random.default_rng(seed), y.clone()
-    out[torch.tensor((rng.random(len(y)) < 0.4)) & (y < 3)] = 5
-    out[torch.tensor((rng.random(len(y)) < 0.2)) & (y < 4)] = 7
+    out[torch.tensor(rng.random(len(y)) < 0.4) & (y < 3)] = 5
+    out[torch.tensor(rng.random(len(y)) < 0.2) & (y < 4)] = 7
     return out
 
 
@@ -113,7 +112,9 @@ def test_a_tree_is_read_by_regressions_at_its_splits(monkeypatch):
         of = np.array([next((i for i, s in enumerate(sets) if int(k) in s), -1) for k in y])
         inside = np.isin(y, {6: [5, 7], 5: [7]}.get(node, [])) & (nodes[:, node].numpy() > 0.5)
         scaled = values / values[(of >= 0) | (y.numpy() == node) | inside | (node == ROOT)].std(0)
-        expected = LogisticRegression(C=3.0, max_iter=3000).fit(scaled[of >= 0], of[of >= 0]).predict_proba(scaled)
+        expected = (
+            LogisticRegression(C=3.0, max_iter=3000).fit(scaled[of >= 0], of[of >= 0]).predict_proba(scaled)
+        )
         above = torch.ones(400, 1) if node == ROOT else nodes[:, node : node + 1]
         found, sure = nodes[:, list(children)] / above.clamp_min(1e-9), above[:, 0] > 0.1
         np.testing.assert_allclose(found[sure], expected[sure], atol=0.01)

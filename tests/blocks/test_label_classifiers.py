@@ -8,8 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from scalloy.blocks import label_classifiers
-from scalloy.blocks import label_readers
+from scalloy.blocks import label_classifiers, label_readers
 from scalloy.blocks.label_classifiers import Labelled, LabelReader
 from scalloy.blocks.label_readers import Some
 

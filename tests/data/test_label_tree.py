@@ -73,7 +73,7 @@ def test_the_plain_form_is_json_and_is_checked():
     tree = LabelTree.of(TYPES, PARENTS)
     assert LabelTree.from_plain(json.loads(json.dumps(tree.plain()))) == tree
     for odd in ({"leaves": ["B", "B"]}, {"inner": []}, {"parents": {"B": "Mono"}}):
-        with pytest.raises(ValueError, match="the labels are no tree|which no cell has"):
+        with pytest.raises(ValueError, match=r"the labels are no tree|which no cell has"):
             LabelTree.from_plain({**tree.plain(), **odd})
 
 
@@ -110,7 +110,7 @@ def test_what_is_no_tree_is_refused_with_names(what, typed):
 
 
 def test_labels_that_do_not_fit_are_refused(typed):
-    with pytest.raises(ValueError, match="`label_parents` needs labels. Pass `labels_key="):
+    with pytest.raises(ValueError, match=r"`label_parents` needs labels. Pass `labels_key="):
         sa.CGMDVAE.setup_anndata(typed, label_parents=PARENTS)
     with pytest.raises(
         ValueError, match="`unlabeled_category='T'` stands for no label, and it is a label of the"
@@ -122,9 +122,9 @@ def test_labels_that_do_not_fit_are_refused(typed):
     ):
         sa.CGMDVAE.setup_anndata(typed, labels_key="number", label_parents={})
     typed.obs["type"] = typed.obs["type"].replace({"CD4 T": "T//naive"})
-    with pytest.raises(ValueError, match="The label 'T//naive' is a path with an empty part"):
+    with pytest.raises(ValueError, match=r"The label 'T//naive' is a path with an empty part"):
         sa.CGMDVAE.setup_anndata(typed, labels_key="type", label_parents="/")
-    with pytest.raises(TypeError, match="is no argument of|unexpected keyword"):
+    with pytest.raises(TypeError, match=r"is no argument of|unexpected keyword"):
         sa.TRVAE.setup_anndata(typed, labels_key="type", label_parents={})
 
 

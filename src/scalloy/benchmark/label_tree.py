@@ -37,6 +37,7 @@ class Task(NamedTuple):
     truth: np.ndarray
     asked: np.ndarray  # mask of the unlabelled cells whose leaf is known
     new: np.ndarray  # mask of the cells of the type that is left out
+    batch: str | None  # column whose effect is removed
 
 
 class Told(NamedTuple):
@@ -63,9 +64,9 @@ def label_tree(
     """Predict labels in a tree from a share of the cells, of which many are known as an inner node only.
 
     The columns are: ``hierarchical_f1`` of the most probable leaves; ``deepest_at_90``, the share of right
-    leaves among the 90 % surest cells; ``ece`` of the leaves; and for the deepest labels with a probability of
-    0.9, the share of cells that get a label (``given``), how many of these labels are right (``right``), and
-    the share of cells that get a leaf (``leaves``). For a type that is left out, ``kept`` is the share of its
+    leaves among the 90 % surest cells; ``ece`` of the leaves; and for the deepest labels with a probability
+    of 0.9, the share of cells that get a label (``given``), how many of these labels are right (``right``),
+    and the share of cells that get a leaf (``leaves``). For a type that is left out, ``kept`` is the share of its
     cells that get a label above it or none.
 
     Rivals are logistic regressions on 30 principal components, flat and with one at each split of the tree;
@@ -100,18 +101,26 @@ def label_tree(
         adata, batch = _cells(one_of("data", name, DATA), n_genes)
         for seed in seeds:
             for out in (None, *leave_out):
-                task = _task(adata, share, coarse, out, seed)
-                methods = {
-                    "CGMDVAE, tree": lambda task=task: _ours(task, batch, max_epochs, model, tree=True),
-                    "CGMDVAE, flat": lambda task=task: _ours(task, batch, max_epochs, model, tree=False),
-                    "regression, tree": lambda task=task: _regressions(task, batch, tree=True),
-                    "regression, flat": lambda task=task: _regressions(task, batch, tree=False),
-                }
-                if scanvi:
-                    methods["scANVI"] = lambda task=task: _scanvi(task, batch, scanvi_epochs)
+                task = _task(adata, batch, share, coarse, out, seed)
                 about = {"data": name, "left out": out or "-", "seed": seed}
+                methods = _methods(task, max_epochs, model, scanvi=scanvi, scanvi_epochs=scanvi_epochs)
                 rows += [{**about, **row} for row in _scored(task, methods, seed)]
     return pd.DataFrame(rows)
+
+
+def _methods(
+    task: Task, max_epochs: int | None, model: dict[str, Any], *, scanvi: bool, scanvi_epochs: int | None
+) -> dict[str, Callable[[], Told]]:
+    """Return the methods that are compared, by their names."""
+    out: dict[str, Callable[[], Told]] = {
+        "CGMDVAE, tree": lambda: _ours(task, max_epochs, model, tree=True),
+        "CGMDVAE, flat": lambda: _ours(task, max_epochs, model, tree=False),
+        "regression, tree": lambda: _regressions(task, tree=True),
+        "regression, flat": lambda: _regressions(task, tree=False),
+    }
+    if scanvi:
+        out["scANVI"] = lambda: _scanvi(task, scanvi_epochs)
+    return out
 
 
 def _scored(task: Task, methods: dict[str, Callable[[], Told]], seed: int) -> list[dict[str, Any]]:
@@ -141,7 +150,7 @@ def _cells(name: str, n_genes: int | None) -> tuple[AnnData, str | None]:
     return adata, "batch" if name == "pbmc_4study" else None
 
 
-def _task(adata: AnnData, share: float, coarse: float, out: str | None, seed: int) -> Task:
+def _task(adata: AnnData, batch: str | None, share: float, coarse: float, out: str | None, seed: int) -> Task:
     """Choose which cells are labelled, and how deep."""
     cells = adata.copy()
     above, leaf = (cells.obs[k].astype(object) for k in ("class", "leaf"))
@@ -157,7 +166,7 @@ def _task(adata: AnnData, share: float, coarse: float, out: str | None, seed: in
     cells.obs["fine"] = leaf.where(known & ~only_class, None)
     parents = {a: b for a, b in zip(leaf, above, strict=True) if isinstance(a, str) and a not in (b, out)}
     tree = LabelTree.of(sorted(set(truth) - {out}), parents)
-    return Task(cells, tree, truth, ~known & leaf.notna().to_numpy() & ~new, new)
+    return Task(cells, tree, truth, ~known & leaf.notna().to_numpy() & ~new, new, batch)
 
 
 def _ours(
@@ -169,7 +178,7 @@ def _ours(
     if not tree:
         cells.obs["given"] = _leaves(task)
         given = {"labels_key": "given", "label_parents": {}}  # a tree of roots, for calibrated probabilities
-    CGMDVAE.setup_anndata(cells, batch_key=batch, unlabeled_category=UNKNOWN, **given)
+    CGMDVAE.setup_anndata(cells, batch_key=task.batch, unlabeled_category=UNKNOWN, **given)
     made = CGMDVAE(cells, **model)
     made.train(max_epochs=max_epochs, **QUIET)
     p = made.predict_labels(soft=True, level=LEVEL)[made.labels]
@@ -183,11 +192,11 @@ def _leaves(task: Task) -> np.ndarray:
     return leaf.where(leaf.notna(), one).fillna(UNKNOWN).astype(str).to_numpy()
 
 
-def _regressions(task: Task, batch: str | None, *, tree: bool) -> Told:
+def _regressions(task: Task, *, tree: bool) -> Told:
     """Fit logistic regressions of all leaves, or of the children at each split, on principal components."""
     x, leaf, of = principal_components(task.cells), _leaves(task), task.tree
-    for group in task.cells.obs[batch].unique() if batch else ():
-        rows = (task.cells.obs[batch] == group).to_numpy()
+    for group in task.cells.obs[task.batch].unique() if task.batch else ():
+        rows = (task.cells.obs[task.batch] == group).to_numpy()
         x[rows] -= x[rows].mean(0)
     if not tree:
         known = leaf != UNKNOWN
@@ -215,11 +224,11 @@ def _regressions(task: Task, batch: str | None, *, tree: bool) -> Told:
     return _deepest(task, pd.DataFrame(values, columns=list(of.leaves), index=task.cells.obs_names))
 
 
-def _scanvi(task: Task, batch: str | None, epochs: int | None) -> Told:
+def _scanvi(task: Task, epochs: int | None) -> Told:
     """Train SCVI, then scANVI for 20 epochs, with the leaves only."""
     cells = task.cells.copy()
     cells.obs["given"] = _leaves(task)
-    scvi.model.SCVI.setup_anndata(cells, batch_key=batch)
+    scvi.model.SCVI.setup_anndata(cells, batch_key=task.batch)
     base = scvi.model.SCVI(cells)
     base.train(max_epochs=epochs, **QUIET)
     made = scvi.model.SCANVI.from_scvi_model(

@@ -232,7 +232,7 @@ def partition(
     else:
         codes, rng = y.cpu().numpy(), np.random.default_rng(seed)
         of = (bound == codes[:, None]) | (codes >= n_labels)[:, None]
-        of = of if allowed is None else allowed.cpu().numpy()
+        of = np.asarray(of if allowed is None else allowed.cpu().numpy())
         assigned = _around_labels(points, bound, codes, of, rng)
     return torch.nn.functional.one_hot(torch.from_numpy(assigned).long(), len(bound)).to(z)
 
@@ -260,7 +260,7 @@ def _around_labels(
 ) -> np.ndarray:
     """Run k-means with labelled cells kept in components of their label; take the best of several starts."""
     best, lowest = None, np.inf
-    new = _out_of_reach(points, ~allowed.all(1), int(rng.integers(2**31)))
+    new = _out_of_reach(points, np.asarray(~allowed.all(1)), int(rng.integers(2**31)))
     for _ in range(STARTS):
         centres = _spread(points, bound, y, rng, new)
         for _ in range(STEPS):

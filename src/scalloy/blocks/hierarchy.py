@@ -71,7 +71,7 @@ class Hierarchy:
         return [node for node in (ROOT, *inner) if len(self.children(node)) > 1]
 
     def of_nodes(self, p: Tensor) -> Tensor:
-        """Return the probability of each node, ``(..., leaves)`` to ``(..., nodes)``: a sum over its leaves."""
+        """Return the probability of each node, ``(..., leaves)`` to ``(..., nodes)``: a sum of leaves."""
         return torch.cat([p, p @ self.below[self.n_leaves :].T.to(p)], -1) if self.n_inner else p
 
     def deepest(self, p: Tensor, possible: Tensor, level: float) -> Tensor:

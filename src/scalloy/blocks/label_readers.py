@@ -6,7 +6,7 @@ each split. Here they are joined with the mixture, and the result is calibrated.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -42,6 +42,12 @@ class TreeReader(nn.Module):
         self.tree, self.splits = tree, tree.splits()
         self.readers = nn.ModuleList(LabelReader(n_in, len(tree.children(node))) for node in self.splits)
 
+    def _at_splits(self) -> Iterator[tuple[int, LabelReader]]:
+        """Yield each node with several children and its reader."""
+        for node, reader in zip(self.splits, self.readers, strict=True):
+            assert isinstance(reader, LabelReader)
+            yield node, reader
+
     @property
     def fitted(self) -> bool:
         """True if all readers are fitted that had cells."""
@@ -52,14 +58,13 @@ class TreeReader(nn.Module):
 
     def crossed(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the probabilities of some cells as :meth:`LabelReader.crossed` does, at each split."""
-        pairs = zip(self.splits, self.readers, strict=True)
-        said = {node: reader.crossed(x, self._child(node, y)) for node, reader in pairs}
+        said = {node: reader.crossed(x, self._child(node, y)) for node, reader in self._at_splits()}
         return self.of_nodes(x, said)[..., : self.tree.n_leaves]
 
     def of_nodes(self, x: Tensor, said: dict[int, Tensor] | None = None) -> Tensor:
         """Return the probability of each node, ``(n, nodes)``, from that of the children at each split."""
         if said is None:
-            said = {node: reader(x) for node, reader in zip(self.splits, self.readers, strict=True)}
+            said = {node: reader(x) for node, reader in self._at_splits()}
         p: dict[int, Tensor] = {ROOT: x.new_ones(len(x))}
         for node in sorted(range(len(self.tree)), key=lambda node: self.tree.depth[node]):
             above = self.tree.parents[node]
@@ -70,7 +75,7 @@ class TreeReader(nn.Module):
 
     def fit(self, x: Tensor, y: Tensor, sizes: Tensor) -> None:
         """Fit the readers, those at the root first; see :meth:`LabelReader.fit`."""
-        for node, reader in zip(self.splits, self.readers, strict=True):
+        for node, reader in self._at_splits():
             children = self.tree.children(node)
             of, kept = self._child(node, y), torch.ones_like(y, dtype=torch.bool)
             if node != ROOT:

@@ -231,7 +231,7 @@ class MixturePrior(nn.Module):
             self.span[~told] = self.span[told].mean()
 
     def near(self, p_z: GaussianMixture, z: Tensor) -> Tensor:
-        """Return 1 for a cell within the span of an inner node, falling to 0 outside, ``(n, inner nodes)``."""
+        """Return 1 for a cell within the span of each inner node, falling to 0 outside, ``(n, inner)``."""
         tree, distance, out = self.hierarchy, p_z.distance(z), []
         for i, node in enumerate(range(tree.n_leaves, len(tree))):
             of = tree.below[node].to(z.device)[self.label_of.clamp_min(0)] & (self.label_of >= 0)

@@ -231,16 +231,16 @@ def parents_in_columns(values: pd.DataFrame, columns: Sequence[str]) -> dict[str
     if several := {name: list(names) for name, names in above.items() if len(names) > 1}:
         said = "; ".join(f"{name!r} is in {' and '.join(map(repr, p))}" for name, p in several.items())
         msg = (
-            f"In the columns {few(map(repr, columns))} a label has two parents: {said}. Make its names differ,"
-            " such as by the parent's name before it, or correct these cells."
+            f"In the columns {few(map(repr, columns))} a label has two parents: {said}. Make its names "
+            "differ, such as by the parent's name before it, or correct these cells."
         )
         raise ValueError(msg)
     parents = {name: next(iter(names)) for name, names in above.items()}
     named = {name for i in values for name in values[i].dropna()}
     if alone := sorted(named - set(values[0].dropna()) - set(parents)):
         msg = (
-            f"The labels {few(map(repr, alone))} have no label in a coarser column: {few(map(repr, columns))}. "
-            "Fill that column in these cells."
+            f"The labels {few(map(repr, alone))} have no label in a coarser column: "
+            f"{few(map(repr, columns))}. Fill that column in these cells."
         )
         raise ValueError(msg)
     return parents

@@ -202,9 +202,6 @@ class CGMDVAE(VAEModule):
         typical = self.prior.typical(self.prior(c, q["w"].mean if "w" in q else None), q["z"].mean)
         return p, known[:, 0] * typical
 
-    def calibrated(self, p: Tensor) -> Tensor:
-        return p if self.readers is None else self.readers.calibrated(p)
-
     def expression(self, batch: Batch) -> Tensor | None:
         """Return the observed expression; ``None`` if something is to be removed from it."""
         return self.likelihood.observed(batch.x) if self.plain else None

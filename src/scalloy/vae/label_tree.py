@@ -35,11 +35,12 @@ def of_nodes(
     q
         Posterior of the latents.
     """
-    tree, prior = module.prior.hierarchy, module.prior
+    tree, prior, readers = module.prior.hierarchy, module.prior, module.readers
+    assert readers is not None
     p_z = prior(batch.condition, q["w"].mean if "w" in q else None)
     near = torch.maximum(prior.near(p_z, q["z"].mean), known.unsqueeze(-1))
     may = torch.cat([known.unsqueeze(-1).expand(-1, tree.n_leaves), near], -1) >= KNOWN
     for node in sorted(range(len(tree)), key=lambda node: -tree.depth[node]):
         if (above := tree.parents[node]) >= 0:
             may[:, above] |= may[:, node]
-    return tree.of_nodes(module.calibrated(p)), may
+    return tree.of_nodes(readers.calibrated(p)), may

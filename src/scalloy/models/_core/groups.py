@@ -18,7 +18,8 @@ def get_transfer_groups(model: Conditioned[HasConditions], adata: AnnData | None
     """Return the group of each cell within which ``transfer`` takes a change of condition to be alike.
 
     It is the label if that is known, of a tree a leaf. Otherwise it is the predicted label (below the known
-    one, if that is an inner node), or the cluster if the model has no labels; a model that finds neither puts all these cells into one group.
+    one, if that is an inner node), or the cluster if the model has no labels; a model that finds neither puts
+    all these cells into one group.
 
     Parameters
     ----------

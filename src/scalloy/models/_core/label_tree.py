@@ -84,8 +84,10 @@ def with_tree(adata: AnnData, given: dict[str, Any]) -> dict[str, Any]:
             f"`adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
         )
         raise TypeError(msg)
-    of_paths = isinstance(asked, str)
-    parents = label_tree.parents_of_paths(labels, asked) if of_paths else label_tree.parents_in(asked)
+    if isinstance(asked, str):
+        parents = label_tree.parents_of_paths(labels, asked)
+    else:
+        parents = label_tree.parents_in(asked)
     tree = LabelTree.of(labels, parents)
     _check_unlabeled(tree, unlabeled)
     return {**given, "label_parents": tree.plain()}
@@ -134,8 +136,8 @@ def _check_unlabeled(tree: LabelTree, unlabeled: Any) -> None:
     """Check that the value which stands for "unknown" is no label of the tree."""
     if unlabeled in tree.nodes:
         msg = (
-            f"`unlabeled_category={unlabeled!r}` stands for no label, and it is a label of the tree. Leave it "
-            "out of `label_parents`."
+            f"`unlabeled_category={unlabeled!r}` stands for no label, and it is a label of the tree. Leave "
+            "it out of `label_parents`."
         )
         raise ValueError(msg)
 
@@ -150,8 +152,8 @@ def names_in(tree: LabelTree, adata: AnnData, given: dict[str, Any]) -> np.ndarr
     """Return the finest label that the model knows of each of some cells, or what stands for none."""
     values = label_tree.values_of(adata.obs, tree.columns, given.get(UNLABELED))
     names = label_tree.deepest_of(values.where(values.isin(tree.nodes)))
-    nothing = given.get(UNLABELED)
-    return np.array(["" if nothing is None else nothing if n is None else n for n in names], dtype=object)
+    nothing = "" if given.get(UNLABELED) is None else given[UNLABELED]
+    return np.array([nothing if name is None else name for name in names], dtype=object)
 
 
 def with_labels(adata: AnnData, given: dict[str, Any]) -> AnnData:
