@@ -66,8 +66,8 @@ def label_tree(
     The columns are: ``hierarchical_f1`` of the most probable leaves; ``deepest_at_90``, the share of right
     leaves among the 90 % surest cells; ``ece`` of the leaves; and for the deepest labels with a probability
     of 0.9, the share of cells that get a label (``given``), how many of these labels are right (``right``),
-    and the share of cells that get a leaf (``leaves``). For a type that is left out, ``kept`` is the share of its
-    cells that get a label above it or none.
+    and the share of cells that get a leaf (``leaves``). For a type that is left out, ``kept`` is the share of
+    its cells that get a label above it or none.
 
     Rivals are logistic regressions on 30 principal components, flat and with one at each split of the tree;
     our model without the tree; and scANVI. Those without the tree learn from cells with a leaf only.

@@ -103,8 +103,7 @@ class CellReader:
             return []
         state = self._state(REGISTRY_KEYS.LABELS_KEY)
         names, unlabeled = map(str, state["categorical_mapping"]), str(state.get("unlabeled_category"))
-        known = [k for k in names if k != unlabeled]
-        return known if (tree := self.tree) is None else known[: len(tree.leaves)]
+        return [k for k in names if k != unlabeled][: None if self.tree is None else len(self.tree.leaves)]
 
     @property
     def tree(self) -> label_tree.LabelTree | None:
@@ -397,5 +396,5 @@ def _codes_are_there(manager: AnnDataManager) -> bool:
 
 def _order(rows: Any, manager: AnnDataManager) -> np.ndarray:
     """Return the positions of the cells in the order in which they are read."""
-    n = manager.adata.n_obs
-    return np.arange(n) if rows is None else as_positions(rows, n)
+    every = np.arange(manager.adata.n_obs)
+    return every if rows is None else as_positions(rows, len(every))
