@@ -169,9 +169,7 @@ def _task(adata: AnnData, batch: str | None, share: float, coarse: float, out: s
     return Task(cells, tree, truth, ~known & leaf.notna().to_numpy() & ~new, new, batch)
 
 
-def _ours(
-    task: Task, batch: str | None, max_epochs: int | None, model: dict[str, Any], *, tree: bool
-) -> Told:
+def _ours(task: Task, max_epochs: int | None, model: dict[str, Any], *, tree: bool) -> Told:
     """Train CGMDVAE with all labels and their tree, or with the leaves only."""
     cells = task.cells.copy()
     given: dict[str, Any] = {"labels_key": ["coarse", "fine"]}
