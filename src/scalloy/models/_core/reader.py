@@ -283,12 +283,10 @@ class CellReader:
         """
         self._model._check_if_trained(warn=True)
         if batch_size is None:
-            batch_size = 4096
-            if decodes:
-                batch_size = int(np.clip(DECODED_ENTRIES / self.sizes.n_vars, 64, 4096))
-        module = self._model.module
+            most = DECODED_ENTRIES / self.sizes.n_vars if decodes else 4096
+            batch_size = int(np.clip(most, 64, 4096))
         keep_to_cores()
-        module.eval()
+        module = self._model.module.eval()
         own, n_labels = adata is self.adata, len(self.labels if self.tree is None else self.tree.nodes)
         for part, rows in in_memory(None if own else adata, indices):
             manager, n_read = self.manager(part, composes=True), 0
