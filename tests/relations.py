@@ -25,6 +25,7 @@ BESIDE = {"batch_key": "batch", "labels_key": "cluster"}
 COLUMNS = {"categorical_covariate_keys": ["lane"], "continuous_covariate_keys": ["score"]}
 UNDER = {"condition_key": "condition"}
 UNKNOWN = {"unlabeled_category": "unknown"}
+TREE = {"label_parents": {"cluster_0": "T", "cluster_1": "T"}}
 SETUPS: dict[str, dict[str, Any]] = {
     "AE": BESIDE,
     "VAE": BESIDE | COLUMNS,
@@ -34,6 +35,7 @@ SETUPS: dict[str, dict[str, Any]] = {
     "TRVAE": BESIDE | UNDER,
     "CGMDVAE": BESIDE | UNDER | UNKNOWN | COLUMNS,
     "CGMDVAE_free": UNDER,
+    "CGMDVAE_tree": BESIDE | UNKNOWN | TREE,
     "POISEVAE": BESIDE | {"protein_obsm_key": "protein_counts"},
 }
 OPTIONS: dict[str, dict[str, Any]] = {

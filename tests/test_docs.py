@@ -261,7 +261,7 @@ def test_every_plan_argument_is_documented():
 SOURCE = Path(sa.__file__).parent
 CHECKS = (
     *("checks", "is_anndata", "roles", "arrays", "genes", "modalities"),
-    *("conditions", "descriptors", "asked_conditions"),
+    *("conditions", "descriptors", "asked_conditions", "label_tree"),
 )  # each message is in the table
 
 

@@ -11,6 +11,10 @@ where       key                                    content
 ``.obs``    ``<model>_label``,                     most probable label, its probability among the labels,
             ``<model>_label_probability``,         and a score of belonging to none of them, by
             ``<model>_unknown``                    :meth:`annotate` of models with a mixture and labels
+``.obs``    ``<model>_deepest_label``,             deepest label that the cell's probability supports, this
+            ``<model>_deepest_probability``,       calibrated probability, and the depth of the label (1 is
+            ``<model>_depth``                      a root, 0 none), by :meth:`annotate` of models with labels
+                                                   that are a tree
 ``.obsm``   ``<model>_active``                     probability of each latent of being on (a DataFrame), by
                                                    :meth:`annotate` of :class:`scalloy.BetaVSC`
 ``.obs``    ``<model>_sparsity``                   share of the latents that are off, by
@@ -23,6 +27,8 @@ where       key                                    content
                                                    clusters, by :meth:`annotate`
 ``.obs``    ``conditions``                         name of each cell's condition, by ``setup_anndata`` with
                                                    ``conditions=`` (:class:`scalloy.Conditions`)
+``.obs``    ``label_tree``                         finest label of each cell, by ``setup_anndata`` with
+                                                   several columns in ``labels_key=``
 ``.obs``    ``_scvi_batch``, ``_scvi_labels``,     codes of the registered columns, by scvi-tools in
             ``_scvi_condition``                    ``setup_anndata``
 ``.obsm``   ``_scvi_extra_categorical_covs``,      registered covariates, by scvi-tools in
@@ -47,11 +53,22 @@ from typing import Any
 from urllib.parse import unquote
 
 CONDITION_KEY = "condition"  # field name in the registry of scvi-tools
+LABEL_TREE = "label_tree"  # column of `.obs` with the finest label, if several columns have labels
 SECOND_KEY = "second"  # field name of the second modality in the registry of scvi-tools
 
 SETUP_OBS = ("_scvi_batch", "_scvi_labels", "_scvi_condition")
 SETUP_OBSM = ("_scvi_extra_categorical_covs", "_scvi_extra_continuous_covs")
-WRITTEN_OBS = ("cluster", "cluster_probability", "label", "label_probability", "unknown", "sparsity")
+WRITTEN_OBS = (
+    "cluster",
+    "cluster_probability",
+    "label",
+    "label_probability",
+    "unknown",
+    "deepest_label",
+    "deepest_probability",
+    "depth",
+    "sparsity",
+)
 SETUP_UNS = ("_scvi_uuid", "_scvi_manager_uuid")
 
 
@@ -179,6 +196,21 @@ def label_probability(model: str) -> str:
 def unknown(model: str) -> str:
     """Return the key of the score of being of no known type in ``.obs``."""
     return f"{model}_unknown"
+
+
+def deepest_label(model: str) -> str:
+    """Return the key of the deepest label that the probability of a cell supports in ``.obs``."""
+    return f"{model}_deepest_label"
+
+
+def deepest_probability(model: str) -> str:
+    """Return the key of the calibrated probability of the deepest label in ``.obs``."""
+    return f"{model}_deepest_probability"
+
+
+def depth(model: str) -> str:
+    """Return the key of the depth of the deepest label in ``.obs``."""
+    return f"{model}_depth"
 
 
 def active(model: str) -> str:

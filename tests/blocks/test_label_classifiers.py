@@ -8,8 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from scalloy.blocks import label_classifiers
-from scalloy.blocks.label_classifiers import Labelled, LabelReader, Some
+from scalloy.blocks import label_classifiers, label_readers
+from scalloy.blocks.label_classifiers import Labelled, LabelReader
+from scalloy.blocks.label_readers import Some
 
 
 def cells(n_in, n_labels, n=300, seed=0):
@@ -145,7 +146,7 @@ def test_more_labels_than_cells_that_are_compared(monkeypatch):
 
 
 def test_code_and_expression_have_one_say_each():
-    both = label_classifiers.Readers(2, 3, 2)
+    both = label_readers.Readers(2, 3, 2)
     p, z, x = torch.tensor([[0.9, 0.1]]), torch.zeros(1, 2), torch.zeros(1, 3)
     torch.testing.assert_close(both.vote(p, z, x), p)  # nothing is fitted
     both.of_z.fitted.fill_(True)  # it says a half
@@ -176,7 +177,7 @@ def test_a_single_label_is_certain():
 
 
 def test_chosen_cells_stand_for_all_of_their_label(monkeypatch):
-    monkeypatch.setattr(label_classifiers, "MOST", 20)
+    monkeypatch.setattr(label_readers, "MOST", 20)
     some, y = Some(2, 10), torch.tensor([0] * 15 + [1] * 15 + [2] * 3)
     first, second = some.of(y), some.of(y)
     assert first.all()
@@ -190,7 +191,7 @@ def test_chosen_cells_stand_for_all_of_their_label(monkeypatch):
 
 def test_more_cells_without_label_are_chosen_if_memory_allows(monkeypatch):
     for name, value in {"MOST": 20, "UNLABELLED": 50, "ENTRIES": 3000}.items():
-        monkeypatch.setattr(label_classifiers, name, value)
+        monkeypatch.setattr(label_readers, name, value)
     y = torch.tensor([0] * 100 + [1] * 100)
     for n_vars, expected in {10: 50, 100: 30, 1000: 20}.items():
         chosen = Some(1, n_vars).of(y)

@@ -437,3 +437,35 @@ def test_page_runs(tmp_path, monkeypatch):
     assert sa.load("vae").init_params_["non_kwargs"]["n_latent"] == 20
     assert sa.load("gmvae").seed == 2
     assert "Transfer, held out" in Path("held_out.html").read_text()
+
+
+def test_labels_with_a_hierarchy_are_those_of_python(tmp_path):
+    """Parents in a file, columns from coarse to fine, and paths."""
+    adata = sa.datasets.simulate(120, 30, n_clusters=3, seed=1)
+    fine = adata.obs["cluster"].astype(str)
+    adata.obs["class"] = fine.replace({"cluster_0": "A", "cluster_1": "A"})
+    adata.obs["path"] = np.where(adata.obs["class"] == "A", "A/" + fine, fine)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    parents = tmp_path / "parents.json"
+    parents.write_text('{"cluster_0": "A", "cluster_1": "A"}')
+    made = {
+        "file": ("--labels-key", "cluster", "--label-parents", parents),
+        "columns": ("--labels-key", "class", "--labels-key", "cluster"),
+        "paths": ("--labels-key", "path", "--label-parents", "/"),
+    }
+    for name, keys in made.items():
+        ok("train", tmp_path / "cells.h5ad", "-o", tmp_path / name, "--model", "CGMDVAE", *keys, *QUICK)
+        tree = sa.load(tmp_path / name).reader.tree
+        assert tree.inner == ("A",)
+        assert {leaf.rpartition("/")[2] for leaf in tree.leaves} == {"cluster_0", "cluster_1", "cluster_2"}
+    ok("annotate", tmp_path / "file", tmp_path / "cells.h5ad", "-o", tmp_path / "out.h5ad")
+    assert "cgmdvae_deepest_label" in sa.data.read(tmp_path / "out.h5ad").obs
+    for text, said in {
+        '{"cluster_0": "A", "cluster_0": "B"}': "gives 'cluster_0' 2 parents: 'A', 'B'",
+        "{": "is damaged, or not a valid JSON file of labels",
+    }.items():
+        parents.write_text(text)
+        args = ["train", tmp_path / "cells.h5ad", "-o", tmp_path / "no", "--model", "CGMDVAE", *made["file"]]
+        done = CliRunner().invoke(main.app, [str(a) for a in args])
+        assert done.exit_code == 1
+        assert said in done.stderr

@@ -71,7 +71,7 @@ SAID = {
     "given:batch_key list": "`batch_key=['batch']` is a list. Expected one name, as str",
     "given:batch_key missing": "`batch_key='nope'` is not a column of `adata.obs`",
     "given:batch_key bytes": "is a bytes. Expected one name",
-    "given:labels_key empty list": "`labels_key=[]` is a list. Expected one name",
+    "given:labels_key empty list": "`labels_key=[]` should name columns from coarse to fine, each once",
     "given:condition_key tuple": "is a tuple. Expected one name",
     "given:layer int": "`layer=7` is a int. Expected one name",
     "given:layer missing": "`layer='nope'` is not in `adata.layers`. Layers: none",

@@ -248,6 +248,7 @@ METHODS = {
     "get_clusters": named("get_clusters"),
     "get_cluster_probabilities": named("get_cluster_probabilities"),
     "predict_labels": named("predict_labels", soft=True),
+    "predict_labels with level": named("predict_labels", level=0.5),
     "get_unknown_score": named("get_unknown_score"),
     "get_novel": novel,
     "get_active": named("get_active"),
@@ -289,6 +290,8 @@ REFUSED = {  # in our words
 def can(name, method):
     """Whether a model has a method; two have the same name and different arguments."""
     attribute = method.split()[0]
+    if method == "predict_labels with level" and "label_parents" not in SETUPS[name]:
+        return False
     if attribute in {"predict_labels", "get_unknown_score", "get_novel"} and "labels_key" not in SETUPS[name]:
         return False
     if attribute == "predict" and hasattr(class_of(name), "modalities") != (method != "predict"):

@@ -133,6 +133,7 @@ ARGUMENTS = (
     "categorical_covariate_keys",
     "continuous_covariate_keys",
     "unlabeled_category",
+    "label_parents",
     "protein_obsm_key",
     "conditions",
 )

@@ -58,6 +58,31 @@ def test_cells_with_a_known_label_are_in_no_group(simulated, trained):
     assert trained.get_novel(threshold=0.0, min_cells=1).cells[~simulated.obs["blind"]].isna().all()
 
 
+def test_in_a_tree_labels_of_any_depth_are_known(simulated):
+    """Half of the labelled cells are known as a parent only; the type without a label is still a group."""
+    adata = simulated.copy()
+    given, two = adata.obs["given"].astype(str), sorted(set(adata.obs["given"]) - {"Unknown"})[:2]
+    adata.obs["given"] = given.where((np.arange(adata.n_obs) % 2 == 0) | ~given.isin(two), "both")
+    parents = dict.fromkeys(two, "both")
+    sa.CGMDVAE.setup_anndata(adata, labels_key="given", unlabeled_category="Unknown", label_parents=parents)
+    model = sa.CGMDVAE(adata, seed=0)
+    model.train(max_epochs=12, enable_progress_bar=False, accelerator="cpu")
+    everything = model.get_novel(threshold=0.0, min_cells=1).cells
+    assert everything[~adata.obs["blind"]].isna().all()
+    score, hidden, coarse = model.get_unknown_score(), adata.obs["hidden"], adata.obs["given"] == "both"
+    assert score[hidden].mean() > 0.8
+    assert score[coarse].mean() < 0.3
+    novel = model.get_novel()
+    first = novel.cells == novel.groups.index[0]
+    assert (first & hidden).sum() >= 0.9 * max(hidden.sum(), first.sum())
+    assert set(novel.groups["nearest"]) <= set(model.labels)
+    found = model.predict_labels(level=0.9)
+    assert not found[score > 0.5].isin(model.labels).any()
+    made = model.annotate(copy=True)
+    assert (made.obs["cgmdvae_deepest_label"].astype(str) == found.astype(str)).all()
+    np.testing.assert_allclose(made.obs["cgmdvae_unknown"], score, atol=1e-4)
+
+
 def test_scores_of_markers_are_those_of_the_rank_sum_test(simulated, trained):
     novel = trained.get_novel()
     top = novel.markers.iloc[0]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import scalloy as sa
+from scalloy.blocks.hierarchy import Hierarchy
+from scalloy.blocks.mixture_prior import MixturePrior
+from scalloy.blocks.mixtures import Components, Dirichlet
 from scalloy.train.watched import LEAST, Watched
+from scalloy.vae.label_reading import watched
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
 SHORT = {"max_epochs": 3, "enable_progress_bar": False, "accelerator": "cpu"}
@@ -39,6 +45,34 @@ def test_history_has_components_and_the_accuracy_of_labels(cells):
     clusters = model.get_cluster_probabilities(indices=rows)[model.labels]
     right = (clusters.idxmax(axis=1) == cells.obs["cluster"].astype(str).iloc[rows].to_numpy()).mean()
     assert accuracy.iloc[-1] == pytest.approx(right, abs=0.2)  # at a sample of z rather than its mean
+
+
+def test_an_inner_node_is_right_if_the_leaf_is_below_it():
+    """Leaves 0 to 2, 3 above 0 and 1, and 4 for an unknown label."""
+    prior = MixturePrior(Components(4, 2), Dirichlet(4), n_labels=3, hierarchy=Hierarchy(3, [3, 3, -1, -1]))
+    module = SimpleNamespace(prior=prior, training=False)
+    leaf, y = torch.cartesian_prod(torch.arange(3), torch.arange(6)).T
+    r = torch.nn.functional.one_hot(leaf, 4).float() * 0.6 + 0.1
+    found = watched(module, r.log(), r, y)
+    assert torch.equal(found["labelled"], y < 4)
+    right = [b == a or (b == 3 and a < 2) for a, b in zip(leaf.tolist(), y.tolist(), strict=True)]
+    assert found["right"].tolist() == right
+    assert watched(SimpleNamespace(prior=prior, training=True), r.log(), r, y) == {}
+
+
+def test_history_of_labels_of_any_depth_counts_all_of_them(cells):
+    names = cells.obs["cluster"].astype(str)
+    two = sorted(set(names))[:2]
+    cells.obs["coarse"] = names.where((np.arange(cells.n_obs) % 2 == 0) | ~names.isin(two), "both")
+    sa.CGMDVAE.setup_anndata(cells, labels_key="coarse", label_parents=dict.fromkeys(two, "both"))
+    model = sa.CGMDVAE(cells, seed=0, **SMALL)
+    model.train(**{**SHORT, "max_epochs": 12}, early_stopping=False, plan_kwargs={"restore_best": False})
+    rows = model.validation_indices_
+    given = cells.obs["coarse"].astype(str).iloc[rows].to_numpy()
+    assert (given == "both").any()
+    found = model.get_cluster_probabilities(indices=rows)[model.labels].idxmax(axis=1).to_numpy()
+    right = (found == given) | ((given == "both") & np.isin(found, two))
+    assert model.history["label_accuracy"].iloc[-1, 0] == pytest.approx(right.mean(), abs=0.2)
 
 
 def test_models_without_labels_have_no_accuracy_and_others_nothing(cells):

@@ -168,6 +168,7 @@ def partition(
     n_labels: int,
     n_clusters: int | None = None,
     observed: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """Assign each cell to the component in which it starts, one-hot ``(n, K)``.
 
@@ -186,6 +187,9 @@ def partition(
     observed
         Expression of the first ``MOST`` cells, in which clusters are looked for as well; used without labels
         only.
+    allowed
+        Whether each cell may belong to each component, ``(n, K)``; by default by its label. If it may belong
+        to all, its label is unknown.
     """
     points, bound = z.double().cpu().numpy(), label_of.cpu().numpy()
     seed = int(torch.randint(2**31 - 1, ()))
@@ -197,7 +201,10 @@ def partition(
         else:
             assigned = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(points)
     else:
-        assigned = _around_labels(points, bound, y.cpu().numpy(), n_labels, np.random.default_rng(seed))
+        codes, rng = y.cpu().numpy(), np.random.default_rng(seed)
+        of = (bound == codes[:, None]) | (codes >= n_labels)[:, None]
+        of = np.asarray(of if allowed is None else allowed.cpu().numpy())
+        assigned = _around_labels(points, bound, codes, of, rng)
     return torch.nn.functional.one_hot(torch.from_numpy(assigned).long(), len(bound)).to(z)
 
 
@@ -220,12 +227,11 @@ def views(points: np.ndarray, observed: Tensor | None) -> list[np.ndarray]:
 
 
 def _around_labels(
-    points: np.ndarray, bound: np.ndarray, y: np.ndarray, n_labels: int, rng: np.random.Generator
+    points: np.ndarray, bound: np.ndarray, y: np.ndarray, allowed: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Run k-means with labelled cells kept in components of their label; take the best of several starts."""
-    allowed = (bound == y[:, None]) | (y >= n_labels)[:, None]
     best, lowest = None, np.inf
-    new = _out_of_reach(points, y < n_labels, int(rng.integers(2**31)))
+    new = _out_of_reach(points, np.asarray(~allowed.all(1)), int(rng.integers(2**31)))
     for _ in range(STARTS):
         centres = _spread(points, bound, y, rng, new)
         for _ in range(STEPS):

@@ -14,7 +14,6 @@ components: the default penalty is far too strong for a handful of latents.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,20 +22,18 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import rbf_kernel
-from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
+from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from scalloy.blocks.mixture_prior import NEVER
 
 N_PCS = 30
-MOST = 500  # largest number of cells of each label that are read
 STRAIGHT, BENT = (0.1, 1.0, 10.0, 100.0, 1000.0), (100.0, 10.0)  # inverse penalties to choose from
 SHARES, TELL = (0.0, 0.5, 1.0), 200  # of the bent boundaries, to choose from; labelled cells needed
 FEW, FOLDS = 1000, 5  # most labelled cells used for these choices, and folds; with more, penalties are fixed
 SPOTS, SIMILAR = 300, 2000  # labelled cells that others are compared to; labelled cells to learn from
 DIFFER = 1e-4  # directions with a smaller share of the largest eigenvalue of the similarities are dropped
-UNLABELLED, ENTRIES = 3000, 6_000_000  # unlabelled cells that are read, and limit of their values
 
 
 class LabelReader(nn.Module):
@@ -77,6 +74,7 @@ class LabelReader(nn.Module):
         self.register_buffer("bent_bias", torch.zeros(n_labels))
         self.register_buffer("share", torch.tensor(0.0))
         self.register_buffer("fitted", torch.tensor(False))
+        self.chosen: list[tuple[float, Pipeline]] = []  # shares and regressions of the last fit
 
     def forward(self, x: Tensor) -> Tensor:
         straight = torch.softmax(x @ self.weight + self.bias, -1)
@@ -105,7 +103,7 @@ class LabelReader(nn.Module):
             self._fit(x.cpu().numpy(), y.cpu().numpy(), sizes.cpu().numpy())
 
     def _fit(self, values: np.ndarray, codes: np.ndarray, sizes: np.ndarray) -> None:
-        known = codes < len(self.bias)
+        known, self.chosen = codes < len(self.bias), []
         classes, codes = np.unique(codes[known], return_inverse=True)
         if len(classes) == 0:
             return
@@ -120,21 +118,25 @@ class LabelReader(nn.Module):
         weight, bias = cells.boundary(straight)
         self.weight[:, classes] = torch.from_numpy(axes @ weight).to(self.weight)
         self.bias[classes] = torch.from_numpy(bias - middle @ axes @ weight).to(self.bias)
+        self._look_along(middle, axes)
+        self.chosen = [(1.0, straight)]
         if len(codes) < TELL:
             return
         bent = regression(some.strength(regression(gamma=gamma), BENT) if few else BENT[0], gamma)
-        self.share.fill_(some.share(straight, bent))
-        self._bend(bent, cells.some(max(SIMILAR, len(classes))), classes, middle, axes)
+        self.share.fill_(share := some.share(straight, bent))
+        self.chosen = [pair for pair in ((1 - share, straight), (share, bent)) if pair[0]]
+        self._bend(bent, cells.some(max(SIMILAR, len(classes))), classes)
 
-    def _bend(
-        self, bent: Pipeline, cells: Labelled, classes: np.ndarray, middle: np.ndarray, axes: np.ndarray
-    ) -> None:
+    def _look_along(self, middle: np.ndarray, axes: np.ndarray) -> None:
+        """Set the origin and the directions along which cells are read."""
+        self.middle.copy_(torch.from_numpy(middle))
+        self.axes[:, : axes.shape[1]] = torch.from_numpy(axes).to(self.axes)
+
+    def _bend(self, bent: Pipeline, cells: Labelled, classes: np.ndarray) -> None:
         """Fit the bent boundaries to cells whose labels are numbered by their places in ``classes``."""
         weight, bias = cells.boundary(bent)
         spots = bent["see"].spots_
         self.gamma.fill_(bent["see"].gamma)
-        self.middle.copy_(torch.from_numpy(middle))
-        self.axes[:, : axes.shape[1]] = torch.from_numpy(axes).to(self.axes)
         self.spots[: len(spots), : spots.shape[1]] = torch.from_numpy(spots).to(self.spots)
         self.bent_weight[: len(spots), classes] = torch.from_numpy(weight).to(self.weight)
         self.bent_bias[classes] = torch.from_numpy(bias).to(self.bias)
@@ -156,8 +158,39 @@ class LabelReader(nn.Module):
             Origin and directions of the cells, as :func:`directions` returns them.
         """
         self._clear(classes)
-        self._bend(bent, cells, classes, middle, axes)
+        self._look_along(middle, axes)
+        self._bend(bent, cells, classes)
         self.share.fill_(1.0)
+        self.chosen = [(1.0, bent)]
+
+    def crossed(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the probabilities of some cells, if labelled, by regressions that were fitted without them.
+
+        The regressions are those of the last fit, in five folds. Cells that are alone with their label have
+        NaN.
+        """
+        p, known = self(x), (y < len(self.bias)).cpu().numpy()
+        classes, codes, n = np.unique(y.cpu().numpy()[known], return_inverse=True, return_counts=True)
+        if not self.chosen or (n > 1).sum() < 2:
+            return p
+        values = ((x - self.middle) @ self.axes).double().cpu().numpy()[known]
+        shuffled = np.random.default_rng(0).permutation(len(codes))
+        fold = np.empty(len(codes), dtype=int)  # those of a label differ, however few cells it has
+        order = shuffled[np.argsort(codes[shuffled], kind="stable")]
+        fold[order] = np.arange(len(codes)) % min(FOLDS, len(codes))
+        out = np.zeros((len(codes), len(classes)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The (number of unique|least populated) class")
+            warnings.filterwarnings("ignore", "Number of classes in training fold")
+            for share, model in self.chosen:
+                out += share * cross_val_predict(
+                    model, values, codes, cv=PredefinedSplit(fold), method="predict_proba"
+                )
+        out[n[codes] == 1] = np.nan
+        rows = torch.from_numpy(np.flatnonzero(known)).to(p.device)
+        p[rows] = 0
+        p[rows[:, None], torch.from_numpy(classes).to(p.device)] = torch.from_numpy(out).to(p)
+        return p
 
     def _clear(self, classes: np.ndarray) -> None:
         """Reset all buffers; labels other than ``classes`` are made impossible."""
@@ -269,66 +302,3 @@ class Labelled:
         if see != "passthrough":
             weight = see.root_ @ weight
         return weight, bias
-
-
-class Some:
-    """Selection of at most ``MOST`` cells of each label, and of more unlabelled ones, as batches arrive.
-
-    Parameters
-    ----------
-    n_labels
-        Number of labels; the code after the last one means unlabelled.
-    n_vars
-        Number of values of each cell. Several thousand unlabelled cells are read if memory allows, since
-        principal components are mostly learned from them.
-    """
-
-    def __init__(self, n_labels: int, n_vars: int) -> None:
-        self.sizes = torch.zeros(n_labels + 1, dtype=torch.long)
-        self.most = torch.full_like(self.sizes, MOST)
-        self.most[-1] = max(MOST, min(UNLABELLED, ENTRIES // n_vars))
-
-    def of(self, y: Tensor) -> Tensor:
-        """Return a mask of those cells of a batch with codes ``y`` that are selected."""
-        each = nn.functional.one_hot(y, len(self.sizes)).cumsum(0).cpu()
-        rank = (self.sizes + each).gather(-1, y.cpu().unsqueeze(-1)).squeeze(-1)
-        self.sizes += each[-1]
-        return (rank <= self.most[y.cpu()]).to(y.device)
-
-
-class Readers(nn.Module):
-    """Readers of labels from the code of a cell and, if given, from its expression.
-
-    Parameters
-    ----------
-    n_latent, n_vars, n_labels
-        Numbers of latents, genes and labels.
-    """
-
-    def __init__(self, n_latent: int, n_vars: int, n_labels: int) -> None:
-        super().__init__()
-        self.n_labels = n_labels
-        self.of_z, self.of_x = LabelReader(n_latent, n_labels), LabelReader(n_vars, n_labels)
-
-    def vote(self, p: Tensor, z: Tensor, x: Tensor | None) -> Tensor:
-        """Average the label probabilities ``p`` of the mixture with those of the readers that were fitted."""
-        p = (p + self.of_z(z)) / 2 if self.of_z.fitted else p
-        return (p + self.of_x(x)) / 2 if x is not None and self.of_x.fitted else p
-
-    def fit(
-        self, cells: Iterable[tuple[Tensor, Tensor | None, Tensor]]
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Fit to the codes, expression (or ``None``) and labels of cells, which come in batches.
-
-        Returns the cells that were read in the same form, and the number of cells of each label.
-        """
-        some, read = Some(self.n_labels, len(self.of_x.middle)), []
-        for z, x, y in cells:
-            chosen = some.of(y)
-            read.append((z[chosen], None if x is None else x[chosen], y[chosen]))
-        z, y = torch.cat([z for z, _, _ in read]), torch.cat([y for _, _, y in read])
-        self.of_z.fit(z, y, some.sizes)
-        seen = None if read[0][1] is None else torch.cat([x for _, x, _ in read if x is not None])
-        if seen is not None:
-            self.of_x.fit(seen, y, some.sizes)
-        return z, seen, y, some.sizes

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scalloy.blocks.cluster_tree import cut, gain, mistaken
 from scalloy.blocks.consensus_clustering import MANY, SPOTS, label_cover, partition, tree_of
+from scalloy.blocks.hierarchy import Hierarchy
 from scalloy.blocks.mixtures import Components, GaussianMixture, Weights
 
 NEVER = -1e9  # log-probability of what is excluded
@@ -31,12 +32,14 @@ class MixturePrior(nn.Module):
     components, weights
         Components and weights of the mixture; the first ``n_labels`` components are bound to the labels.
     n_labels, n_conditions
-        Numbers of known labels and of conditions.
+        Numbers of known labels and of conditions; if labels are a tree, that of its leaves.
     n_clusters
         Number of clusters that the components make in the end. ``None`` finds it from the data; ``ALL`` makes
         each component a cluster.
     placed
         Whether the mixture is the prior from the start, with components at random places.
+    hierarchy
+        Tree of the labels; ``None`` if they have no hierarchy.
     """
 
     label_of: Tensor
@@ -50,6 +53,8 @@ class MixturePrior(nn.Module):
     tree: Tensor
     evidence: Tensor
     agreement: Tensor
+    fits: Tensor
+    span: Tensor
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class MixturePrior(nn.Module):
         n_conditions: int = 1,
         n_clusters: int | None = ALL,
         placed: bool = False,
+        hierarchy: Hierarchy | None = None,
     ) -> None:
         super().__init__()
         self.components, self.weights = components, weights
@@ -79,6 +85,13 @@ class MixturePrior(nn.Module):
         self.register_buffer("tree", torch.zeros(len(each) - 1, 2, dtype=torch.long))
         self.register_buffer("evidence", torch.zeros(len(each) - 1, 3))
         self.register_buffer("agreement", torch.zeros(len(each) + 1))
+        self.hierarchy = hierarchy or Hierarchy(n_labels)
+        nodes = len(self.hierarchy)  # the last row is an unknown label, the last column a free component
+        fits = torch.zeros(nodes + 1, n_labels + 1, dtype=torch.bool)
+        fits[:nodes, :n_labels], fits[nodes] = self.hierarchy.below, True
+        self.register_buffer("fits", fits, persistent=False)
+        if self.hierarchy.n_inner:
+            self.register_buffer("span", torch.full((self.hierarchy.n_inner,), torch.inf))
         if placed:
             nn.init.normal_(components.loc)
 
@@ -108,7 +121,7 @@ class MixturePrior(nn.Module):
         """Return which components each cell may belong to, ``(n, K)``; ``None`` means all of them."""
         if y is None or self.n_labels == 0:
             return None
-        return (self.label_of == y.unsqueeze(-1)) | (y >= self.n_labels).unsqueeze(-1)
+        return self.fits[y.clamp_max(len(self.hierarchy))][:, self.label_of]
 
     def cost(self, r: Tensor, log_r: Tensor, c: Tensor) -> Tensor:
         """Return ``E log r - E log pi`` per cell."""
@@ -139,7 +152,8 @@ class MixturePrior(nn.Module):
         """
         r = mean.new_ones(len(mean), 1)
         if len(self.used) > 1:
-            r = partition(mean, self.label_of, y, self.n_labels, self.n_clusters, observed)
+            allowed = self.allowed(y)
+            r = partition(mean, self.label_of, y, self.n_labels, self.n_clusters, observed, allowed)
         r = r if self.n_labels else self.weights.arranged(r)
         self._begin(mean, variance, c, r, each)
         self.placed.fill_(1.0)
@@ -236,11 +250,41 @@ class MixturePrior(nn.Module):
         for label in range(self.n_labels):
             if (own := y == label).sum() >= AT_LEAST:
                 self.reach[self.label_of == label] = nearest[own].quantile(0.95)
-        some, known = z[:MANY].double().cpu().numpy(), (y[:MANY] < self.n_labels).cpu().numpy()
+        self._measure_spans(distance, y)
+        some, known = z[:MANY].double().cpu().numpy(), (y[:MANY] < len(self.hierarchy)).cpu().numpy()
         centres, labelled, expected = label_cover(some, known)
         cover = (labelled + DOUBT) / (expected + DOUBT)
         self.spots[: len(centres)] = torch.from_numpy(centres).to(self.spots)
         self.cover[: len(centres)] = torch.from_numpy(cover).to(self.cover).clamp_max(1)
+
+    def _measure_spans(self, distance: Tensor, y: Tensor) -> None:
+        """Measure how far from one another the children of each inner node lie.
+
+        The span of a node is the distance from the components of its other children within which 95 % of the
+        cells of a child lie: about where a child is to be expected that no label names. It is the largest of
+        all children, and the mean of other nodes where there are too few cells to tell.
+        """
+        tree, bound = self.hierarchy, self.label_of.clamp_min(0)
+        below, is_bound = tree.below.to(y.device), self.label_of >= 0
+        for i, node in enumerate(range(tree.n_leaves, len(tree))):
+            found = []
+            for child in tree.children(node):
+                own = torch.isin(y, torch.tensor(tree.at_or_below(child), device=y.device))
+                others = (below[node] & ~below[child])[bound] & is_bound
+                if own.sum() >= AT_LEAST and others.any():
+                    found.append(distance[own][:, others].min(-1).values.quantile(0.95))
+            self.span[i] = torch.stack(found).max() if found else torch.inf
+        if tree.n_inner and (told := self.span.isfinite()).any():
+            self.span[~told] = self.span[told].mean()
+
+    def near(self, p_z: GaussianMixture, z: Tensor) -> Tensor:
+        """Return 1 for a cell within the span of each inner node, falling to 0 outside, ``(n, inner)``."""
+        tree, distance, out = self.hierarchy, p_z.distance(z), []
+        for i, node in enumerate(range(tree.n_leaves, len(tree))):
+            of = tree.below[node].to(z.device)[self.label_of.clamp_min(0)] & (self.label_of >= 0)
+            excess = distance[..., of].min(-1).values / self.span[i] - 1
+            out.append(torch.exp(-excess.clamp_min(0)))
+        return torch.stack(out, -1) if out else z.new_zeros(len(z), 0)
 
     def typical(self, p_z: GaussianMixture, z: Tensor) -> Tensor:
         """Return 1 for a cell where labels are and within reach of the nearest one, falling to 0 outside."""

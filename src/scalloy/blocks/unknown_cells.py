@@ -105,7 +105,7 @@ class UnknownCells(nn.Module):
     Parameters
     ----------
     n_latent, n_vars, n_labels, n_components
-        Numbers of latents, genes, labels and components of the mixture.
+        Numbers of latents, genes, labels (in a tree, of all nodes) and components of the mixture.
     """
 
     middle: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -224,6 +224,46 @@ def unknown(
     )
     show(frame, out)
     say(summary(frame).to_string())
+
+
+@benchmark.command()
+def label_tree(
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="zeisel_cortex (the default), pbmc_4study or pbmc3k; may be repeated."),
+    ] = None,
+    share: Annotated[float, typer.Option(help="Share of the cells that are labelled.")] = 0.1,
+    coarse: Annotated[float, typer.Option(help="Share of these that are known as a class only.")] = 0.5,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="Type to leave out of the labels; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Number of random seeds.")] = 3,
+    scanvi: Annotated[bool, typer.Option(help="Run scANVI as a rival.")] = False,
+    scanvi_epochs: Annotated[
+        int | None, typer.Option(help="Maximum number of epochs of SCVI, instead of its default.")
+    ] = None,
+    genes: Annotated[int, typer.Option(help="Number of most variable genes.")] = 2000,
+    epochs: Annotated[
+        int | None, typer.Option(help="Maximum number of epochs of our models, instead of the default.")
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Predict labels that are a tree, of cells of which many are known as a class only.
+
+    The table compares CGMDVAE with and without the tree, and logistic regressions with and without it.
+    """
+    from scalloy.benchmark import label_tree as task
+
+    settings: dict[str, Any] = {
+        "share": share,
+        "coarse": coarse,
+        "leave_out": leave_out or (),
+        "seeds": range(seeds),
+    }
+    settings |= {"scanvi": scanvi, "scanvi_epochs": scanvi_epochs, "n_genes": genes, "max_epochs": epochs}
+    frame = task.label_tree(data or ("zeisel_cortex",), **settings)
+    show(frame, out)
+    say(task.summary(frame).to_string())
 
 
 @benchmark.command()

@@ -22,6 +22,7 @@ SET_UP = (
     "condition_key",
     "labels_key",
     "unlabeled_category",
+    "label_parents",
     "size_factor_key",
     "categorical_covariate_keys",
     "continuous_covariate_keys",
@@ -30,7 +31,14 @@ SET_UP = (
 )
 CONDITIONS = ("condition", "control", "dose", "time", "separator", "descriptors")  # of `sa.Conditions`
 TRAINING = ("epochs", "batch_size", "seed", "accelerator", "checkpoint_dir", "resume")
-KINDS: dict[str, type] = {"epochs": int, "batch_size": int, "seed": int, "resume": bool, "set": dict}
+KINDS: dict[str, Any] = {
+    "epochs": int,
+    "batch_size": int,
+    "seed": int,
+    "resume": bool,
+    "set": dict,
+    "label_parents": (str, dict),
+}
 
 
 def column(help: str) -> Any:
@@ -89,9 +97,19 @@ def train(
         Path | None,
         typer.Option(help="CSV file with numbers that describe each perturbation.", rich_help_panel=_data),
     ] = None,
-    labels_key: Annotated[Text, column("cell types")] = None,
+    labels_key: Annotated[
+        list[str] | None, column("cell types; if they are a tree, may be repeated, from coarse to fine")
+    ] = None,
     unlabeled_category: Annotated[
         Text, typer.Option(help="Label of cells whose type is unknown.", rich_help_panel=_data)
+    ] = None,
+    label_parents: Annotated[
+        Text,
+        typer.Option(
+            help="JSON file with the parent of each label, or the text between the parts of labels that are "
+            "paths.",
+            rich_help_panel=_data,
+        ),
     ] = None,
     size_factor_key: Annotated[Text, column("library sizes")] = None,
     categorical_covariate_key: Annotated[list[str] | None, column("a categorical covariate")] = None,
@@ -140,11 +158,16 @@ def train(
 
       scalloy train cells.h5ad -o model --model CGMDVAE --condition drug --control DMSO --dose dose
 
+      scalloy train cells.h5ad -o model --model CGMDVAE --labels-key class --labels-key subclass
+      --unlabeled-category Unknown
+
       scalloy train cells.h5ad -o model --config settings.toml --checkpoint-dir run --resume
     """
     flags: dict[str, Any] = {k: v for k, v in locals().items() if v is not None}
     several = {f"{k}_covariate_keys": flags.get(f"{k}_covariate_key") for k in ("categorical", "continuous")}
     flags |= {k: v for k, v in several.items() if v is not None}
+    if labels_key is not None and len(labels_key) == 1:
+        flags["labels_key"] = labels_key[0]
     flags |= {k: str(flags[k]) for k in ("checkpoint_dir", "descriptors") if k in flags}
     known = ("model", *SET_UP, *CONDITIONS, *TRAINING, "set")
     given = settings(files.of_config(config, known), {k: v for k, v in flags.items() if k in known}, values)
@@ -186,6 +209,8 @@ def build(data: Any, given: dict[str, Any]) -> ScalloyModel:
         msg = f"{cls.__name__} takes an AnnData, and the file holds a MuData. Pass `--model POISEVAE`."
         raise TypeError(msg)
     takes, wanted = set_up_defaults(cls, method), {k: given[k] for k in SET_UP if k in given}
+    if str(wanted.get("label_parents", "")).endswith(".json"):
+        wanted["label_parents"] = parents(Path(wanted["label_parents"]))
     if structure := conditions(given):
         wanted["conditions"] = structure
     if lacks := [k for k in wanted if k not in takes]:
@@ -193,6 +218,22 @@ def build(data: Any, given: dict[str, Any]) -> ScalloyModel:
         raise ValueError(msg)
     getattr(cls, method)(data, **wanted)
     return cls(data, **{"seed": given.get("seed", 0), **divided(given["set"])[0]})
+
+
+def parents(path: Path) -> dict[str, Any]:
+    """Return the parent of each label from a JSON file, or all parents of one that has several."""
+    import json
+
+    from scalloy.files.reading import refused
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name, above in found:
+            out.setdefault(name, []).append(above)
+        return {name: above[0] if len(above) == 1 else above for name, above in out.items()}
+
+    with refused(path, "JSON file of labels"):
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
 
 
 def conditions(given: dict[str, Any]) -> Any:

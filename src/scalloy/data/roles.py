@@ -29,7 +29,8 @@ def check_roles(adata: AnnData, given: dict[str, Any]) -> None:
 
 def _one_role_each(given: dict[str, Any]) -> None:
     taken: dict[str, str] = {}
-    for argument, key in columns(given, ROLES):
+    several = [("labels_key", key) for key in (given.get("label_parents") or {}).get("columns", ())]
+    for argument, key in [*columns(given, ROLES), *several]:
         if key in taken:
             msg = (
                 f"`{taken[key]}` and `{argument}` both name the column {key!r}. Each column has one role: "

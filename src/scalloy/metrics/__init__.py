@@ -12,6 +12,7 @@ from scalloy.metrics.clustering import (
     matched_correlation,
     purity,
 )
+from scalloy.metrics.hierarchy import accuracy_at_coverage, hierarchical_f1
 from scalloy.metrics.modalities import clr, rmse_z, variable_correlation, within
 from scalloy.metrics.registered import METRICS, register
 from scalloy.metrics.transfer import (
@@ -35,6 +36,7 @@ from scalloy.metrics.transfer import (
 
 __all__ = [
     "METRICS",
+    "accuracy_at_coverage",
     "best_match",
     "bio_conservation",
     "ceilings",
@@ -44,6 +46,7 @@ __all__ = [
     "de_overlap",
     "energy_distance",
     "expected_calibration_error",
+    "hierarchical_f1",
     "hoyer",
     "hungarian_accuracy",
     "knn_accuracy",

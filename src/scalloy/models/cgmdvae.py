@@ -167,6 +167,7 @@ class CGMDVAE(ScalloyModel):
             n_conditions=sizes.n_conditions,
             n_clusters=clusters,
             placed=as_published,
+            hierarchy=None if (tree := self.reader.tree) is None else tree.hierarchy,
         )
         self.module = CGMDVAEMath(
             sizes,
@@ -178,6 +179,7 @@ class CGMDVAE(ScalloyModel):
             amortised=assignment == "amortised",
             ridge=1.0 if conditioning == "interaction" else 0.0,
             domain=THESIS if as_published else UNBOUNDED,
+            calibrated=tree is not None,
         )
         self._plan_defaults = plan(gene_likelihood, label_weight if self.labels else None, as_published)
         if self.module.w_prior == "condition":

@@ -27,6 +27,7 @@ from torch.distributions import Distribution, Independent
 
 from scalloy._keys import CONDITION_KEY, SECOND_KEY
 from scalloy.blocks.composed import Categories, Rows
+from scalloy.blocks.label_readers import Readers
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.kernels.csr import cell_totals, map_values
@@ -165,10 +166,14 @@ class HasClusters(Protocol):
 class HasLabels(HasClusters, Protocol):
     """A module that learns from labels."""
 
+    readers: Readers | None
+
     def label_probabilities(
         self, batch: Batch, n_samples: int, *, q: Distributions | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the probability of each label among the labels, and that of having any of them."""
+
+    def encode(self, batch: Batch) -> Distributions: ...
 
 
 class HasConditions(Protocol):

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from scalloy.blocks.label_classifiers import Readers
+from scalloy.blocks.label_readers import Readers
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.mixture_prior import NEVER, MixturePrior
 from scalloy.blocks.mixtures import GaussianMixture
@@ -74,6 +74,8 @@ class CGMDVAE(VAEModule):
         Share of training after which the components are placed; before, the prior of ``z`` is ``N(0, I)``.
     domain
         Bounds of the posteriors of ``z`` and ``w``.
+    calibrated
+        Whether the probabilities of labels are calibrated.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class CGMDVAE(VAEModule):
         ridge: float = 0.0,
         place_at: float = 0.2,
         domain: Domain = UNBOUNDED,
+        calibrated: bool = False,
     ) -> None:
         super().__init__()
         self.likelihood, self.prior = likelihood, prior
@@ -113,8 +116,9 @@ class CGMDVAE(VAEModule):
         self.dec_x = networks.decoder(self.n_latent, **known)
         self.readers, self.unknowns = None, None
         if prior.n_labels:
-            self.readers = Readers(self.n_latent, sizes.n_vars, prior.n_labels)
-            self.unknowns = UnknownCells(self.n_latent, sizes.n_vars, prior.n_labels, len(prior.used))
+            size, tree = (self.n_latent, sizes.n_vars), prior.hierarchy
+            self.readers = Readers(*size, prior.n_labels, tree if calibrated else None)
+            self.unknowns = UnknownCells(*size, len(tree), len(prior.used))
 
     def encode(self, batch: Batch) -> Distributions:
         x, known = self.likelihood.features(batch.x), (*batch.removed, batch.condition)

@@ -43,8 +43,9 @@ def place_once(module: Any, end: float, cells: Callable[[], Iterable[Batch]]) ->
     if module.prior.is_placed or end <= module.place_at:
         return False
     training, n_labels = module.training, module.prior.n_labels
+    n_codes = len(module.prior.hierarchy)  # of labels of any depth
     module.eval()
-    n, n_of, found, observed = 0, torch.zeros(n_labels + 1, dtype=torch.long), [], list[Tensor]()
+    n, n_of, found, observed = 0, torch.zeros(n_codes + 1, dtype=torch.long), [], list[Tensor]()
     for batch in cells():  # these come in random order
         n += len(batch.x)
         y = batch.label if n_labels else torch.zeros_like(batch.b)
@@ -58,7 +59,7 @@ def place_once(module: Any, end: float, cells: Callable[[], Iterable[Batch]]) ->
         if module.plain and not n_labels and len(batch.x) * len(observed) < MOST:
             observed.append(module.likelihood.observed(batch.x))
         if n_labels:
-            n_of += torch.bincount(y[rows], minlength=n_labels + 1).cpu()
+            n_of += torch.bincount(y[rows], minlength=n_codes + 1).cpu()
         q = module.encode(batch)["z"]
         found.append([v[rows] for v in (q.mean, q.variance, batch.condition, y)])
     module.train(training)

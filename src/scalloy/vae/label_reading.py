@@ -30,7 +30,7 @@ def learn_labels(module: Any, cells: Callable[[], Iterable[Batch]]) -> None:
     c, y, r = (torch.cat(column) for column in zip(*found, strict=True))
     means = {k: torch.cat([row[k] for row in latents]) for k in latents[0]}
     prior.measure(prior(c, means.get("w")), means["z"], y)
-    module.unknowns.look_for_labels(r, y < prior.n_labels, prior.label_of < 0)
+    module.unknowns.look_for_labels(r, y < len(prior.hierarchy), prior.label_of < 0)
     read = ((module.encode(b)["z"].mean, module.expression(b), b.label) for b in cells())
     module.unknowns.fit(*module.readers.fit(read))
 
@@ -72,12 +72,15 @@ def watched(module: Any, told: Tensor, r: Tensor, y: Tensor | None) -> dict[str,
     r
         Probability of each component.
     y
-        Code of the label of each cell; the number of labels stands for an unknown one.
+        Code of the label of each cell, in a tree of any depth; the number of labels stands for an unknown
+        one. The label of an inner node is right if the most probable leaf is below it.
     """
     if module.training:
         return {}
     out = {"r": r}
     if y is not None and module.prior.n_labels:
-        out["right"] = module.prior.of_labels(told.exp()).argmax(-1) == y
-        out["labelled"] = y < module.prior.n_labels
+        n, prior = len(module.prior.hierarchy), module.prior
+        leaf = prior.of_labels(told.exp()).argmax(-1)
+        out["labelled"] = y < n
+        out["right"] = prior.fits[y.clamp_max(n), leaf] & out["labelled"]
     return out

@@ -8,7 +8,7 @@ return values, :meth:`ScalloyModel.annotate` writes them, and ``adata.X`` is nev
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -104,7 +104,7 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         layer: str | None = None,
         batch_key: str | None = None,
         condition_key: str | None = None,
-        labels_key: str | None = None,
+        labels_key: str | Sequence[str] | None = None,
         unlabeled_category: str | None = None,
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
@@ -112,6 +112,7 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         allow_non_counts: bool = False,
         donor_key: str | None = None,
         conditions: Conditions | None = None,
+        label_parents: Mapping[str, str] | str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register cells for the model: say where the counts are and what the columns mean.
@@ -150,6 +151,11 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         conditions
             Columns with perturbations, doses and times, instead of ``condition_key``, for predictions of
             doses, times and combinations that were not seen.
+        label_parents
+            Parent of each label that has one, if labels are a tree: ``{"CD4 T": "T", "CD8 T": "T"}``; or the
+            text between the parts, such as ``"/"``, if they are paths like ``"T/CD4 T"``. Instead, you may
+            pass columns from coarse to fine, ``labels_key=["class", "subclass"]``. A cell may have a label of
+            any depth: one that is known as ``"T"`` only is of one of the types below.
         **kwargs
             Further arguments of :meth:`scvi.data.AnnDataManager.register_fields`.
 

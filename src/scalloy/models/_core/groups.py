@@ -17,8 +17,9 @@ UNGROUPED = "cells"  # name of the group of all cells, if the model knows no gro
 def get_transfer_groups(model: Conditioned[HasConditions], adata: AnnData | None = None) -> pd.Series:
     """Return the group of each cell within which ``transfer`` takes a change of condition to be alike.
 
-    It is the label if that is known. Otherwise it is the predicted label, or the cluster if the model has no
-    labels; a model that finds neither puts all these cells into one group.
+    It is the label if that is known, of a tree a leaf. Otherwise it is the predicted label (below the known
+    one, if that is an inner node), or the cluster if the model has no labels; a model that finds neither puts
+    all these cells into one group.
 
     Parameters
     ----------
@@ -40,7 +41,21 @@ def groups_of(model: Conditioned[HasConditions], adata: AnnData | None = None) -
     given = obs[key].astype(str).to_numpy() if key in obs else np.full(len(obs), "")
     labels = model.reader.labels
     known = np.isin(given, labels) if labels else np.zeros(len(obs), dtype=bool)
-    return given if known.all() else np.where(known, given, model._group_unlabelled(adata))
+    if known.all():
+        return given
+    return np.where(known, given, _below(model, adata, given) if labels else model._group_unlabelled(adata))
+
+
+def _below(model: Any, adata: AnnData | None, given: np.ndarray) -> np.ndarray:
+    """Return the predicted label of each cell; if it is known as an inner node of a tree, one below that."""
+    tree = model.reader.tree
+    if tree is None or not np.isin(given, tree.inner).any():
+        return model._group_unlabelled(adata)
+    p, code = model.predict_labels(adata, soft=True)[list(tree.leaves)].to_numpy(), list(tree.nodes)
+    allowed = np.ones_like(p, dtype=bool)
+    for name in tree.inner:
+        allowed[given == name] = tree.hierarchy.below[code.index(name)].numpy()
+    return np.array(tree.leaves, dtype=object)[np.where(allowed, p, -1.0).argmax(1)].astype(str)
 
 
 def donors_of(model: Conditioned[HasConditions], adata: AnnData | None = None) -> np.ndarray:

@@ -75,9 +75,10 @@ def get_novel(
 ) -> Novel:
     """Return groups of cells of none of the known types, with their markers.
 
-    Cells without a known label whose :meth:`get_unknown_score` is above the threshold are divided into groups
-    by a Gaussian mixture in the latent space, whose components are merged where they overlap. Markers are
-    found by Wilcoxon's rank sum test on log-normalised expression, among the cells that are asked for.
+    Cells without a known label (in a tree, of any depth) whose :meth:`get_unknown_score` is above the
+    threshold are divided into groups by a Gaussian mixture in the latent space, whose components are merged
+    where they overlap. Markers are found by Wilcoxon's rank sum test on log-normalised expression, among the
+    cells that are asked for.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ def get_novel(
     score = get_unknown_score(model, adata, indices, batch_size)
     told = predict_labels(model, adata, indices, batch_size=batch_size).astype(str).to_numpy()
     known, observed = _seen(model, adata, indices, batch_size)
-    types, value = np.where(known == "", told, known), score.to_numpy()
+    types, value = np.where(np.isin(known, model.reader.labels), known, told), score.to_numpy()
     new = (known == "") & (value > threshold)
     found = np.full(len(new), -1)
     if new.sum() >= min_cells:
@@ -118,7 +119,7 @@ def get_novel(
             min_cells,
             threshold,
         )
-    names = _keys.unique([f"new {k + 1}" for k in range(found.max() + 1)], model.reader.labels, "group ")
+    names = _keys.unique([f"new {k + 1}" for k in range(found.max() + 1)], _labels(model), "group ")
     cells = pd.Series(pd.Categorical.from_codes(found, categories=names), index=score.index, name="novel")
     rows, markers = {}, [pd.DataFrame(columns=list(MARKERS))]
     for k, name in enumerate(names):
@@ -136,12 +137,18 @@ def get_novel(
     return Novel(groups, cells, pd.concat(filled, ignore_index=True))
 
 
+def _labels(model: Any) -> list[str]:
+    """Return the names of all labels in the order of their codes, of a tree those of inner nodes as well."""
+    tree = model.reader.tree
+    return model.reader.labels if tree is None else list(tree.nodes)
+
+
 @torch.no_grad()
 def _seen(
     model: Any, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
 ) -> tuple[np.ndarray, AnnData]:
     """Return the known label of each cell (empty if there is none), and log-normalised expression."""
-    names, codes, values = np.array([*model.reader.labels, ""], dtype=object), [], []
+    names, codes, values = np.array([*_labels(model), ""], dtype=object), [], []
     for batch in model.reader.batches(adata, indices, batch_size):
         codes.append(batch.label.clamp_max(len(names) - 1).cpu().numpy())
         values.append(sp.csr_matrix(model.module.likelihood.observed(batch.x).cpu().numpy()))

@@ -28,7 +28,7 @@ from scalloy.data.batches import CellLoader
 from scalloy.data.cell_table import Cells, as_positions
 from scalloy.data.chunks import in_memory
 from scalloy.data.conditions import Conditions
-from scalloy.models._core import unknowns
+from scalloy.models._core import label_tree, unknowns
 from scalloy.models._core.setup import Layout, fitting, known_categories, method_args
 from scalloy.models._core.structure import rows_of
 from scalloy.vae.base import Batch, Sizes, VAEModule
@@ -99,12 +99,17 @@ class CellReader:
 
     @property
     def labels(self) -> list[str]:
-        """Known labels in the order of their codes; none without ``labels_key``."""
+        """Known labels in the order of their codes, of a tree the leaves; none without ``labels_key``."""
         if self.set_up_with.get("labels_key") is None:
             return []
         state = self._state(REGISTRY_KEYS.LABELS_KEY)
-        names = [str(k) for k in state["categorical_mapping"]]
-        return [k for k in names if k != str(state.get("unlabeled_category"))]
+        names, unlabeled = map(str, state["categorical_mapping"]), str(state.get("unlabeled_category"))
+        return [k for k in names if k != unlabeled][: None if self.tree is None else len(self.tree.leaves)]
+
+    @property
+    def tree(self) -> label_tree.LabelTree | None:
+        """Tree of the labels; ``None`` if they have no hierarchy."""
+        return label_tree.tree_of(self.set_up_with)
 
     @property
     def conditions(self) -> list[str]:
@@ -278,13 +283,11 @@ class CellReader:
         """
         self._model._check_if_trained(warn=True)
         if batch_size is None:
-            batch_size = 4096
-            if decodes:
-                batch_size = int(np.clip(DECODED_ENTRIES / self.sizes.n_vars, 64, 4096))
-        module = self._model.module
+            most = DECODED_ENTRIES / self.sizes.n_vars if decodes else 4096
+            batch_size = int(np.clip(most, 64, 4096))
         keep_to_cores()
-        module.eval()
-        own, n_labels = adata is self.adata, len(self.labels)
+        module = self._model.module.eval()
+        own, n_labels = adata is self.adata, len(self.labels if self.tree is None else self.tree.nodes)
         for part, rows in in_memory(None if own else adata, indices):
             manager, n_read = self.manager(part, composes=True), 0
             masks = unknowns.masks_of(manager.adata, rows)

@@ -33,6 +33,7 @@ from scalloy.data import checks
 from scalloy.data.fingerprint import Seal
 from scalloy.data.genes import aligned, counted
 from scalloy.data.roles import check_roles
+from scalloy.models._core import label_tree
 from scalloy.models._core.structure import with_column, with_names
 
 _OWNERS: WeakValueDictionary[str, AnnData] = WeakValueDictionary()  # which AnnData has which identity
@@ -75,7 +76,7 @@ class OneModality:
 
     def lacks(self) -> frozenset[str]:
         takes = dict.fromkeys(("condition_key", "conditions", "donor_key"), self.condition)
-        takes["unlabeled_category"] = self.unlabeled
+        takes |= dict.fromkeys(("unlabeled_category", "label_parents"), self.unlabeled)
         return frozenset(name for name, taken in takes.items() if not taken)
 
     def fields(self, given: Given) -> list:
@@ -90,7 +91,7 @@ class OneModality:
                 REGISTRY_KEYS.X_KEY, given.get("layer"), is_count_data=False, correct_data_format=False
             ),
             OccurringNames(REGISTRY_KEYS.BATCH_KEY, given["batch_key"]),
-            of_labels,
+            label_tree.field(given, of_labels),
             NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, given["size_factor_key"], required=False),
             OccurringCategories(REGISTRY_KEYS.CAT_COVS_KEY, removed_beside_batches(given)),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, given["continuous_covariate_keys"]),
@@ -165,7 +166,8 @@ def set_up(cls: Any, adata: AnnData, args: dict[str, Any], **kwargs: Any) -> Non
     """
     layout: Layout = cls.layout
     checks.check_object(adata)
-    given = with_column(adata, args["setup_args"], extend=kwargs.get("extend_categories", False))
+    given = label_tree.with_tree(adata, args["setup_args"])
+    given = with_column(adata, given, extend=kwargs.get("extend_categories", False))
     args = {**args, "setup_args": given}
     checks.check_keys(adata, given)
     if "source_registry" not in kwargs:
@@ -217,7 +219,8 @@ def fitting(layout: Layout, data: Any, registry: dict[str, Any], max_missing: fl
     adata = checks.check_type(layout.joined(data, registry))
     adata = counted(adata.to_memory() if adata.isbacked else adata, registry["setup_args"].get("layer"))
     names = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
-    return with_names(aligned(adata, list(names), max_missing), registry["setup_args"])
+    cells = with_names(aligned(adata, list(names), max_missing), registry["setup_args"])
+    return label_tree.with_labels(cells, registry["setup_args"])
 
 
 def method_args(registry: dict[str, Any]) -> dict[str, Any]:

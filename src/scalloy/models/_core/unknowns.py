@@ -174,7 +174,7 @@ def masked(
     masks
         Masks of the same cells, by their keys in ``.uns``.
     n_labels
-        Number of labels that the model knows.
+        Number of labels that the model knows, with all of a tree.
     first
         Code of the first new condition.
     """
