@@ -76,6 +76,20 @@ def for_pictures(names):
     names["found"] = sa.compare.groups(adata, "X_vae", groupby="condition", donor_key="donor")
 
 
+def for_clusters(names):
+    adata = names["adata"]
+    adata.obs["known"] = adata.obs["cell_type"].astype(str).replace("B cells", "?")
+    sa.CGMDVAE.setup_anndata(adata, labels_key="known", unlabeled_category="?")
+    names["model"] = model = sa.CGMDVAE(adata, n_clusters=14)
+    model.train()
+
+
+def after_clusters(names):
+    assert len(names["eight"].cat.categories) == 8
+    assert len(names["tree"]) == 13
+    assert names["adata"].obs["known"].notna().all()
+
+
 def for_transfer(names):
     adata = names["adata"]
     names["controls"] = adata[adata.obs["condition"] == "control"].copy()
@@ -110,6 +124,7 @@ PREPARED = {
     "docs/conditions.md": for_conditions,
     "docs/pictures.md": for_pictures,
     "docs/report.md": for_pictures,
+    "docs/models/cgmdvae.md": for_clusters,
     "docs/models/trvae.md": for_transfer,
     "docs/searching.md": for_searching,
     "docs/likelihoods.md": for_searching,
@@ -132,6 +147,7 @@ def after_report(names):
 
 
 CHECKED = {
+    "docs/models/cgmdvae.md": after_clusters,
     "docs/comparing.md": after_comparing,
     "docs/report.md": after_report,
     "docs/transfer.md": after_transfer,
