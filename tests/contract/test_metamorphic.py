@@ -278,6 +278,7 @@ OF_ALL = {
     "get_latent_summary",
     "differential_expression",
 }
+NEED_CONDITIONS = {"transfer in context", "predict", "write_transfer", "write_transfer auto", *BY_ROUTE}
 REFUSED = {  # in our words
     ("load", "view"): "is a view of another AnnData",
     ("load", "view of a subset"): "is a view of another AnnData",
@@ -293,6 +294,8 @@ def can(name, method):
     if method == "predict_labels with level" and "label_parents" not in SETUPS[name]:
         return False
     if attribute in {"predict_labels", "get_unknown_score", "get_novel"} and "labels_key" not in SETUPS[name]:
+        return False
+    if method in NEED_CONDITIONS and not {"condition_key", "conditions"} & {*SETUPS[name]}:
         return False
     if attribute == "predict" and hasattr(class_of(name), "modalities") != (method != "predict"):
         return False
