@@ -102,6 +102,24 @@ def test_embed_and_annotate(place, tmp_path, kind):
     assert [p.name for p in tmp_path.iterdir()] == [out.name]  # nothing is left beside it
 
 
+def test_clusters_are_cut_at_a_number(place, tmp_path):
+    data, out = place / "cells.h5ad", tmp_path / "out.h5ad"
+    model, cells = sa.load(place / "model"), sa.data.read(data)
+    for given, n in (("3", 3), ("fine", "fine")):
+        ok("annotate", place / "model", data, "-o", out, "--n-clusters", given, "--force")
+        expected = model.get_clusters(cells, n=n)
+        assert list(sa.data.read(out).obs["cgmdvae_cluster"].astype(str)) == list(expected.astype(str))
+    asked = ("annotate", place / "model", data, "-o", tmp_path / "no.h5ad", "--n-clusters")
+    assert "`n=99` is more than the" in error(*asked, "99")
+    assert "must be above zero" in error(*asked, "-2")
+    assert "`n='some'`" in error(*asked, "some")
+    sa.VAE.setup_anndata(cells)
+    sa.VAE(cells, n_hidden=4, n_latent=2).save(tmp_path / "vae")
+    refused = error("annotate", tmp_path / "vae", data, "-o", tmp_path / "no.h5ad", "--n-clusters", 3)
+    assert "needs a model with clusters, and this is a VAE" in refused
+    assert not (tmp_path / "no.h5ad").exists()
+
+
 def test_transfer(place, tmp_path):
     out, data = tmp_path / "out.h5ad", place / "cells.h5ad"
     where = ("--where", "condition=control", "--where", "cluster=cluster_1", "--where", "cluster=cluster_2")

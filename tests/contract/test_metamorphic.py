@@ -247,6 +247,7 @@ METHODS = {
     "get_latent_genes": along,
     "get_clusters": named("get_clusters"),
     "get_cluster_probabilities": named("get_cluster_probabilities"),
+    "get_cluster_probabilities with n": named("get_cluster_probabilities", n=2),
     "predict_labels": named("predict_labels", soft=True),
     "predict_labels with level": named("predict_labels", level=0.5),
     "get_unknown_score": named("get_unknown_score"),
