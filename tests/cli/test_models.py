@@ -112,7 +112,7 @@ def test_clusters_are_cut_at_a_number(place, tmp_path):
     asked = ("annotate", place / "model", data, "-o", tmp_path / "no.h5ad", "--n-clusters")
     assert "`n=99` is more than the" in error(*asked, "99")
     assert "must be above zero" in error(*asked, "-2")
-    assert "`n='some'`" in error(*asked, "some")
+    assert "`n='some'` must be above zero" in error(*asked, "some")
     sa.VAE.setup_anndata(cells)
     sa.VAE(cells, n_hidden=4, n_latent=2).save(tmp_path / "vae")
     refused = error("annotate", tmp_path / "vae", data, "-o", tmp_path / "no.h5ad", "--n-clusters", 3)

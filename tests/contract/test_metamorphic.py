@@ -273,6 +273,7 @@ METHODS = {
 
 OF_ALL = {
     "transfer in context",  # the answer is about the cells together
+    "get_novel",
     "get_gene_statistics",
     "get_traversal",
     "get_latent_genes",

@@ -19,11 +19,12 @@ import torch
 from anndata import AnnData
 
 from scalloy import _keys
-from scalloy._arguments import one_of, whole
+from scalloy._arguments import whole
 from scalloy.models._core.annotations import Annotator, Found, Written, annotated, write_annotated
 from scalloy.models._core.protocols import ModelOf
 from scalloy.vae.base import Batch, Distributions, HasClusters
 
+CUTS = ("coarse", "fine")  # numbers of clusters with a name
 Number = int | Literal["coarse", "fine"]
 
 
@@ -95,7 +96,10 @@ def _number(model: ModelOf[HasClusters], n: Number) -> int:
     """Return a number of clusters that the tree of a model has, from what the user asks for."""
     most = len(merges_of(model)) + 1
     if isinstance(n, str):
-        if one_of("n", n, ("coarse", "fine")) == "fine":
+        if n not in CUTS:
+            msg = f"`n={n!r}` must be above zero: pass a whole number, 'coarse' or 'fine'."
+            raise ValueError(msg)
+        if n == "fine":
             return most
         agreement = model.module.prior.agreement[2 : most + 1]
         return int(agreement.argmax()) + 2 if len(agreement) else most

@@ -64,11 +64,11 @@ def predict_labels(
     --------
     >>> adata.obs["predicted"] = model.predict_labels(adata)
     """
-    tree, names = model.reader.tree, model.reader.names(adata, indices)
+    tree = model.reader.tree
     if level is not None:
         _check_level(model, level)
     found = _label_probabilities(model, adata, indices, batch_size)
-    labels, p = model.reader.labels, found["labels"]
+    labels, p, names = model.reader.labels, found["labels"], model.reader.names(adata, indices)
     if soft:
         if tree is not None:
             nodes = tree.hierarchy.of_nodes(torch.from_numpy(p)).numpy() if level is None else found["nodes"]
