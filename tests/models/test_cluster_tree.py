@@ -184,9 +184,7 @@ def test_wrong_numbers_are_refused(model):
     for wrong in (0, 2.5, True):
         with pytest.raises(ValueError, match="must be above zero"):
             model.get_clusters(n=wrong)
-    with pytest.raises(
-        ValueError, match="`n='medium'` must be above zero: pass a whole number, 'coarse'"
-    ):
+    with pytest.raises(ValueError, match="`n='medium'` must be above zero: pass a whole number, 'coarse'"):
         model.annotate(n_clusters="medium")
     with pytest.raises(ValueError, match="must be above zero"):
         model.get_cluster_tree(markers=-1)

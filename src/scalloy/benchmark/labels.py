@@ -183,10 +183,24 @@ def _joint(
     cells: AnnData, known: np.ndarray, setup: dict[str, str], max_epochs: int | None, model: dict[str, Any]
 ) -> CGMDVAE:
     """Train CGMDVAE on all cells together, with the labels of the reference only."""
-    CGMDVAE.setup_anndata(cells, labels_key="given", unlabeled_category=UNKNOWN, **setup)
+    set_up(cells, setup)
     made = CGMDVAE(cells, **model)
     made.train(max_epochs=max_epochs, **QUIET)
     return made
+
+
+def set_up(cells: AnnData, setup: dict[str, str]) -> None:
+    """Register cells for CGMDVAE, of which all may be labelled.
+
+    Parameters
+    ----------
+    cells
+        Cells with the known labels in ``.obs["given"]``.
+    setup
+        Further arguments of ``setup_anndata``.
+    """
+    lack = bool((cells.obs["given"] == UNKNOWN).any())
+    CGMDVAE.setup_anndata(cells, labels_key="given", unlabeled_category=UNKNOWN if lack else None, **setup)
 
 
 def _mapped(

@@ -22,7 +22,7 @@ from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET, load, normed_copy
 from scalloy.benchmark.held_out_cells import load as load_kang
 from scalloy.benchmark.held_out_cells import variable_genes, with_counts
-from scalloy.benchmark.labels import UNKNOWN, _mapped, _scanvi, _scvi, some_of_each
+from scalloy.benchmark.labels import UNKNOWN, _mapped, _scanvi, _scvi, set_up, some_of_each
 from scalloy.models import CGMDVAE
 
 SETS = (
@@ -179,7 +179,7 @@ def _ours(task: Task, situation: str, max_epochs: int | None, model: dict[str, A
         made = _mapped(task.cells, task.known, task.setup, max_epochs, model)
         return made.get_unknown_score().to_numpy()
     cells = task.cells[task.known].copy() if situation == "query" else task.cells
-    CGMDVAE.setup_anndata(cells, labels_key="given", unlabeled_category=UNKNOWN, **task.setup)
+    set_up(cells, task.setup)
     made = CGMDVAE(cells, **model)
     made.train(max_epochs=max_epochs, **QUIET)
     return made.get_unknown_score(task.cells[~task.known].copy()).to_numpy()
