@@ -11,6 +11,7 @@ from scalloy import metrics
 # the axes of each argument: genes, cells and labels that arguments share; p, t and k are cells of its own
 MEANS, CELLS = {"predicted": "g", "truth": "g"}, {"predicted": "pg", "truth": "tg"}
 CASES = {
+    "accuracy_at_coverage": {"correct": "c", "score": "c"},
     "best_match": {"truth": "ca", "code": "cb"},
     "bio_conservation": {"z": "cb", "labels": "c"},
     "ceilings": {"truth": "tg", "control": "kg"},
@@ -21,6 +22,7 @@ CASES = {
     "de_overlap": {**CELLS, "control": "kg"},
     "energy_distance": CELLS,
     "expected_calibration_error": {"correct": "c", "confidence": "c"},
+    "hierarchical_f1": {"truth": "c", "found": "c"},
     "hoyer": {"z": "cb"},
     "hungarian_accuracy": {"truth": "c", "clusters": "c"},
     "knn_accuracy": {"z": "cb", "labels": "c"},
@@ -44,7 +46,12 @@ CASES = {
 OF_NUMBERS = {"spearman_brown"}
 SIZES = {"g": 30, "c": 60, "p": 25, "t": 30, "k": 35, "a": 3, "b": 4}
 SHARED = {"g", "c"}
-MORE = {"de_overlap": {"k": 10}, "de_auprc": {"fdr": 0.2}}
+MORE = {
+    "de_overlap": {"k": 10},
+    "de_auprc": {"fdr": 0.2},
+    "hierarchical_f1": {"parents": {"a": "T", "b": "T"}},
+    "accuracy_at_coverage": {"coverage": 0.5},
+}
 every = pytest.mark.parametrize("name", CASES)
 several = pytest.mark.parametrize("name", [n for n, axes in CASES.items() if len(axes) > 1])
 
@@ -56,7 +63,7 @@ def arrays(name):
     rng, out = np.random.default_rng(0), {}
     for i, (argument, axes) in enumerate(CASES[name].items()):
         shape = tuple(SIZES[a] for a in axes)
-        if argument in {"labels", "clusters"} or (argument == "truth" and axes == "c"):
+        if argument in {"labels", "clusters", "found"} or (argument == "truth" and axes == "c"):
             out[argument] = np.array(["a", "b", "c"])[(np.arange(60) + (rng.random(60) < 0.3)) % 3]
         else:
             common = np.linspace(0, 3, shape[-1]) + np.zeros(shape)
@@ -67,6 +74,8 @@ def arrays(name):
     if name == "expected_calibration_error":
         confidence = rng.random(60)
         out = {"correct": rng.random(60) < confidence, "confidence": confidence}
+    if name == "accuracy_at_coverage":
+        out["correct"] = rng.random(60) < out["score"] / out["score"].max()
     if name == "within":
         out["high"] = out["low"] + 0.5
     return out

@@ -46,6 +46,9 @@ def hierarchical_f1(
             "both, of the same cells."
         )
         raise ValueError(msg)
+    if any(column.map(pd.api.types.is_list_like).any() for column in columns):
+        msg = "One label for each cell is needed, and `truth` or `found` has several of a cell."
+        raise ValueError(msg)
     pairs = pd.DataFrame(dict(enumerate(columns)))
     sums = np.zeros(3)
     for (a, b), n in pairs.value_counts(dropna=False).items():
