@@ -98,7 +98,7 @@ def get_novel(
     Examples
     --------
     >>> novel = model.get_novel(threshold=0.8)
-    >>> novel.cells.isna().all() == novel.groups.empty
+    >>> bool(novel.cells.isna().all() == novel.groups.empty)
     True
     """
     shares(threshold=threshold)
