@@ -131,6 +131,23 @@ def principal_components(adata: AnnData, n: int = 30) -> np.ndarray:
     return np.array(normed.obsm["X_pca"])
 
 
+def centred(x: np.ndarray, group: Sequence[Any] | np.ndarray | None) -> np.ndarray:
+    """Return points of which those of each group have the mean 0; the same points if there are no groups.
+
+    Parameters
+    ----------
+    x
+        Points x dimensions.
+    group
+        Group of each point.
+    """
+    out = x.copy()
+    for one in () if group is None else np.unique(group):
+        rows = np.asarray(group) == one
+        out[rows] -= out[rows].mean(0)
+    return out
+
+
 def leiden(x: np.ndarray, seed: int, k: int | None = None) -> np.ndarray:
     """Return Leiden clusters of the 15-neighbour graph; ``k`` searches the resolution that gives ``k``."""
     graph = ad.AnnData(x)

@@ -15,12 +15,13 @@ from sklearn.linear_model import LogisticRegression
 
 from scalloy import metrics
 from scalloy._arguments import one_of
-from scalloy.benchmark.clustering import principal_components
+from scalloy.benchmark.clustering import centred, principal_components
 from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET, load
-from scalloy.benchmark.labels import UNKNOWN, some_of_each
+from scalloy.benchmark.labels import UNKNOWN, _scanvi, some_of_each
 from scalloy.blocks.hierarchy import ROOT
 from scalloy.data.label_tree import LabelTree
+from scalloy.metrics.hierarchy import with_those_above
 from scalloy.models import CGMDVAE
 
 LEVEL, COVERAGE = 0.9, 0.9
@@ -119,7 +120,7 @@ def _methods(
         "regression, flat": lambda: _regressions(task, tree=False),
     }
     if scanvi:
-        out["scANVI"] = lambda: _scanvi(task, scanvi_epochs)
+        out["scANVI"] = lambda: _of_scanvi(task, scanvi_epochs)
     return out
 
 
@@ -192,10 +193,9 @@ def _leaves(task: Task) -> np.ndarray:
 
 def _regressions(task: Task, *, tree: bool) -> Told:
     """Fit logistic regressions of all leaves, or of the children at each split, on principal components."""
-    x, leaf, of = principal_components(task.cells), _leaves(task), task.tree
-    for group in task.cells.obs[task.batch].unique() if task.batch else ():
-        rows = (task.cells.obs[task.batch] == group).to_numpy()
-        x[rows] -= x[rows].mean(0)
+    leaf, of = _leaves(task), task.tree
+    batch = task.cells.obs[task.batch].astype(str) if task.batch else None
+    x = centred(principal_components(task.cells), batch)
     if not tree:
         known = leaf != UNKNOWN
         model = LogisticRegression(max_iter=3000).fit(x[known], leaf[known])
@@ -222,18 +222,14 @@ def _regressions(task: Task, *, tree: bool) -> Told:
     return _deepest(task, pd.DataFrame(values, columns=list(of.leaves), index=task.cells.obs_names))
 
 
-def _scanvi(task: Task, epochs: int | None) -> Told:
+def _of_scanvi(task: Task, epochs: int | None) -> Told:
     """Train SCVI, then scANVI for 20 epochs, with the leaves only."""
     cells = task.cells.copy()
     cells.obs["given"] = _leaves(task)
     scvi.model.SCVI.setup_anndata(cells, batch_key=task.batch)
     base = scvi.model.SCVI(cells)
     base.train(max_epochs=epochs, **QUIET)
-    made = scvi.model.SCANVI.from_scvi_model(
-        base, unlabeled_category=UNKNOWN, labels_key="given", adata=cells
-    )
-    made.train(max_epochs=20, **QUIET)
-    p = made.predict(soft=True)
+    p = _scanvi(base).predict(soft=True)
     return _deepest(task, p.reindex(columns=list(task.tree.leaves), fill_value=0.0))
 
 
@@ -251,7 +247,7 @@ def _scores(task: Task, told: Told) -> dict[str, float]:
     p = told.p.to_numpy()
     leaf, sure = np.asarray(told.p.columns)[p.argmax(1)], p.max(1).clip(0, 1)
     right = leaf == task.truth
-    above = {name: {name, *_ancestors(name, parents)} for name in set(task.truth)}
+    above = {name: with_those_above(name, parents) for name in set(task.truth)}
     fits = np.array([said in above[true] for said, true in zip(told.deepest, task.truth, strict=True)])
     given = told.deepest != UNKNOWN
     scores = {
@@ -263,19 +259,9 @@ def _scores(task: Task, told: Told) -> dict[str, float]:
         "leaves": np.isin(told.deepest, task.tree.leaves)[asked].mean(),
     }
     if task.new.any():
-        parent = set(
-            task.cells.obs["class"][task.new]
-        )  # the parent of a type that is left out is in the tree
-        scores["kept"] = (~given | np.isin(told.deepest, list(parent)))[task.new].mean()
+        parents_of = list(set(task.cells.obs["class"][task.new]))  # they are in the tree
+        scores["kept"] = (~given | np.isin(told.deepest, parents_of))[task.new].mean()
     return {k: float(v) for k, v in scores.items()}
-
-
-def _ancestors(name: str, parents: dict[str, str]) -> list[str]:
-    """Return the labels above a label."""
-    out = []
-    while (above := parents.get(name)) is not None:
-        out.append(name := above)
-    return out
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

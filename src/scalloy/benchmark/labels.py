@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from scalloy import metrics
-from scalloy.benchmark.clustering import principal_components
+from scalloy.benchmark.clustering import centred, principal_components
 from scalloy.benchmark.evidence import keeps_seed, spread
 from scalloy.benchmark.fit import QUIET, load
 from scalloy.benchmark.held_out_cells import load as load_kang
@@ -264,10 +264,7 @@ def _rows(
 
 def _regression(cells: AnnData, known: np.ndarray, truth: np.ndarray, batch: str | None) -> Any:
     """Yield name, label probabilities and unknown scores of each rival on principal components."""
-    x = principal_components(cells)
-    for group in cells.obs[batch].unique() if batch else ():
-        rows = (cells.obs[batch] == group).to_numpy()
-        x[rows] -= x[rows].mean(0)
+    x = centred(principal_components(cells), cells.obs[batch].astype(str) if batch else None)
     n = min(15, int(known.sum()))
     distance = NearestNeighbors(n_neighbors=n).fit(x[known]).kneighbors(x)[0].mean(1)
     rivals = {"logistic regression": LogisticRegression(max_iter=3000), "kNN": KNeighborsClassifier(n)}
@@ -297,7 +294,7 @@ def _scvi(cells: AnnData, setup: dict[str, str], seed: int, **settings: Any) -> 
     return base, time.perf_counter() - begun
 
 
-def _scanvi(base: Any, _: float) -> Any:
+def _scanvi(base: Any, _: float = 0.0) -> Any:
     """Train scANVI for 20 epochs from an SCVI model."""
     made = scvi.model.SCANVI.from_scvi_model(
         base, unlabeled_category=UNKNOWN, labels_key="given", adata=base.adata

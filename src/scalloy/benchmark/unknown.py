@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from scalloy._arguments import one_of
+from scalloy.benchmark.clustering import centred
 from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET, load, normed_copy
 from scalloy.benchmark.held_out_cells import load as load_kang
@@ -232,10 +233,7 @@ def _components(task: Task, situation: str) -> np.ndarray:
     values = np.asarray(normed_copy(task.cells).X.todense())
     seen = task.known if situation == "query" else np.ones_like(task.known)
     x = PCA(N_PCS, random_state=0).fit(values[seen]).transform(values)
-    for group in task.cells.obs[task.batch_key].unique() if task.batch_key else ():
-        rows = (task.cells.obs[task.batch_key] == group).to_numpy()
-        x[rows] -= x[rows].mean(0)
-    return x
+    return centred(x, task.cells.obs[task.batch_key].astype(str) if task.batch_key else None)
 
 
 def detection(new: np.ndarray, score: np.ndarray) -> dict[str, float]:

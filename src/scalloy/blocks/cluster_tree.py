@@ -6,8 +6,8 @@ average linkage with a distance that depends on the level. So every number of cl
 tree, and clusters are nested.
 
 The tree is built around one number of clusters: the one that is asked for, or else the one that the methods
-agree on. At this number cells are divided by the
-votes there alone. Components are then placed within these clusters, and joined there first.
+agree on. At this number cells are divided by the votes there alone. Components are then placed within these
+clusters, and joined there first.
 """
 
 from __future__ import annotations
@@ -107,7 +107,10 @@ def agreement(votes: Votes, k: int) -> float:
 
 
 def rand_index(a: Labels, b: Labels) -> float:
-    """Return the adjusted Rand index of two divisions of the same cells."""
+    """Return the adjusted Rand index of two divisions of the same cells.
+
+    It is scikit-learn's, whose checks take many times as long; thousands are computed for a tree.
+    """
     n, width = len(a), int(b.max()) + 1
     both = comb(np.bincount(a * width + b), 2).sum()
     one, other = (comb(np.bincount(labels), 2).sum() for labels in (a, b))

@@ -79,7 +79,7 @@ class Votes:
                 found = (
                     _compact(view, group, most, start),
                     _modular(shared, most),
-                    _connected(shared, group),
+                    _connected(shared, group, most),
                 )
                 for votes, by_level in zip(self._votes, found, strict=False):
                     votes.append({k: labels[group] for k, labels in by_level.items()})
@@ -110,6 +110,11 @@ class Votes:
 def one_hot(labels: Labels) -> np.ndarray:
     """Return which cells have each label, cells x labels."""
     return np.eye(int(labels.max()) + 1)[labels]
+
+
+def renumbered(of: Labels, i: int, j: int) -> Labels:
+    """Return the group of each member after group ``j`` has joined group ``i``, with no number left out."""
+    return np.where(of == j, i, np.where(of > j, of - 1, of))
 
 
 def _nearest(votes: dict[int, Labels], k: int) -> Labels:
@@ -171,9 +176,10 @@ def _modular(shared: np.ndarray, most: int) -> dict[int, Labels]:
     return found
 
 
-def _connected(shared: np.ndarray, group: Labels) -> dict[int, Labels]:
+def _connected(shared: np.ndarray, group: Labels, most: int) -> dict[int, Labels]:
     """Return groups joined by the neighbours that they share, relative to the size of the smaller one."""
-    return dict(joined(shared, np.bincount(group).astype(float)))
+    steps = joined(shared, np.bincount(group).astype(float))
+    return {k: labels for k, labels in steps if k <= most}
 
 
 def joined(shared: np.ndarray, size: np.ndarray) -> Iterator[tuple[int, Labels]]:
@@ -190,4 +196,4 @@ def joined(shared: np.ndarray, size: np.ndarray) -> Iterator[tuple[int, Labels]]
         shared[:, i] += shared[:, j]
         size[i] += size[j]
         shared, size = np.delete(np.delete(shared, j, 0), j, 1), np.delete(size, j)
-        of = np.where(of == j, i, np.where(of > j, of - 1, of))
+        of = renumbered(of, i, j)

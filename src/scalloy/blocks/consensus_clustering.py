@@ -23,7 +23,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from scalloy.blocks.cluster_tree import Merges, agreement, best_number, divide, gain, grow
-from scalloy.blocks.cluster_votes import Votes, one_hot
+from scalloy.blocks.cluster_votes import Votes, one_hot, renumbered
 
 STARTS, STEPS = 20, 50
 MOST, N_PCS, NEIGHBOURS = 3000, 30, 15
@@ -70,7 +70,7 @@ def _joins(r: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
         yield of, float("inf") if empty.any() else float(overlap.max())
         i, j = sorted(np.unravel_index(overlap.argmax(), overlap.shape))
         r[:, i] += r[:, j]
-        of = np.where(of == j, i, np.where(of > j, of - 1, of))
+        of = renumbered(of, i, j)
         r, gain = np.delete(r, j, axis=1), np.delete(np.delete(gain, j, axis=0), j, axis=1)
         gain[i] = gain[:, i] = _undecided(r, i, _plogp(r).sum(0))
     yield of, -float("inf")
@@ -109,6 +109,8 @@ class Tree:
     ----------
     merges
         Merges of the leaves.
+    gain
+        Gain in nats per cell of each division; see :func:`scalloy.blocks.cluster_tree.gain`.
     agreement
         Agreement of the methods at each number of clusters, from 0.
     n_clusters
@@ -118,6 +120,7 @@ class Tree:
     """
 
     merges: Merges
+    gain: np.ndarray
     agreement: np.ndarray
     n_clusters: int
     leaf: np.ndarray
@@ -146,15 +149,17 @@ def tree_of(
     leaf = r.argmax(1)
     votes = Votes(seen, most, {k: of[leaf] for k, of in merged(r).items()})
     agreed = np.array([agreement(votes, k) if k > 1 else 1.0 for k in range(most + 1)])
-    merges = grow(r.sum(0), partial(votes.apart, r))
-    if n_clusters is None:
-        gains = gain(z[: len(leaf)], leaf, merges.pairs)
-        n_clusters = best_number(agreed, merges.apart[::-1], gains[::-1])
+
+    if n_clusters is None or not places:
+        merges = grow(r.sum(0), partial(votes.apart, r))
+        gains = gain(seen[0], leaf, merges.pairs)
+        n_clusters = n_clusters or best_number(agreed, merges.apart[::-1], gains[::-1])
     if places:
         leaf, cluster_of = within(seen[0], divide(votes, n_clusters), r.shape[1])
         held = one_hot(leaf)
         merges = grow(held.sum(0), partial(votes.apart, held), cluster_of)
-    return Tree(merges, agreed, n_clusters, leaf)
+        gains = gain(seen[0], leaf, merges.pairs)
+    return Tree(merges, gains, agreed, n_clusters, leaf)
 
 
 def _plogp(p: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scalloy.blocks.cluster_tree import cut, gain, mistaken
+from scalloy.blocks.cluster_tree import cut, mistaken
 from scalloy.blocks.consensus_clustering import MANY, SPOTS, label_cover, partition, tree_of
 from scalloy.blocks.hierarchy import Hierarchy
 from scalloy.blocks.mixtures import Components, GaussianMixture, Weights
@@ -206,9 +206,9 @@ class MixturePrior(nn.Module):
             self._begin(mean[:n], variance[:n], c[:n], r, each * len(mean) / n)
             self.used.copy_(r.sum(0) > 0)
             p_z = self(c[:n])
-            r = torch.log_softmax(p_z.log_pi + p_z.component_log_prob(mean[:n]), -1).exp()
+            r = torch.softmax(p_z.log_pi + p_z.component_log_prob(mean[:n]), -1)
             values = r[:, self.used].double().cpu().numpy()
-        evidence = (found.merges.apart, mistaken(values[:n], pairs), gain(z[:n], found.leaf, pairs))
+        evidence = (found.merges.apart, mistaken(values[:n], pairs), found.gain)
         for buffer, given in (
             (self.tree, pairs),
             (self.evidence, np.column_stack(evidence)),

@@ -104,6 +104,25 @@ def shallow(adata: AnnData) -> AnnData:
     return AnnData(adata.X, obs=adata.obs.copy(), var=var, **held)
 
 
+def with_values(adata: AnnData, key: str, values: np.ndarray) -> AnnData:
+    """Return cells with a column of categories; the same object if it has these values already.
+
+    Parameters
+    ----------
+    adata
+        Cells, which are not changed.
+    key
+        Name of the column.
+    values
+        Value of each cell.
+    """
+    if key in adata.obs and (adata.obs[key].astype(str).to_numpy() == values.astype(str)).all():
+        return adata
+    cells = shallow(adata)
+    cells.obs[key] = pd.Categorical(values)
+    return cells
+
+
 def named_layers(adata: AnnData) -> dict[str, Any]:
     """Return the layers without ``.X``, which newer anndata lists among them under ``None``."""
     return {k: v for k, v in adata.layers.items() if k is not None}

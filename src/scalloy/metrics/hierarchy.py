@@ -52,13 +52,23 @@ def hierarchical_f1(
     pairs = pd.DataFrame(dict(enumerate(columns)))
     sums = np.zeros(3)
     for (a, b), n in pairs.value_counts(dropna=False).items():
-        true, said = (_with_those_above(name, parents, unlabeled_category) for name in (a, b))
+        true, said = (with_those_above(name, parents, unlabeled_category) for name in (a, b))
         sums += n * np.array([len(true & said), len(true), len(said)])
     return float(2 * sums[0] / max(sums[1] + sums[2], 1))
 
 
-def _with_those_above(name: Any, parents: Mapping[str, str], unlabeled: Any) -> set[Any]:
-    """Return a label and all labels above it; nothing if there is no label."""
+def with_those_above(name: Any, parents: Mapping[str, str], unlabeled: Any = None) -> set[Any]:
+    """Return a label and all labels above it; nothing if there is no label.
+
+    Parameters
+    ----------
+    name
+        Label.
+    parents
+        Parent of each label that has one.
+    unlabeled
+        Value that stands for no label, as missing values do.
+    """
     out: dict[Any, None] = {}
     while name is not None and not pd.isna(name) and not (unlabeled is not None and name == unlabeled):
         if name in out:

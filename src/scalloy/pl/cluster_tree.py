@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from scalloy._arguments import whole
+from scalloy.models._core.clusters import cut_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,11 +55,8 @@ def cluster_tree(
     --------
     >>> ax = sa.pl.cluster_tree(model)
     """
-    if markers:
-        whole(markers=markers)
-    last, own = len(model.get_cluster_probabilities(indices=[0], n=n).columns), len(model.cluster_names)
-    tree = model.get_cluster_tree(markers)
-    tree = tree.loc[: max(last, 1)]
+    last, own = len(cut_at(model, n).names), len(model.cluster_names)
+    tree = model.get_cluster_tree(markers).loc[:last]
     root = _nodes(tree, model, last)
     if ax is None:
         wide, high = (1.9, 1.5) if markers else (1.0, 1.0)

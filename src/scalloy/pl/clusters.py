@@ -86,17 +86,22 @@ def _confusion(table: pd.DataFrame, key: str, by: str, ax: Axes | None) -> Axes:
         )
     else:
         said = _lines(said, ax.bbox.height / ax.figure.dpi)
+    _shares(ax, share, said)
+    _name_columns(ax, share.columns, 8, "medium")
+    ax.set(xlabel=key, ylabel=by)
+    return ax
+
+
+def _shares(ax: Axes, share: pd.DataFrame, said: str) -> None:
+    """Draw a table of shares with their percentages, the names of its rows, and a bar of colours."""
     picture = ax.imshow(share.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     if share.size <= READABLE:
         for (i, j), value in np.ndenumerate(share.to_numpy()):
             if value >= 0.005:
                 shade = "w" if value > 0.6 else "0.15"
                 ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=shade)
-    _name_columns(ax, share.columns, 8, "medium")
     ax.set_yticks(range(share.shape[0]), share.index, fontsize=_size(ax, share.shape[0], 1, "medium"))
-    ax.set(xlabel=key, ylabel=by)
     ax.figure.colorbar(picture, ax=ax, label=said)
-    return ax
 
 
 def _letters(names: Sequence[Any]) -> int:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from scalloy import metrics
 from scalloy._by_name import by_name
-from scalloy.pl.clusters import LETTER, READABLE, _axes, _letters, _lines, _name_columns, _size
+from scalloy.pl.clusters import LETTER, _axes, _letters, _lines, _name_columns, _shares
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,14 +49,7 @@ def confusion(labels: Any, clusters: Any, *, ax: Axes | None = None) -> Axes:
         said = _lines(said, tall)
         wide = 1.8 + LETTER * _letters(share.index) + 0.46 * share.shape[1]
         ax = _axes(wide, 1.1 + LETTER * _letters(lines) + tall)
-    picture = ax.imshow(share.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    if share.size <= READABLE:
-        for (i, j), value in np.ndenumerate(share.to_numpy()):
-            if value >= 0.005:
-                shade = "w" if value > 0.6 else "0.15"
-                ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=shade)
+    _shares(ax, share, said)
     _name_columns(ax, ticks, 12, "small")
-    ax.set_yticks(range(share.shape[0]), share.index, fontsize=_size(ax, share.shape[0], 1, "medium"))
     ax.set(xlabel="cluster, number of cells", ylabel="label")
-    ax.figure.colorbar(picture, ax=ax, label=said)
     return ax

@@ -167,7 +167,8 @@ class GMVAE(VAEModule):
         # The weights add up to one, so a level that all codes share must not act on their gradient.
         level = each[0].detach()
         recon = level + (weight * (each - level)).sum(0)
-        return Terms(recon, self.divergences(batch, q, p), watched={"r": q_z.log_pi.exp()})
+        watched = {} if self.training else {"r": q_z.log_pi.exp()}
+        return Terms(recon, self.divergences(batch, q, p), watched=watched)
 
     def chosen(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """Return the components whose codes are decoded, and their weights, each ``(decoded, n)``."""

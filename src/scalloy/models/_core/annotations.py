@@ -78,11 +78,7 @@ class Annotates(ModelOf[VAEModule], Protocol):
 
 
 def annotate(
-    model: Annotates,
-    adata: AnnData | None = None,
-    *,
-    key_added: str | None = None,
-    copy: bool = False,
+    model: Annotates, adata: AnnData | None = None, *, key_added: str | None = None, copy: bool = False
 ) -> AnnData | None:
     """Write what the model knows about cells into ``.obsm``, ``.obs`` and ``.uns``.
 
@@ -184,9 +180,7 @@ def _without_counts(model: Annotates, piece: AnnData, key: str, annotators: tupl
 
 
 @torch.no_grad()
-def written(
-    model: Annotates, adata: AnnData | None, key: str, annotators: tuple[Annotator, ...] | None = None
-) -> Written:
+def written(model: Annotates, adata: AnnData | None, key: str, annotators: tuple[Annotator, ...]) -> Written:
     """Return what :meth:`annotate` writes, by attribute of the AnnData and key.
 
     Parameters
@@ -198,9 +192,8 @@ def written(
     key
         Text to use in the keys, such as the name of the model.
     annotators
-        Things to write; ``None`` is all that the model has.
+        Things to write.
     """
-    annotators = model.annotators if annotators is None else annotators
     parts: dict[str, list[torch.Tensor]] = {}
     decodes = any(annotator.decodes for annotator in annotators)
     with seeded(0):

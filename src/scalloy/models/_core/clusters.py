@@ -63,10 +63,6 @@ class Cut:
     names: list[str]
     cluster_of: torch.Tensor
 
-    def of(self, model: ModelOf[HasClusters], r: torch.Tensor) -> torch.Tensor:
-        """Return the probability of each cluster from those of the components."""
-        return model.module.prior.of_clusters(r, self.cluster_of)
-
 
 def cut_at(model: ModelOf[HasClusters], n: Number | None) -> Cut:
     """Return the clusters of a model at a number of them.
@@ -160,8 +156,7 @@ def get_cluster_probabilities(
     """
     clusters = cut_at(model, n)
     batches = model.reader.batches(adata, indices, batch_size)
-    rows = [clusters.of(model, model.module.assignment(batch)).cpu() for batch in batches]
-    values = torch.cat(rows).numpy()
+    values = torch.cat([_look(model, batch, cut=clusters)["clusters"].cpu() for batch in batches]).numpy()
     return pd.DataFrame(values, index=model.reader.names(adata, indices), columns=clusters.names)
 
 
@@ -188,7 +183,7 @@ def get_clusters(
         nested, and they keep their numbers: where a cluster is divided, its larger part has the number that
         it had. ``"coarse"`` is the number at which methods agree most on how to divide the cells, ``"fine"``
         makes each component a cluster. ``None`` is the number that the model was made with, or else the
-        largest one at which methods agree nearly as well as they do at best.
+        one that the methods agree on.
 
     Examples
     --------
@@ -240,17 +235,18 @@ def n_alive(model: ModelOf[HasClusters], least: float = 0.001) -> int:
 
 
 def _look(
-    model: ModelOf[HasClusters], batch: Batch, q: Distributions | None = None, *, n: Number | None = None
+    model: ModelOf[HasClusters], batch: Batch, q: Distributions | None = None, *, cut: Cut | None = None
 ) -> dict[str, torch.Tensor]:
-    """Return the probability of each cluster for the cells of a batch."""
-    return {"clusters": cut_at(model, n).of(model, model.module.assignment(batch, q=q))}
+    """Return the probability of each cluster for the cells of a batch; ``None`` is the model's own cut."""
+    r = model.module.assignment(batch, q=q)
+    return {"clusters": model.module.prior.of_clusters(r, None if cut is None else cut.cluster_of)}
 
 
 def _write(
-    model: ModelOf[HasClusters], key: str, found: Found, names: pd.Index, *, n: Number | None = None
+    model: ModelOf[HasClusters], key: str, found: Found, names: pd.Index, *, cut: Cut | None = None
 ) -> Written:
-    """Return clusters and their probabilities under their keys."""
-    p, clusters = found["clusters"], cut_at(model, n).names
+    """Return clusters and their probabilities under their keys; ``None`` is the model's own cut."""
+    p, clusters = found["clusters"], cluster_names(model) if cut is None else cut.names
     obs = {
         _keys.cluster(key): pd.Categorical.from_codes(p.argmax(1), categories=clusters),
         _keys.cluster_probability(key): p.max(1),
@@ -265,8 +261,8 @@ CLUSTERS = Annotator(_look, _write)
 
 def _annotators(model: Any, n: Number | None) -> tuple[Annotator, ...]:
     """Return the annotators of a model, of which that of the clusters cuts the tree at ``n``."""
-    cut_at(model, n)  # raises an error before anything is read
-    at_n = Annotator(partial(_look, n=n), partial(_write, n=n))
+    cut = cut_at(model, n)  # raises an error before anything is read
+    at_n = Annotator(partial(_look, cut=cut), partial(_write, cut=cut))
     return tuple(at_n if each is CLUSTERS else each for each in model.annotators)
 
 

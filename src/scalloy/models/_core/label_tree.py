@@ -18,7 +18,7 @@ from scvi.data.fields import CategoricalObsField
 from scalloy import _keys
 from scalloy._arguments import few
 from scalloy.data import checks, label_tree
-from scalloy.data.genes import shallow
+from scalloy.data.genes import with_values
 from scalloy.data.label_tree import LabelTree
 
 UNLABELED = "unlabeled_category"
@@ -148,6 +148,12 @@ def tree_of(given: dict[str, Any]) -> LabelTree | None:
     return None if plain is None else LabelTree.from_plain(plain)
 
 
+def names_by_code(reader: Any) -> list[str]:
+    """Return the names of all labels in the order of their codes, of a tree those of inner nodes as well."""
+    tree = reader.tree
+    return reader.labels if tree is None else list(tree.nodes)
+
+
 def names_in(tree: LabelTree, adata: AnnData, given: dict[str, Any]) -> np.ndarray:
     """Return the finest label that the model knows of each of some cells, or what stands for none."""
     values = label_tree.values_of(adata.obs, tree.columns, given.get(UNLABELED))
@@ -170,12 +176,7 @@ def with_labels(adata: AnnData, given: dict[str, Any]) -> AnnData:
     if tree is None or not tree.columns or not (there := [k for k in tree.columns if k in adata.obs]):
         return adata
     some = LabelTree(tree.leaves, tree.inner, tree.parents, tuple(there))
-    names, key = names_in(some, adata, given), given["labels_key"]
-    if key in adata.obs and (adata.obs[key].astype(str).to_numpy() == names.astype(str)).all():
-        return adata
-    cells = shallow(adata)
-    cells.obs[key] = pd.Categorical(names)
-    return cells
+    return with_values(adata, given["labels_key"], names_in(some, adata, given))
 
 
 def field(given: dict[str, Any], without: Any) -> Any:

@@ -19,6 +19,7 @@ from scalloy import _keys
 from scalloy._arguments import positive
 from scalloy.models._core import training
 from scalloy.models._core.annotations import Annotator, Found, Written
+from scalloy.models._core.label_tree import names_by_code
 from scalloy.models._core.protocols import ModelOf
 from scalloy.vae.base import Batch, Distributions, HasLabels
 from scalloy.vae.label_tree import of_nodes
@@ -67,7 +68,7 @@ def predict_labels(
     tree = model.reader.tree
     if level is not None:
         _check_level(model, level)
-    found = _label_probabilities(model, adata, indices, batch_size)
+    found = told_of_labels(model, adata, indices, batch_size)
     labels, p, names = model.reader.labels, found["labels"], model.reader.names(adata, indices)
     if soft:
         if tree is not None:
@@ -106,13 +107,24 @@ def get_unknown_score(
     >>> bool(model.get_unknown_score().between(0, 1).all())
     True
     """
-    score = _label_probabilities(model, adata, indices, batch_size)["unknown"]
+    score = told_of_labels(model, adata, indices, batch_size)["unknown"]
     return pd.Series(score, index=model.reader.names(adata, indices), name="unknown")
 
 
 @torch.no_grad()
-def _label_probabilities(model: ModelOf[HasLabels], adata: Any, indices: Any, batch_size: Any) -> Found:
-    """Return probabilities of the labels, which add up to one, the unknown score, and more for a tree."""
+def told_of_labels(model: ModelOf[HasLabels], adata: Any, indices: Any, batch_size: Any) -> Found:
+    """Return what the model says of the labels of cells, under the names of what `annotate` looks at.
+
+    ``labels`` holds probabilities that add up to one and ``unknown`` the score; with a tree, ``nodes`` and
+    ``possible`` are those of :func:`scalloy.vae.label_tree.of_nodes`.
+
+    Parameters
+    ----------
+    model
+        Model with labels.
+    adata, indices, batch_size
+        As in :func:`predict_labels`.
+    """
     if not model.reader.labels:
         msg = (
             f"The model was trained without labels. Call `{type(model).__name__}.setup_anndata(adata, "
@@ -217,6 +229,4 @@ def train(model: Any, *args: Any, n_samples_per_label: int | None = None, **kwar
 def _rarely_labelled(model: ModelOf[HasLabels]) -> np.ndarray:
     """Return a mask of the cells with a label that fewer than ``FEW`` cells have."""
     y = np.asarray(model.reader.manager().get_from_registry(REGISTRY_KEYS.LABELS_KEY)).ravel()
-    tree = model.reader.tree
-    n_known = len(model.reader.labels) if tree is None else len(tree.nodes)
-    return (y < n_known) & (np.bincount(y)[y] < FEW)
+    return (y < len(names_by_code(model.reader))) & (np.bincount(y)[y] < FEW)

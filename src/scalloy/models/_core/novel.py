@@ -22,7 +22,8 @@ from scalloy import _keys
 from scalloy._arguments import shares, whole
 from scalloy.blocks.consensus_clustering import gaussian_groups
 from scalloy.models._core.getters import get_latent_representation
-from scalloy.models._core.labels import get_unknown_score, predict_labels
+from scalloy.models._core.label_tree import names_by_code
+from scalloy.models._core.labels import told_of_labels
 
 logger = logging.getLogger("scalloy")
 GROUPS = ("cells", "unknown", "nearest", "share_nearest", "markers")
@@ -103,10 +104,10 @@ def get_novel(
     """
     shares(threshold=threshold)
     whole(min_cells=min_cells, n_markers=n_markers)
-    score = get_unknown_score(model, adata, indices, batch_size)
-    told = predict_labels(model, adata, indices, batch_size=batch_size).astype(str).to_numpy()
+    said = told_of_labels(model, adata, indices, batch_size)
+    told, value = np.array(model.reader.labels)[said["labels"].argmax(1)], said["unknown"]
     known, observed = _seen(model, adata, indices, batch_size)
-    types, value = np.where(np.isin(known, model.reader.labels), known, told), score.to_numpy()
+    types = np.where(np.isin(known, model.reader.labels), known, told)
     new = (known == "") & (value > threshold)
     found = np.full(len(new), -1)
     if new.sum() >= min_cells:
@@ -119,8 +120,10 @@ def get_novel(
             min_cells,
             threshold,
         )
-    names = _keys.unique([f"new {k + 1}" for k in range(found.max() + 1)], _labels(model), "group ")
-    cells = pd.Series(pd.Categorical.from_codes(found, categories=names), index=score.index, name="novel")
+    numbered = [f"new {k + 1}" for k in range(found.max() + 1)]
+    names = _keys.unique(numbered, names_by_code(model.reader), "group ")
+    of_each = pd.Categorical.from_codes(found, categories=names)
+    cells = pd.Series(of_each, index=model.reader.names(adata, indices), name="novel")
     rows, markers = {}, [pd.DataFrame(columns=list(MARKERS))]
     for k, name in enumerate(names):
         own = found == k
@@ -137,18 +140,12 @@ def get_novel(
     return Novel(groups, cells, pd.concat(filled, ignore_index=True))
 
 
-def _labels(model: Any) -> list[str]:
-    """Return the names of all labels in the order of their codes, of a tree those of inner nodes as well."""
-    tree = model.reader.tree
-    return model.reader.labels if tree is None else list(tree.nodes)
-
-
 @torch.no_grad()
 def _seen(
     model: Any, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
 ) -> tuple[np.ndarray, AnnData]:
     """Return the known label of each cell (empty if there is none), and log-normalised expression."""
-    names, codes, values = np.array([*_labels(model), ""], dtype=object), [], []
+    names, codes, values = np.array([*names_by_code(model.reader), ""], dtype=object), [], []
     for batch in model.reader.batches(adata, indices, batch_size):
         codes.append(batch.label.clamp_max(len(names) - 1).cpu().numpy())
         values.append(sp.csr_matrix(model.module.likelihood.observed(batch.x).cpu().numpy()))

@@ -287,7 +287,7 @@ class CellReader:
             batch_size = int(np.clip(most, 64, 4096))
         keep_to_cores()
         module = self._model.module.eval()
-        own, n_labels = adata is self.adata, len(self.labels if self.tree is None else self.tree.nodes)
+        own, n_labels = adata is self.adata, len(label_tree.names_by_code(self))
         for part, rows in in_memory(None if own else adata, indices):
             manager, n_read = self.manager(part, composes=True), 0
             masks = unknowns.masks_of(manager.adata, rows)

@@ -17,7 +17,7 @@ from anndata import AnnData
 from scalloy.blocks.composed import Rows
 from scalloy.data.asked_conditions import design_in
 from scalloy.data.conditions import Conditions
-from scalloy.data.genes import shallow
+from scalloy.data.genes import with_values
 from scalloy.perturbation.design import Content, Design
 
 
@@ -120,12 +120,7 @@ def with_names(adata: AnnData, given: dict[str, Any]) -> AnnData:
     key = conditions.key_added
     if key in adata.obs and not has_columns(conditions, adata):
         return adata
-    names = names_in(conditions, adata)
-    if key in adata.obs and (adata.obs[key].astype(str).to_numpy() == names).all():
-        return adata
-    cells = shallow(adata)
-    cells.obs[key] = pd.Categorical(names)
-    return cells
+    return with_values(adata, key, names_in(conditions, adata))
 
 
 def rows_of(design: Design, contents: Sequence[Content]) -> Rows:
