@@ -1,6 +1,8 @@
-"""Tests of whether groups of cells differ in a latent space, and in which cells and genes they do."""
+"""Comparisons of groups of donors: populations, genes and latent spaces that differ, and in which cells."""
 
+from scalloy.compare.abundance import abundance
+from scalloy.compare.expression import expression
 from scalloy.compare.groups import groups
 from scalloy.compare.witness import genes, witness
 
-__all__ = ["genes", "groups", "witness"]
+__all__ = ["abundance", "expression", "genes", "groups", "witness"]

@@ -1,0 +1,241 @@
+"""Test which populations grow or shrink between groups of donors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from scalloy._arguments import one_of, positive, whole
+from scalloy.compare import count_models
+from scalloy.compare.count_models import BetaBinomial, Tested
+from scalloy.compare.discoveries import adjusted
+from scalloy.compare.groups import column, pairs_of
+from scalloy.compare.populations import Populations, populations
+from scalloy.compare.samples import Paired, Samples, check_separable, names_of, samples_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scalloy.models._core.base import ScalloyModel
+
+TESTS = ("model", "permutation")
+ROUNDS = 10  # rounds in which the populations that do not move are looked for
+FAR = 2.0  # standard errors from the common change at which a population counts as moving
+
+
+def abundance(
+    data: AnnData | ScalloyModel,
+    *,
+    groupby: str,
+    by: str,
+    donor_key: str,
+    covariates: str | Sequence[str] | None = None,
+    reference: str | None = None,
+    unchanged: Literal["auto"] | Sequence[str] | None = "auto",
+    paired: Paired = "auto",
+    test: Literal["model", "permutation"] = "model",
+    use_rep: str | None = None,
+    n_neighbors: int | None = None,
+    n_neighborhoods: int | None = None,
+    n_permutations: int = 1000,
+    at_least: int = 10,
+    rng: int | np.random.Generator = 0,
+) -> pd.DataFrame:
+    """Test which populations of cells are more or less frequent in one group of donors than in another.
+
+    The counts of the donors are compared by a regression with the variance of a beta-binomial, which all
+    populations share, and of which each has its own multiple (:mod:`scalloy.compare.count_models`). Donors
+    with cells in both groups are compared with themselves.
+
+    Shares add up to one, so a population that grows makes all others shrink. With ``unchanged="auto"``, the
+    populations that move together, which are most, are taken to stay as they are, and each is compared with
+    them.
+
+    Parameters
+    ----------
+    data
+        Cells, or a trained model, whose own cells are used.
+    groupby
+        Column of ``.obs`` with the groups. If there are more than two, all pairs are compared.
+    by
+        Populations: a column of ``.obs``; ``"clusters"`` or ``"tree"`` for a model's clusters or each node of
+        their tree; or ``"neighbourhoods"`` in a latent space, which overlap.
+    donor_key
+        Column of ``.obs`` with donors, mice, or whatever else was assigned to a group.
+    covariates
+        Columns of ``.obs`` with properties of donors or samples to account for, such as sex, age or batch.
+    reference
+        Group with which the others are compared; ``None`` compares all pairs.
+    unchanged
+        Populations whose numbers are taken not to change: ``"auto"`` finds them, ``None`` compares shares of
+        all cells, and a list names them.
+    paired
+        Whether donors are in both groups. ``False`` refuses donors that are, and ``"auto"`` uses the kind
+        with more permutations if there are both.
+    test
+        ``"model"`` (moderated F test) or ``"permutation"`` (of the groups of donors, exact if there are at
+        most ``n_permutations`` ways).
+    use_rep
+        Key of ``.obsm`` with the latent space, for neighbourhoods of cells.
+    n_neighbors
+        Number of cells of a neighbourhood; ``None`` is five for each sample, and 50 or more.
+    n_neighborhoods
+        Maximum number of neighbourhoods; ``None`` is a tenth of the cells, up to 2,000.
+    n_permutations
+        Maximum number of permutations.
+    at_least
+        Minimum number of cells of a donor in a group; smaller samples are left out.
+    rng
+        Seed or generator of the permutations and the neighbourhoods.
+
+    Returns
+    -------
+    One row per comparison and population: ``share_a`` and ``share_b`` (means over donors), ``effect`` (log2
+    fold of the number relative to the unchanged populations, or of the share if ``unchanged=None``) with
+    ``lower`` and ``upper`` (95 %), ``pvalue``, ``padj`` (Benjamini-Hochberg within a comparison, weighted for
+    neighbourhoods by how far apart cells are), ``unchanged`` (whether the population belongs to those that are
+    taken not to change), ``donors_a``, ``donors_b``, ``design``, ``smallest`` (the smallest p-value possible,
+    for permutations), and ``note`` if there is no p-value.
+
+    Examples
+    --------
+    >>> cells = sa.datasets.trial(600, 20, n_donors=6)
+    >>> found = sa.compare.abundance(cells, groupby="condition", by="cell_type", donor_key="donor")
+    >>> list(found.columns[:4])
+    ['cell_type', 'group_a', 'group_b', 'share_a']
+    """
+    one_of("test", test, TESTS)
+    positive(n_permutations=n_permutations, at_least=at_least)
+    whole(**{k: v for k, v in (("n_neighbors", n_neighbors), ("n_neighborhoods", n_neighborhoods)) if v})
+    rng, names = np.random.default_rng(rng), names_of(covariates)
+    obs = data.obs if hasattr(data, "obs") else data.adata.obs
+    of, donor = column(obs, "groupby", groupby), column(obs, "donor_key", donor_key)
+    parts = populations(
+        data, obs, by, use_rep, n_samples=len(set(zip(donor, of))), size=n_neighbors, most=n_neighborhoods, rng=rng
+    )
+    frames = []
+    for a, b in pairs_of(of, reference):
+        group = np.where(of == a, 0, np.where(of == b, 1, -1))
+        chosen = samples_of(obs, group, donor, covariates=names, paired=paired, at_least=at_least)
+        frame = _compared(chosen, parts, unchanged, names, test, n_permutations, rng)
+        frames.append(pd.concat([parts.table.assign(group_a=a, group_b=b), frame], axis=1))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _compared(
+    chosen: Samples,
+    parts: Populations,
+    unchanged: Literal["auto"] | Sequence[str] | None,
+    covariates: Sequence[str],
+    test: str,
+    n_permutations: int,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Compare two groups; return a row for each population."""
+    counts, one_hot = chosen.sums(parts.members), parts.one_hot
+    of_part = chosen.sums(one_hot)
+    shares = counts / np.maximum(of_part.sum(0), 1)
+    donors = [len(set(chosen.donor[chosen.group == k])) for k in (0, 1)]
+    mean = [shares[:, chosen.group == k].mean(1) if donors[k] else np.nan for k in (0, 1)]
+    rows = pd.DataFrame({"share_a": mean[0], "share_b": mean[1]}, index=range(len(counts)))
+    same, null, note = np.ones(len(of_part), dtype=bool), chosen.null(), chosen.note
+    missing = dict.fromkeys(("effect", "lower", "upper", "pvalue"), np.nan)
+    if min(donors) == 0:
+        return rows.assign(**missing, padj=np.nan, **_described(chosen, donors), note=note)
+    note = note or check_separable(null, chosen.group, covariates)
+    if isinstance(unchanged, str):
+        one_of("unchanged", unchanged, ("auto",))
+        same = _unmoved(of_part, null, chosen.group) if not note else same
+    elif unchanged is not None:
+        same = np.isin(parts.parts, [one_of("unchanged", str(name), parts.parts) for name in unchanged])
+    reference = of_part[same].sum(0)
+    inside = chosen.sums(parts.members.multiply(same[parts.part][:, None]).tocsr())
+    total = reference - inside + counts
+    alone = (total - counts).sum(1) == 0  # nothing is left to compare with
+    family, found = _tested(counts, np.maximum(total, counts), null, chosen.group)
+    column = chosen.group.astype(float)
+    factor = np.ones(len(counts))
+    if unchanged is None:  # from odds to shares
+        factor = _of_shares(family, counts, null, column, found.effect)
+    wide = stats.t.ppf(0.975, np.maximum(found.df, 1e-3)) * found.error
+    low, high = (found.effect + k * wide for k in (-1, 1))
+    rows = rows.assign(
+        effect=found.effect * factor, lower=low * factor, upper=high * factor, pvalue=found.pvalue
+    )
+    rows[["effect", "lower", "upper"]] /= np.log(2)
+    more = _described(chosen, donors)
+    if test == "permutation" and not note:
+        labels, smallest = chosen.labelings(n_permutations, rng)
+        size = count_models.scores(family, counts, null, labels)
+        rows["pvalue"] = (size >= size[:, :1] * (1 - 1e-9) - 1e-9).mean(1)
+        more["smallest"] = smallest
+    if note:
+        rows[["lower", "upper", "pvalue"]] = np.nan
+    rows.loc[alone, list(missing)] = np.nan
+    notes = np.where(alone, "Nothing is left to compare it with", note)
+    rows["padj"] = adjusted(rows["pvalue"].to_numpy(), parts.weight)
+    share = inside.sum(1) / np.maximum(counts.sum(1), 1e-12)
+    return rows.assign(unchanged=share > 0.5, **more, note=notes)
+
+
+def _described(chosen: Samples, donors: list[int]) -> dict[str, Any]:
+    """Return the columns that are the same for all populations."""
+    return {"donors_a": donors[0], "donors_b": donors[1], "design": chosen.kind, "smallest": np.nan}
+
+
+def _tested(
+    counts: np.ndarray, total: np.ndarray, null: np.ndarray, group: np.ndarray
+) -> tuple[BetaBinomial, Tested]:
+    """Test the group of the samples for each population."""
+    column = group.astype(float)
+    x = np.column_stack([null, column])
+    family = BetaBinomial(total, count_models.shared_dispersion(BetaBinomial, total, counts, x))
+    return family, count_models.test(family, counts, null, column)
+
+
+def _of_shares(
+    family: BetaBinomial, counts: np.ndarray, null: np.ndarray, column: np.ndarray, effect: np.ndarray
+) -> np.ndarray:
+    """Return the log fold of the mean share over the log odds ratio, by population.
+
+    Mean shares are those of all samples, as if all were in the one group or in the other.
+    """
+    fitted = count_models.fit(family, counts, np.column_stack([null, column]), firth=True)
+    base = fitted.coef[:, :-1] @ null.T
+    folds = [1 / (1 + np.exp(-(base + k * fitted.coef[:, -1:]))) for k in (0, 1)]
+    change = np.log(folds[1].mean(1) / folds[0].mean(1))
+    flat = np.abs(effect) < 1e-6
+    return np.where(flat, 1 - folds[0].mean(1), change / np.where(flat, 1, effect))
+
+
+def _unmoved(counts: np.ndarray, null: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Find the parts that do not move against each other; with two parts, none can be told from the other.
+
+    The part that each is compared with is at first all others, whose common change is the median. From then on
+    it is the parts that were found not to move.
+    """
+    same = np.ones(len(counts), dtype=bool)
+    if len(counts) < 3:
+        return same
+    seen: list[bytes] = []
+    for i in range(ROUNDS):
+        rest = counts[same].sum(0) - same[:, None] * counts
+        _, found = _tested(counts, rest + counts, null, group)
+        error = np.maximum(found.error, 1e-9)
+        centre = 0.0
+        if i == 0:
+            weight = 1 / (error**2 + np.median(error**2))
+            order = np.argsort(found.effect)
+            centre = found.effect[order][np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)]
+        near = np.abs(found.effect - centre) <= FAR * error
+        if near.sum() < 2:
+            near = np.argsort(np.argsort(np.abs(found.effect - centre) / error)) < 2
+        if near.tobytes() in seen:
+            break
+        seen.append(near.tobytes())
+        same = near
+    return same

@@ -1,0 +1,435 @@
+r"""Regressions of the counts of samples, many responses at a time, with moderated quasi-likelihood tests.
+
+A response is a gene or a population of cells, and ``y_i`` its count in sample ``i``. Both families have a mean
+that depends on ``eta_i = x_i beta`` and a variance that samples of different donors show:
+
+================================  ==============================  =========================================
+family                            mean                            variance, times ``s^2``
+================================  ==============================  =========================================
+:class:`NegativeBinomial`         ``mu = exp(o + eta)``           ``mu + phi mu^2``
+:class:`BetaBinomial`             ``mu = N p, logit p = eta``     ``N p (1 - p) (1 + (N - 1) rho)``
+================================  ==============================  =========================================
+
+``phi`` and ``rho`` are shared by responses of similar abundance, ``s^2`` is each response's own. It is the sum
+of squared Pearson residuals over the degrees of freedom. A group of samples with no or a single count says
+nothing about the variance, however many samples it has. Each residual therefore has a weight of one minus its
+leverage over its mean, which is one minus the inverse of the group's total in the simplest case. The estimates
+of all responses are then drawn together (:func:`squeeze`), and a difference in quasi-deviance is compared with
+an F distribution.
+
+Effects are estimated with Firth's penalty, which keeps them finite where a group has no counts at all.
+
+References
+----------
+Lund, Nettleton, McCarthy, Smyth (2012), Statistical Applications in Genetics and Molecular Biology 11.
+Phipson, Lee, Majewski, Alexander, Smyth (2016), Annals of Applied Statistics 10.
+Firth (1993), Biometrika 80.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy import optimize, stats
+
+STEPS = 60  # maximum number of scoring steps
+LONGEST = 2.0  # largest change of the linear predictor in a step
+CLOSE = 1e-8  # change of the deviance, relative, at which a fit has converged
+CLOSE_STEP = 1e-6  # largest change of the linear predictor at which a penalised fit has converged
+RIDGE = 1e-7  # added to the information, so that effects of groups without counts stay finite
+LOWEST, HIGHEST = 1e-6, 10.0  # range of shared dispersions
+PER_BIN, BINS = 50, 25  # responses per bin of the trend at least, and bins at most
+LEAST_DF = 0.25  # responses with fewer degrees of freedom tell nothing about the variance
+PRIOR_DF = (10.0, 1.0)  # median and log-scale spread of the prior degrees of freedom before data are seen
+ROWS = 2000  # responses that are fitted at a time
+
+
+class Family(Protocol):
+    """Mean, variance and deviance of counts, given the linear predictor."""
+
+    def mean(self, eta: np.ndarray) -> np.ndarray:
+        """Return the mean count."""
+
+    def slope(self, mu: np.ndarray) -> np.ndarray:
+        """Return the derivative of the mean with respect to the linear predictor."""
+
+    def variance(self, mu: np.ndarray) -> np.ndarray:
+        """Return the variance of a count."""
+
+    def deviance(self, y: np.ndarray, mu: np.ndarray) -> np.ndarray:
+        """Return the quasi-deviance of each count."""
+
+    def penalised(self, y: np.ndarray, mu: np.ndarray, hat: np.ndarray) -> np.ndarray:
+        """Return the counts with Firth's adjustment, given the leverages."""
+
+    def start(self, y: np.ndarray) -> np.ndarray:
+        """Return a linear predictor from which to begin."""
+
+    def rows(self, chosen: slice | np.ndarray) -> Family:
+        """Return the family of some responses."""
+
+
+@dataclass(frozen=True)
+class NegativeBinomial:
+    """Negative binomial counts.
+
+    Parameters
+    ----------
+    offset
+        Logarithm of the exposure of each sample, such as its library size.
+    dispersion
+        Dispersion of each response, ``(responses, 1)``.
+    """
+
+    offset: np.ndarray
+    dispersion: np.ndarray
+
+    def mean(self, eta: np.ndarray) -> np.ndarray:
+        """Return the mean count."""
+        return np.exp(np.clip(self.offset + eta, -30, 30))
+
+    def slope(self, mu: np.ndarray) -> np.ndarray:
+        """Return the derivative of the mean with respect to the linear predictor."""
+        return mu
+
+    def variance(self, mu: np.ndarray) -> np.ndarray:
+        """Return the variance of a count."""
+        return mu + self.dispersion * mu**2
+
+    def deviance(self, y: np.ndarray, mu: np.ndarray) -> np.ndarray:
+        """Return the deviance of each count."""
+        phi = self.dispersion
+        ratio = np.where(y > 0, y * np.log(np.maximum(y, 1e-300) / mu), 0.0)
+        return 2 * np.maximum(ratio - (y + 1 / phi) * (np.log1p(phi * y) - np.log1p(phi * mu)), 0.0)
+
+    def penalised(self, y: np.ndarray, mu: np.ndarray, hat: np.ndarray) -> np.ndarray:
+        """Return the counts with Firth's adjustment: half of the leverage is added."""
+        return y + hat / 2
+
+    def start(self, y: np.ndarray) -> np.ndarray:
+        """Return the logarithm of the rate, with a small count added."""
+        exposure = np.exp(self.offset)
+        rate = (y + 0.5 * y.mean(1, keepdims=True) + 0.1) / exposure
+        return np.log(rate)
+
+    def rows(self, chosen: slice | np.ndarray) -> NegativeBinomial:
+        """Return the family of some responses."""
+        return NegativeBinomial(self.offset, self.dispersion[chosen])
+
+
+@dataclass(frozen=True)
+class BetaBinomial:
+    """Counts out of a total with the variance of a beta-binomial.
+
+    Parameters
+    ----------
+    total
+        Total of each response and sample, ``(responses, samples)``.
+    correlation
+        Intraclass correlation ``rho`` of each response, ``(responses, 1)``.
+    """
+
+    total: np.ndarray
+    correlation: np.ndarray
+
+    @property
+    def inflation(self) -> np.ndarray:
+        """Variance of a count over that of a binomial one."""
+        return 1 + np.maximum(self.total - 1, 0) * self.correlation
+
+    def mean(self, eta: np.ndarray) -> np.ndarray:
+        """Return the mean count."""
+        return self.total / (1 + np.exp(-np.clip(eta, -30, 30)))
+
+    def slope(self, mu: np.ndarray) -> np.ndarray:
+        """Return the derivative of the mean with respect to the linear predictor."""
+        return mu * (1 - mu / np.maximum(self.total, 1e-300))
+
+    def variance(self, mu: np.ndarray) -> np.ndarray:
+        """Return the variance of a count."""
+        return np.maximum(self.slope(mu) * self.inflation, 1e-300)
+
+    def deviance(self, y: np.ndarray, mu: np.ndarray) -> np.ndarray:
+        """Return the binomial deviance of each count, divided by the inflation of its variance."""
+        return (_part(y, mu) + _part(self.total - y, self.total - mu)) / self.inflation
+
+    def penalised(self, y: np.ndarray, mu: np.ndarray, hat: np.ndarray) -> np.ndarray:
+        """Return the counts with Firth's adjustment: half of the leverage to each side."""
+        return y + self.inflation * hat * (0.5 - mu / np.maximum(self.total, 1e-300))
+
+    def start(self, y: np.ndarray) -> np.ndarray:
+        """Return the log-odds, drawn towards those of all samples."""
+        share = (y.sum(1, keepdims=True) + 0.5) / (self.total.sum(1, keepdims=True) + 1)
+        p = (y + share * 2) / (self.total + 2)
+        return np.log(p / (1 - p))
+
+    def rows(self, chosen: slice | np.ndarray) -> BetaBinomial:
+        """Return the family of some responses."""
+        return BetaBinomial(self.total[chosen], self.correlation[chosen])
+
+
+def _part(y: np.ndarray, mu: np.ndarray) -> np.ndarray:
+    """Return ``2 y log(y / mu)``, which is 0 for no counts."""
+    return 2 * np.where(y > 0, y * np.log(np.maximum(y, 1e-300) / np.maximum(mu, 1e-300)), 0.0)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted regression.
+
+    ``coef`` are the coefficients ``(responses, columns)``, ``mu`` the means and ``hat`` the leverages
+    ``(responses, samples)``, ``covariance`` the inverse information, and ``deviance`` that of each response.
+    """
+
+    coef: np.ndarray
+    mu: np.ndarray
+    hat: np.ndarray
+    covariance: np.ndarray
+    deviance: np.ndarray
+
+
+def fit(family: Family, y: np.ndarray, x: np.ndarray, *, firth: bool = False) -> Fit:
+    """Fit the regression of each response by Fisher scoring.
+
+    Parameters
+    ----------
+    family
+        Family of the counts.
+    y
+        Counts, ``(responses, samples)``.
+    x
+        Design matrix of full rank, ``(samples, columns)``.
+    firth
+        Whether to penalise the likelihood by Firth's term, which keeps the coefficients finite.
+    """
+    parts = [_fit(family.rows(s), y[s], x, firth) for s in _slices(len(y))]
+    return Fit(*(np.concatenate(values) for values in zip(*parts)))
+
+
+def _slices(n: int) -> list[slice]:
+    return [slice(i, i + ROWS) for i in range(0, n, ROWS)]
+
+
+def _fit(family: Family, y: np.ndarray, x: np.ndarray, firth: bool) -> tuple[np.ndarray, ...]:
+    """Fit some responses; see :func:`fit`. Those that have converged are left alone."""
+    coef = family.start(y) @ np.linalg.pinv(x).T
+    deviance = family.deviance(y, family.mean(coef @ x.T)).sum(1)
+    left = np.arange(len(y))
+    for _ in range(STEPS):
+        some, own, at = family.rows(left), y[left], coef[left]
+        mu = some.mean(at @ x.T)
+        target, information = own, _information(some, mu, x)
+        if firth:
+            target = some.penalised(own, mu, _leverage(some, mu, x, np.linalg.inv(information)))
+        score = (some.slope(mu) / some.variance(mu) * (target - mu)) @ x
+        step = np.linalg.solve(information, score[:, :, None])[:, :, 0]
+        longest = np.abs(step @ x.T).max(1, keepdims=True)
+        step *= np.minimum(1, LONGEST / np.maximum(longest, 1e-300))
+        if firth:
+            coef[left] = at + step
+            left = left[longest[:, 0] > CLOSE_STEP]
+        else:
+            last = deviance[left]
+            coef[left], deviance[left] = _down(some, own, x, at, step, last)
+            left = left[np.abs(last - deviance[left]) > CLOSE * (np.abs(deviance[left]) + 0.1)]
+        if not len(left):
+            break
+    mu = family.mean(coef @ x.T)
+    inverse = np.linalg.inv(_information(family, mu, x))
+    return coef, mu, _leverage(family, mu, x, inverse), inverse, family.deviance(y, mu).sum(1)
+
+
+def _down(
+    family: Family, y: np.ndarray, x: np.ndarray, coef: np.ndarray, step: np.ndarray, last: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Go along the step, halved where it does not lower the deviance; return where it ends and the deviance."""
+    for _ in range(8):
+        now = family.deviance(y, family.mean((coef + step) @ x.T)).sum(1)
+        worse = now > last * (1 + 1e-12) + 1e-10
+        if not worse.any():
+            break
+        step = np.where(worse[:, None], step / 2, step)
+    return coef + step, now
+
+
+def _information(family: Family, mu: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return the expected information on the coefficients."""
+    weight = family.slope(mu) ** 2 / family.variance(mu)
+    return (weight[:, None, :] * x.T) @ x + RIDGE * np.eye(x.shape[1])
+
+
+def _leverage(family: Family, mu: np.ndarray, x: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """Return the leverage of each count."""
+    weight = family.slope(mu) ** 2 / family.variance(mu)
+    return np.clip(weight * ((x @ inverse) * x).sum(-1), 0, 1)
+
+
+def spread(family: Family, y: np.ndarray, fitted: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted sum of squared Pearson residuals and its degrees of freedom, by response."""
+    weight = np.clip(1 - fitted.hat / np.maximum(family.slope(fitted.mu), 1e-300), 0, 1)
+    squares = (y - fitted.mu) ** 2 / family.variance(fitted.mu)
+    return (weight * squares).sum(1), (weight * (1 - fitted.hat)).sum(1)
+
+
+def shared_dispersion(
+    family: type[NegativeBinomial] | type[BetaBinomial], given: np.ndarray, y: np.ndarray, x: np.ndarray
+) -> np.ndarray:
+    """Return the dispersion with which the residuals of responses of similar abundance are as large as expected.
+
+    Parameters
+    ----------
+    family
+        Family of the counts.
+    given
+        First argument of the family: the offset or the totals.
+    y, x
+        Counts and design matrix.
+    """
+    level = np.log(y.mean(1) + 0.1)
+    order, n_bins = np.argsort(level, kind="stable"), int(np.clip(len(y) // PER_BIN, 1, BINS))
+    bins = np.array_split(order, n_bins)
+    dispersion = np.full((len(y), 1), 0.05)
+    for _ in range(2):
+        fitted = fit(family(given, dispersion), y, x)
+        found = np.array([_matching(family, given, y, fitted, rows) for rows in bins])
+        smooth = np.log(found)
+        if n_bins > 2:
+            padded = np.concatenate([smooth[:1], smooth, smooth[-1:]])
+            smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+        middle = np.array([level[rows].mean() for rows in bins])
+        dispersion = np.exp(np.interp(level, middle, smooth))[:, None]
+    return dispersion
+
+
+def _matching(
+    family: type[NegativeBinomial] | type[BetaBinomial],
+    given: np.ndarray,
+    y: np.ndarray,
+    fitted: Fit,
+    rows: np.ndarray,
+) -> float:
+    """Return the dispersion at which the squared residuals of some responses equal their degrees of freedom."""
+    of = given[rows] if given.ndim > 1 else given
+    part = Fit(*(getattr(fitted, name)[rows] for name in ("coef", "mu", "hat", "covariance", "deviance")))
+
+    def excess(log_dispersion: float) -> float:
+        squares, df = spread(family(of, np.full((len(rows), 1), np.exp(log_dispersion))), y[rows], part)
+        return float(np.log(max(squares.sum(), 1e-300)) - np.log(max(df.sum(), 1e-300)))
+
+    low, high = np.log(LOWEST), np.log(HIGHEST if family is NegativeBinomial else 0.9)
+    if excess(low) <= 0:
+        return LOWEST
+    if excess(high) >= 0:
+        return float(np.exp(high))
+    return float(np.exp(optimize.brentq(excess, low, high, xtol=1e-4)))
+
+
+def squeeze(variance: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the variances of responses together by empirical Bayes.
+
+    The model is ``variance ~ s0^2 F(df, d0)``, whose ``s0^2`` and ``d0`` maximise the likelihood, with a weak
+    prior on ``log d0`` that matters only for a handful of responses.
+
+    Parameters
+    ----------
+    variance
+        Variance of each response.
+    df
+        Degrees of freedom of each variance.
+
+    Returns
+    -------
+    The moderated variances and their degrees of freedom, at most those of all responses together.
+    """
+    known = df > LEAST_DF
+    if not known.any():
+        return variance, df
+    total = df[known].sum()
+    s2 = np.maximum(variance[known], 1e-4 * np.median(variance[known]) + 1e-12)
+
+    def loss(at: np.ndarray) -> float:
+        centre, prior = np.exp(at)
+        fitting = stats.f.logpdf(s2 / centre, df[known], prior) - at[0]
+        return -float(fitting.sum()) + 0.5 * ((at[1] - np.log(PRIOR_DF[0])) / PRIOR_DF[1]) ** 2
+
+    begin = np.array([np.log(np.average(s2, weights=df[known])), np.log(PRIOR_DF[0])])
+    bounds = [(begin[0] - 5, begin[0] + 5), (np.log(0.5), np.log(1e4))]
+    centre, prior = np.exp(optimize.minimize(loss, begin, bounds=bounds, method="L-BFGS-B").x)
+    own = np.where(known, df, 0.0)
+    moderated = (own * np.where(known, variance, 0.0) + prior * centre) / (own + prior)
+    return moderated, np.minimum(own + prior, np.maximum(total, own))
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Result of a test of one column of the design.
+
+    ``effect`` and ``error`` are estimates and standard errors of the column's coefficient on the natural-log
+    scale (log fold or log odds), ``df`` the degrees of freedom of the errors, ``statistic`` and ``pvalue``
+    those of the F test. Where the statistic is above 1, the error is the one that agrees with it. The curvature
+    of the likelihood tells it badly where a group has hardly any counts.
+    """
+
+    effect: np.ndarray
+    error: np.ndarray
+    df: np.ndarray
+    statistic: np.ndarray
+    pvalue: np.ndarray
+
+
+def test(
+    family: Family, y: np.ndarray, null: np.ndarray, column: np.ndarray, *, moderated: bool = True
+) -> Tested:
+    """Test one column of the design by a moderated quasi-likelihood F test.
+
+    Parameters
+    ----------
+    family
+        Family of the counts.
+    y
+        Counts, ``(responses, samples)``.
+    null
+        Design matrix without the tested column.
+    column
+        Tested column.
+    moderated
+        Whether variances of responses are drawn together.
+    """
+    x = np.column_stack([null, column])
+    full, less, firm = fit(family, y, x), fit(family, y, null), fit(family, y, x, firth=True)
+    squares, df = spread(family, y, full)
+    variance = squares / np.maximum(df, 1e-12)
+    if moderated:
+        variance, df = squeeze(variance, df)
+    variance = np.maximum(variance, 1e-12)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        statistic = np.maximum(less.deviance - full.deviance, 0) / variance
+    pvalue = np.where(df > LEAST_DF, stats.f.sf(statistic, 1, np.maximum(df, LEAST_DF)), np.nan)
+    effect, error = firm.coef[:, -1], np.sqrt(firm.covariance[:, -1, -1] * variance)
+    clear = (statistic > 1) & np.isfinite(statistic)
+    error = np.where(clear, np.abs(effect) / np.sqrt(np.where(clear, statistic, 1)), error)
+    return Tested(effect, error, df, statistic, pvalue)
+
+
+def scores(family: Family, y: np.ndarray, null: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the size of the score statistic of each labeling, ``(responses, labelings)``.
+
+    The model without groups is fitted once, since no labeling changes it. Therefore a permutation costs one
+    product, and the p-value is exact whatever the variance is.
+
+    Parameters
+    ----------
+    family
+        Family of the counts.
+    y
+        Counts, ``(responses, samples)``.
+    null
+        Design matrix without the group.
+    labels
+        Group of each sample in each labeling, ``(samples, labelings)``.
+    """
+    fitted = fit(family, y, null)
+    residual = family.slope(fitted.mu) / family.variance(fitted.mu) * (y - fitted.mu)
+    return np.abs(residual @ labels.astype(float))

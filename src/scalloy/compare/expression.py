@@ -1,0 +1,260 @@
+"""Test which genes change within populations between groups of donors, on summed counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scipy import stats
+
+from scalloy._arguments import one_of, positive
+from scalloy.compare import count_models
+from scalloy.compare.count_models import NegativeBinomial
+from scalloy.compare.discoveries import adjusted
+from scalloy.compare.groups import column, pairs_of
+from scalloy.compare.pseudobulks import library_sizes, shrunken
+from scalloy.compare.samples import Paired, Samples, check_separable, independent, names_of, samples_of, within
+from scalloy.data.checks import check_counts, check_layer, check_object
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scalloy.models._core.base import ScalloyModel
+
+TESTS = ("model", "permutation")
+RESERVED = ("gene", "group_a", "group_b", "mean", "log2_fold_change", "pvalue", "padj")
+
+
+def expression(
+    data: AnnData | ScalloyModel,
+    *,
+    groupby: str,
+    by: str | None = None,
+    donor_key: str,
+    covariates: str | Sequence[str] | None = None,
+    interaction: str | None = None,
+    reference: str | None = None,
+    paired: Paired = "auto",
+    test: Literal["model", "permutation"] = "model",
+    layer: str | None = None,
+    min_counts: int = 10,
+    at_least: int = 10,
+    n_permutations: int = 1000,
+    rng: int | np.random.Generator = 0,
+) -> pd.DataFrame:
+    """Test which genes differ between groups of donors within each population.
+
+    The counts of a donor's cells are summed, because cells of a donor are not independent observations. The
+    sums are compared by a negative binomial regression (:mod:`scalloy.compare.count_models`). Its dispersions
+    follow a trend, and each gene's own variance is drawn towards that of all genes. Donors with cells in both
+    groups are compared with themselves.
+
+    Parameters
+    ----------
+    data
+        Cells with raw counts, or a trained model, whose own cells are used.
+    groupby
+        Column of ``.obs`` with the groups. If there are more than two, all pairs are compared.
+    by
+        Column of ``.obs``, such as cell types, within each value of which the groups are compared.
+    donor_key
+        Column of ``.obs`` with donors, mice, or whatever else was assigned to a group.
+    covariates
+        Columns of ``.obs`` with properties of donors or samples to account for, such as sex, age or batch.
+    interaction
+        Column of ``.obs``, such as sex or cell type, that may change the difference between the groups. The
+        table then holds how much larger the difference is at each level than at the first.
+    reference
+        Group with which the others are compared; ``None`` compares all pairs.
+    paired
+        Whether donors are in both groups. ``False`` refuses donors that are, and ``"auto"`` uses the kind
+        with more permutations if there are both.
+    test
+        ``"model"`` (moderated F test) or ``"permutation"`` (of the groups of donors, exact if there are at
+        most ``n_permutations`` ways).
+    layer
+        Layer with raw counts; ``None`` uses ``.X``, or the layer that the model was set up with.
+    min_counts
+        Minimum number of counts of a gene in a comparison, in as many samples as the smaller group has.
+        Genes with fewer are left out of the table.
+    at_least
+        Minimum number of cells of a sample; smaller ones are left out.
+    n_permutations
+        Maximum number of permutations.
+    rng
+        Seed or generator of the permutations.
+
+    Returns
+    -------
+    One row per comparison and gene, the smallest p-value first: ``mean`` (counts per million, geometric mean
+    over samples), ``log2_fold_change`` with ``lower`` and ``upper`` (95 %), ``shrunken`` (the fold change that
+    is expected, given those of all genes) and ``wrong_sign`` (chance that it has the other sign or is zero),
+    ``pvalue``, ``padj`` (Benjamini-Hochberg within a comparison), ``donors_a``, ``donors_b``, ``design``,
+    ``smallest`` (the smallest p-value possible, for permutations). A comparison that is impossible is one row
+    without a gene, with a ``note``; without replicates, genes have fold changes, a ``note`` and no p-value.
+
+    Examples
+    --------
+    >>> cells = sa.datasets.trial(600, 20, n_types=2, n_donors=6)
+    >>> found = sa.compare.expression(cells, groupby="condition", by="cell_type", donor_key="donor")
+    >>> list(found.columns[:4])
+    ['cell_type', 'group_a', 'group_b', 'gene']
+    """
+    one_of("test", test, TESTS)
+    positive(n_permutations=n_permutations, at_least=at_least, min_counts=min_counts)
+    if interaction is not None and test == "permutation":
+        msg = "No permutation of groups leaves an interaction alone. Use `test='model'` with `interaction`."
+        raise ValueError(msg)
+    adata, layer = _cells(data, layer)
+    x, obs, rng = check_layer(adata, layer), adata.obs, np.random.default_rng(rng)
+    check_counts(adata, layer, genes=False)
+    genes, names = adata.var_names.astype(str).to_numpy(), names_of(covariates)
+    of, donor = column(obs, "groupby", groupby), column(obs, "donor_key", donor_key)
+    level = None if interaction is None else column(obs, "interaction", interaction)
+    whole = [("", np.ones(len(obs), dtype=bool))]
+    if by in RESERVED:
+        msg = f"`by={by!r}` is a column of the table that is returned. Rename it in `adata.obs`."
+        raise ValueError(msg)
+    parts = whole if by is None else [(k, column(obs, "by", by) == k) for k in sorted(set(column(obs, "by", by)))]
+    frames = []
+    for part, inside in parts:
+        for a, b in pairs_of(of, reference):
+            group = np.where(inside & (of == a), 0, np.where(inside & (of == b), 1, -1))
+            row = {by: part, "group_a": a, "group_b": b} if by is not None else {"group_a": a, "group_b": b}
+            for first, other in [(None, None)] if level is None else _levels(level):
+                cells = group if level is None else np.where(np.isin(level, (first, other)), group, -1)
+                chosen = samples_of(
+                    obs, cells, donor, covariates=names, paired=paired, at_least=at_least, level=level
+                )
+                second = None if level is None else level[_firsts(chosen)] == other
+                more = {} if level is None else {"level": other, "against": first}
+                found = _compared(x, genes, chosen, second, names, test, min_counts, n_permutations, rng)
+                for i, (name, value) in enumerate((row | more).items()):
+                    found.insert(i, name, value)
+                frames.append(found)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _cells(data: Any, layer: str | None) -> tuple[AnnData, str | None]:
+    """Return the cells, and the layer with their counts."""
+    if not hasattr(data, "get_latent_representation"):
+        return check_object(data), layer
+    return data.adata, layer if layer is not None else data.reader.set_up_with.get("layer")
+
+
+def _levels(level: np.ndarray) -> list[tuple[str, str]]:
+    """List the levels to compare, each with the first."""
+    names = sorted(set(level))
+    if len(names) < 2:
+        msg = f"`interaction` needs two levels or more, but the column has only {names}."
+        raise ValueError(msg)
+    return [(names[0], name) for name in names[1:]]
+
+
+def _firsts(chosen: Samples) -> np.ndarray:
+    """Return the first cell of each sample."""
+    used = np.flatnonzero(chosen.of >= 0)
+    return used[np.unique(chosen.of[used], return_index=True)[1]]
+
+
+def _compared(
+    x: Any,
+    genes: np.ndarray,
+    chosen: Samples,
+    second: np.ndarray | None,
+    covariates: Sequence[str],
+    test: str,
+    min_counts: int,
+    n_permutations: int,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Compare two groups of one population; return a row for each gene."""
+    donors = [len(set(chosen.donor[chosen.group == k])) for k in (0, 1)]
+    more: dict[str, Any] = {
+        "donors_a": donors[0],
+        "donors_b": donors[1],
+        "design": chosen.kind,
+        "smallest": np.nan,
+    }
+    columns = ["mean", "log2_fold_change", "lower", "upper", "shrunken", "wrong_sign", "pvalue", "padj"]
+    empty = pd.DataFrame({"gene": [None], **dict.fromkeys(columns, np.nan)})
+    if min(donors) == 0:
+        return empty.assign(**more, note=chosen.note or "A group has no sample with enough cells")
+    null, tested, note = _design(chosen, second, covariates)
+    if tested is None:
+        return empty.assign(**more, note=note)
+    counts = chosen.sums(x)
+    fewest = min(np.bincount(chosen.group, minlength=2))
+    often = (counts.sum(1) >= min_counts) & ((counts > 0).sum(1) >= fewest)
+    if not often.any():
+        return empty.assign(**more, note=f"No gene has {min_counts} counts")
+    size = library_sizes(counts)
+    counts, offset = counts[often], np.log(size)
+    design = np.column_stack([null, tested])
+    family = NegativeBinomial(
+        offset, count_models.shared_dispersion(NegativeBinomial, offset, counts, design)
+    )
+    found = count_models.test(family, counts, null, tested)
+    pvalue = found.pvalue
+    if test == "permutation" and not note:
+        labels, more["smallest"] = chosen.labelings(n_permutations, rng)
+        statistic = count_models.scores(family, counts, null, labels)
+        pvalue = (statistic >= statistic[:, :1] * (1 - 1e-9) - 1e-9).mean(1)
+    wide = stats.t.ppf(0.975, np.maximum(found.df, 1e-3)) * found.error
+    drawn, wrong = shrunken(found.effect, np.nan if note else found.error)
+    frame = pd.DataFrame(
+        {
+            "gene": genes[often],
+            "mean": 1e6 * np.exp(np.log((counts + 0.5) / size).mean(1)),
+            "log2_fold_change": found.effect / np.log(2),
+            "lower": (found.effect - wide) / np.log(2),
+            "upper": (found.effect + wide) / np.log(2),
+            "shrunken": drawn / np.log(2),
+            "wrong_sign": wrong,
+            "pvalue": pvalue,
+        }
+    )
+    if note:
+        frame[["lower", "upper", "shrunken", "wrong_sign", "pvalue"]] = np.nan
+    frame = frame.assign(padj=adjusted(frame["pvalue"].to_numpy()), **more, note=note)
+    order = np.lexsort([-frame["log2_fold_change"].abs(), frame["pvalue"].fillna(1)])
+    return frame.iloc[order]
+
+
+def _design(
+    chosen: Samples, second: np.ndarray | None, covariates: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """Return the design matrix without the tested column, this column, and a note if it cannot be tested.
+
+    A level that is found within donors is compared within them: each sample of a donor and group has a level
+    of its own, and so has each donor and level if donors are in both groups.
+    """
+    group = chosen.group.astype(float)
+    if second is None:
+        null = chosen.null()
+        return null, group, chosen.note or check_separable(null, chosen.group, covariates)
+    if chosen.note:
+        return chosen.null(), None, chosen.note
+    cells = pd.crosstab([chosen.group], [second])
+    if cells.shape != (2, 2) or cells.to_numpy().min() < 2:
+        return chosen.null(), None, "Fewer than two donors have both a level and a group"
+    level = second.astype(float)
+    inside = len(set(zip(chosen.donor, chosen.group))) < len(group)  # both levels within a sample of a donor
+    if inside:
+        base = _dummies(chosen.donor, chosen.group)
+        more = [level[:, None], _dummies(chosen.donor, second)] if chosen.paired else [level[:, None]]
+    else:
+        base, more = chosen.null(), [group[:, None], level[:, None]]
+    null, tested = independent(base, np.column_stack([*more, chosen.covariates])), group * level
+    if within(null, tested) or len(group) - null.shape[1] - 1 < 1:
+        return null, None, "Too few donors have both levels to tell whether they differ"
+    return null, tested, ""
+
+
+def _dummies(*keys: np.ndarray) -> np.ndarray:
+    """Return a column for each combination of values."""
+    codes = pd.MultiIndex.from_arrays(keys)
+    return (codes.factorize()[0][:, None] == np.arange(len(codes.unique()))).astype(float)
