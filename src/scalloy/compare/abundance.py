@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scalloy._arguments import one_of, positive, whole
+from scalloy._arguments import one_of, positive, warn, whole
 from scalloy.compare import count_models
-from scalloy.compare.count_models import BetaBinomial, Tested
+from scalloy.compare.count_families import BetaBinomial
+from scalloy.compare.count_models import Tested
 from scalloy.compare.discoveries import adjusted
 from scalloy.compare.groups import column, pairs_of
 from scalloy.compare.populations import Populations, populations
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 TESTS = ("model", "permutation")
 ROUNDS = 10  # rounds in which the populations that do not move are looked for
+MUCH = np.log(
+    2
+)  # change from the common one with which a population counts as moving however uncertain it is
+FEWEST = 3  # parts that must stay the same
+HELD = 0.05  # share of each group's cells that these must hold
 FAR = 2.0  # standard errors from the common change at which a population counts as moving
 
 
@@ -53,7 +59,7 @@ def abundance(
 
     Shares add up to one, so a population that grows makes all others shrink. With ``unchanged="auto"``, the
     populations that move together, which are most, are taken to stay as they are, and each is compared with
-    them.
+    them. If there is no such majority, shares of all cells are compared.
 
     Parameters
     ----------
@@ -97,8 +103,8 @@ def abundance(
     One row per comparison and population: ``share_a`` and ``share_b`` (means over donors), ``effect`` (log2
     fold of the number relative to the unchanged populations, or of the share if ``unchanged=None``) with
     ``lower`` and ``upper`` (95 %), ``pvalue``, ``padj`` (Benjamini-Hochberg within a comparison, weighted for
-    neighbourhoods by how far apart cells are), ``unchanged`` (whether the population belongs to those that are
-    taken not to change), ``donors_a``, ``donors_b``, ``design``, ``smallest`` (the smallest p-value possible,
+    neighbourhoods by how far apart cells are), ``relative_to`` ("unchanged populations" or "all
+    cells"), ``unchanged`` (whether the population belongs to those that are taken not to change), ``donors_a``, ``donors_b``, ``design``, ``smallest`` (the smallest p-value possible,
     for permutations), and ``note`` if there is no p-value.
 
     Examples
@@ -115,15 +121,37 @@ def abundance(
     obs = data.obs if hasattr(data, "obs") else data.adata.obs
     of, donor = column(obs, "groupby", groupby), column(obs, "donor_key", donor_key)
     parts = populations(
-        data, obs, by, use_rep, n_samples=len(set(zip(donor, of))), size=n_neighbors, most=n_neighborhoods, rng=rng
+        data,
+        obs,
+        by,
+        use_rep,
+        n_samples=len(set(zip(donor, of))),
+        size=n_neighbors,
+        most=n_neighborhoods,
+        rng=rng,
     )
     frames = []
     for a, b in pairs_of(of, reference):
         group = np.where(of == a, 0, np.where(of == b, 1, -1))
         chosen = samples_of(obs, group, donor, covariates=names, paired=paired, at_least=at_least)
         frame = _compared(chosen, parts, unchanged, names, test, n_permutations, rng)
+        _warn_of_separate(parts, chosen)
         frames.append(pd.concat([parts.table.assign(group_a=a, group_b=b), frame], axis=1))
     return pd.concat(frames, ignore_index=True)
+
+
+def _warn_of_separate(parts: Populations, chosen: Samples) -> None:
+    """Warn if most neighbourhoods have cells of one group only."""
+    if parts.weight is None or len(set(chosen.group)) < 2:
+        return
+    counts = chosen.sums(parts.members)
+    one = np.mean([(counts[:, chosen.group == k].sum(1) == 0) for k in (0, 1)], axis=1).sum()
+    if one > 0.5:
+        warn(
+            f"{one:.0%} of the neighbourhoods hold cells of one group only: this latent space separates the "
+            "groups, be it by biology or by batch. To find populations that grow or shrink, use one in which "
+            "donors are integrated (`batch_key` of a model).",
+        )
 
 
 def _compared(
@@ -149,7 +177,8 @@ def _compared(
     note = note or check_separable(null, chosen.group, covariates)
     if isinstance(unchanged, str):
         one_of("unchanged", unchanged, ("auto",))
-        same = _unmoved(of_part, null, chosen.group) if not note else same
+        found = None if note else _unmoved(of_part, null, chosen.group)
+        unchanged, same = (None, same) if found is None else (unchanged, found)
     elif unchanged is not None:
         same = np.isin(parts.parts, [one_of("unchanged", str(name), parts.parts) for name in unchanged])
     reference = of_part[same].sum(0)
@@ -178,8 +207,9 @@ def _compared(
     rows.loc[alone, list(missing)] = np.nan
     notes = np.where(alone, "Nothing is left to compare it with", note)
     rows["padj"] = adjusted(rows["pvalue"].to_numpy(), parts.weight)
-    share = inside.sum(1) / np.maximum(counts.sum(1), 1e-12)
-    return rows.assign(unchanged=share > 0.5, **more, note=notes)
+    against = "all cells" if unchanged is None else "unchanged populations"
+    stays = unchanged is not None and inside.sum(1) / np.maximum(counts.sum(1), 1e-12) > 0.5
+    return rows.assign(relative_to=against, unchanged=stays, **more, note=notes)
 
 
 def _described(chosen: Samples, donors: list[int]) -> dict[str, Any]:
@@ -212,30 +242,29 @@ def _of_shares(
     return np.where(flat, 1 - folds[0].mean(1), change / np.where(flat, 1, effect))
 
 
-def _unmoved(counts: np.ndarray, null: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Find the parts that do not move against each other; with two parts, none can be told from the other.
+def _unmoved(counts: np.ndarray, null: np.ndarray, group: np.ndarray) -> np.ndarray | None:
+    """Find the parts that do not move against each other, or return ``None`` if there is no such majority.
 
-    The part that each is compared with is at first all others, whose common change is the median. From then on
-    it is the parts that were found not to move.
+    Each part is compared with all others at first, and their common change is the median. From then on each is
+    compared with the parts that were found not to move. Of two parts that move against each other, nobody can
+    say which one moves, so there must be more.
     """
     same = np.ones(len(counts), dtype=bool)
-    if len(counts) < 3:
-        return same
     seen: list[bytes] = []
     for i in range(ROUNDS):
         rest = counts[same].sum(0) - same[:, None] * counts
         _, found = _tested(counts, rest + counts, null, group)
-        error = np.maximum(found.error, 1e-9)
-        centre = 0.0
+        error, centre = np.maximum(found.error, 1e-9), 0.0
         if i == 0:
-            weight = 1 / (error**2 + np.median(error**2))
-            order = np.argsort(found.effect)
+            weight, order = 1 / (error**2 + np.median(error**2)), np.argsort(found.effect)
             centre = found.effect[order][np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)]
-        near = np.abs(found.effect - centre) <= FAR * error
-        if near.sum() < 2:
-            near = np.argsort(np.argsort(np.abs(found.effect - centre) / error)) < 2
+        near = np.abs(found.effect - centre) <= np.minimum(FAR * error, MUCH)
+        share = counts[near].sum(0) / np.maximum(counts.sum(0), 1)
+        held = min(share[group == k].mean() for k in (0, 1))
+        if near.sum() < max(FEWEST, len(counts) / 3) or held < HELD:
+            return None
         if near.tobytes() in seen:
-            break
+            return near
         seen.append(near.tobytes())
         same = near
     return same

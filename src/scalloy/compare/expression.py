@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from scipy import stats
 
 from scalloy._arguments import one_of, positive
 from scalloy.compare import count_models
-from scalloy.compare.count_models import NegativeBinomial
+from scalloy.compare.count_families import NegativeBinomial
 from scalloy.compare.discoveries import adjusted
 from scalloy.compare.groups import column, pairs_of
 from scalloy.compare.pseudobulks import library_sizes, shrunken
-from scalloy.compare.samples import Paired, Samples, check_separable, independent, names_of, samples_of, within
+from scalloy.compare.samples import (
+    Paired,
+    Samples,
+    check_separable,
+    independent,
+    names_of,
+    samples_of,
+    within,
+)
 from scalloy.data.checks import check_counts, check_layer, check_object
 
 if TYPE_CHECKING:
@@ -118,7 +125,9 @@ def expression(
     if by in RESERVED:
         msg = f"`by={by!r}` is a column of the table that is returned. Rename it in `adata.obs`."
         raise ValueError(msg)
-    parts = whole if by is None else [(k, column(obs, "by", by) == k) for k in sorted(set(column(obs, "by", by)))]
+    parts = (
+        whole if by is None else [(k, column(obs, "by", by) == k) for k in sorted(set(column(obs, "by", by)))]
+    )
     frames = []
     for part, inside in parts:
         for a, b in pairs_of(of, reference):

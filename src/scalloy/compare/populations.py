@@ -74,7 +74,9 @@ def populations(
             "Pass one, or a column of `adata.obs`."
         )
         raise TypeError(msg)
-    return _labelled(np.asarray(data.get_clusters()).astype(str), "cluster") if by == "clusters" else _tree(data)
+    return (
+        _labelled(np.asarray(data.get_clusters()).astype(str), "cluster") if by == "clusters" else _tree(data)
+    )
 
 
 def _labelled(of: np.ndarray, name: str) -> Populations:

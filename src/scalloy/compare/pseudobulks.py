@@ -6,7 +6,9 @@ import numpy as np
 from scipy import stats
 
 TRIM_RATIO, TRIM_LEVEL = 0.3, 0.05  # shares of genes left out at either end: of log ratios, and of abundance
-WIDTHS = np.concatenate([[0.0], 2.0 ** np.arange(-5, 4)])  # standard deviations of effects, in natural logarithms
+WIDTHS = np.concatenate(
+    [[0.0], 2.0 ** np.arange(-5, 4)]
+)  # standard deviations of effects, in natural logarithms
 ROUNDS = 200  # rounds in which shares of the widths are fitted
 
 

@@ -171,7 +171,9 @@ def samples_of(
     of[used] = position[code]
     firsts = used[firsts[large]]
     columns, blocks = _covariates(obs, of, firsts, donor, covariates)
-    return Samples(of, donor[firsts], group[firsts], _ordered(design, used, firsts, cells), note, columns, blocks)
+    return Samples(
+        of, donor[firsts], group[firsts], _ordered(design, used, firsts, cells), note, columns, blocks
+    )
 
 
 def _codes(keys: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
