@@ -100,12 +100,18 @@ def abundance(
 
     Returns
     -------
-    One row per comparison and population: ``share_a`` and ``share_b`` (means over donors), ``effect`` (log2
-    fold of the number relative to the unchanged populations, or of the share if ``unchanged=None``) with
-    ``lower`` and ``upper`` (95 %), ``pvalue``, ``padj`` (Benjamini-Hochberg within a comparison, weighted for
-    neighbourhoods by how far apart cells are), ``relative_to`` ("unchanged populations" or "all
-    cells"), ``unchanged`` (whether the population belongs to those that are taken not to change), ``donors_a``, ``donors_b``, ``design``, ``smallest`` (the smallest p-value possible,
-    for permutations), and ``note`` if there is no p-value.
+    One row per comparison and population:
+
+    - ``share_a`` and ``share_b``: means over donors.
+    - ``effect`` with ``lower`` and ``upper`` (95 %): log2 fold of the number relative to the unchanged
+      populations, or of the share of all cells, as ``relative_to`` says.
+    - ``pvalue`` and ``padj``: Benjamini-Hochberg within a comparison. Neighbourhoods are weighted by how close
+      their cells are, since they overlap.
+    - ``unchanged``: whether the population belongs to those that are taken not to change.
+    - ``donors_a``, ``donors_b``, ``design``: numbers of donors, and which design was used
+      (:mod:`scalloy.compare.designs`).
+    - ``smallest``: the smallest p-value possible, for permutations.
+    - ``note``: why there is no p-value.
 
     Examples
     --------
@@ -224,7 +230,7 @@ def _tested(
     column = group.astype(float)
     x = np.column_stack([null, column])
     family = BetaBinomial(total, count_models.shared_dispersion(BetaBinomial, total, counts, x))
-    return family, count_models.test(family, counts, null, column)
+    return family, count_models.f_test(family, counts, null, column)
 
 
 def _of_shares(
@@ -245,9 +251,9 @@ def _of_shares(
 def _unmoved(counts: np.ndarray, null: np.ndarray, group: np.ndarray) -> np.ndarray | None:
     """Find the parts that do not move against each other, or return ``None`` if there is no such majority.
 
-    Each part is compared with all others at first, and their common change is the median. From then on each is
-    compared with the parts that were found not to move. Of two parts that move against each other, nobody can
-    say which one moves, so there must be more.
+    Each part is compared with all others at first, and their common change is the median. From then on each
+    is compared with the parts that were found not to move. Of two parts that move against each other, nobody
+    can say which one moves, so there must be more.
     """
     same = np.ones(len(counts), dtype=bool)
     seen: list[bytes] = []

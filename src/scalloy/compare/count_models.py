@@ -1,7 +1,7 @@
 r"""Regressions of the counts of samples, many responses at a time, with moderated quasi-likelihood tests.
 
-A response is a gene or a population of cells, and ``y_i`` its count in sample ``i``. Both families have a mean
-that depends on ``eta_i = x_i beta`` and a variance that samples of different donors show:
+A response is a gene or a population of cells, and ``y_i`` its count in sample ``i``. Both families have a
+mean that depends on ``eta_i = x_i beta`` and a variance that samples of different donors show:
 
 ================================  ==============================  =========================================
 family                            mean                            variance, times ``s^2``
@@ -10,12 +10,12 @@ family                            mean                            variance, time
 :class:`~.BetaBinomial`           ``mu = N p, logit p = eta``     ``N p (1 - p) (1 + (N - 1) rho)``
 ================================  ==============================  =========================================
 
-``phi`` and ``rho`` are shared by responses of similar abundance, ``s^2`` is each response's own. It is the sum
-of squared Pearson residuals over the degrees of freedom. A group of samples with no or a single count says
-nothing about the variance, however many samples it has. Each residual therefore has a weight of one minus its
-leverage over its mean, which is one minus the inverse of the group's total in the simplest case. The estimates
-of all responses are then drawn together (:func:`squeeze`), and a difference in quasi-deviance is compared with
-an F distribution.
+``phi`` and ``rho`` are shared by responses of similar abundance, ``s^2`` is each response's own. It is the
+sum of squared Pearson residuals over the degrees of freedom. A group of samples with no or a single count
+says nothing about the variance, however many samples it has. Each residual therefore has a weight of one
+minus its leverage over its mean, which in the simplest case is one minus the inverse of the group's total. The
+estimates of all responses are then drawn together (:func:`squeeze`), and a difference in quasi-deviance is
+compared with an F distribution.
 
 Effects are estimated with Firth's penalty, which keeps them finite where a group has no counts at all.
 
@@ -116,7 +116,7 @@ def _fit(family: Family, y: np.ndarray, x: np.ndarray, firth: bool) -> tuple[np.
 def _down(
     family: Family, y: np.ndarray, x: np.ndarray, coef: np.ndarray, step: np.ndarray, last: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Go along the step, halved where it does not lower the deviance; return where it ends and the deviance."""
+    """Go along the step, halved where it does not lower the deviance; return its end and the deviance."""
     for _ in range(8):
         now = family.deviance(y, family.mean((coef + step) @ x.T)).sum(1)
         worse = now > last * (1 + 1e-12) + 1e-10
@@ -148,7 +148,7 @@ def spread(family: Family, y: np.ndarray, fitted: Fit) -> tuple[np.ndarray, np.n
 def shared_dispersion(
     family: type[NegativeBinomial] | type[BetaBinomial], given: np.ndarray, y: np.ndarray, x: np.ndarray
 ) -> np.ndarray:
-    """Return the dispersion with which the residuals of responses of similar abundance are as large as expected.
+    """Return the dispersion with which residuals of responses of similar abundance are as large as expected.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def _matching(
     fitted: Fit,
     rows: np.ndarray,
 ) -> float:
-    """Return the dispersion at which the squared residuals of some responses equal their degrees of freedom."""
+    """Return the dispersion at which squared residuals of some responses equal their degrees of freedom."""
     of = given[rows] if given.ndim > 1 else given
     part = Fit(*(getattr(fitted, name)[rows] for name in ("coef", "mu", "hat", "covariance", "deviance")))
 
@@ -240,8 +240,8 @@ class Tested:
 
     ``effect`` and ``error`` are estimates and standard errors of the column's coefficient on the natural-log
     scale (log fold or log odds), ``df`` the degrees of freedom of the errors, ``statistic`` and ``pvalue``
-    those of the F test. Where the statistic is above 1, the error is the one that agrees with it. The curvature
-    of the likelihood tells it badly where a group has hardly any counts.
+    those of the F test. Where the statistic is above 1, the error is the one that agrees with it, since the
+    curvature of the likelihood tells it badly where a group has hardly any counts.
     """
 
     effect: np.ndarray
@@ -251,9 +251,7 @@ class Tested:
     pvalue: np.ndarray
 
 
-def test(
-    family: Family, y: np.ndarray, null: np.ndarray, column: np.ndarray, *, moderated: bool = True
-) -> Tested:
+def f_test(family: Family, y: np.ndarray, null: np.ndarray, column: np.ndarray) -> Tested:
     """Test one column of the design by a moderated quasi-likelihood F test.
 
     Parameters
@@ -266,15 +264,11 @@ def test(
         Design matrix without the tested column.
     column
         Tested column.
-    moderated
-        Whether variances of responses are drawn together.
     """
     x = np.column_stack([null, column])
     full, less, firm = fit(family, y, x), fit(family, y, null), fit(family, y, x, firth=True)
     squares, df = spread(family, y, full)
-    variance = squares / np.maximum(df, 1e-12)
-    if moderated:
-        variance, df = squeeze(variance, df)
+    variance, df = squeeze(squares / np.maximum(df, 1e-12), df)
     variance = np.maximum(variance, 1e-12)
     with np.errstate(divide="ignore", invalid="ignore"):
         statistic = np.maximum(less.deviance - full.deviance, 0) / variance

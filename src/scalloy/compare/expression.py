@@ -96,12 +96,20 @@ def expression(
 
     Returns
     -------
-    One row per comparison and gene, the smallest p-value first: ``mean`` (counts per million, geometric mean
-    over samples), ``log2_fold_change`` with ``lower`` and ``upper`` (95 %), ``shrunken`` (the fold change that
-    is expected, given those of all genes) and ``wrong_sign`` (chance that it has the other sign or is zero),
-    ``pvalue``, ``padj`` (Benjamini-Hochberg within a comparison), ``donors_a``, ``donors_b``, ``design``,
-    ``smallest`` (the smallest p-value possible, for permutations). A comparison that is impossible is one row
-    without a gene, with a ``note``; without replicates, genes have fold changes, a ``note`` and no p-value.
+    One row per comparison and gene, the smallest p-value first:
+
+    - ``mean``: counts per million, geometric mean over samples.
+    - ``log2_fold_change`` with ``lower`` and ``upper`` (95 %).
+    - ``shrunken``: the log2 fold change that is expected, given those of all genes.
+    - ``wrong_sign``: chance that the change has the other sign or is zero.
+    - ``pvalue`` and ``padj``: Benjamini-Hochberg within a comparison.
+    - ``donors_a``, ``donors_b``, ``design``: numbers of donors, and which design was used
+      (:mod:`scalloy.compare.designs`).
+    - ``smallest``: the smallest p-value possible, for permutations.
+    - ``note``: why there is no p-value.
+
+    A comparison that is impossible is one row without a gene. Without replicates, genes have fold changes and
+    no p-value.
 
     Examples
     --------
@@ -121,13 +129,13 @@ def expression(
     genes, names = adata.var_names.astype(str).to_numpy(), names_of(covariates)
     of, donor = column(obs, "groupby", groupby), column(obs, "donor_key", donor_key)
     level = None if interaction is None else column(obs, "interaction", interaction)
-    whole = [("", np.ones(len(obs), dtype=bool))]
     if by in RESERVED:
         msg = f"`by={by!r}` is a column of the table that is returned. Rename it in `adata.obs`."
         raise ValueError(msg)
-    parts = (
-        whole if by is None else [(k, column(obs, "by", by) == k) for k in sorted(set(column(obs, "by", by)))]
-    )
+    parts = [("", np.ones(len(obs), dtype=bool))]
+    if by is not None:
+        within_each = column(obs, "by", by)
+        parts = [(name, within_each == name) for name in sorted(set(within_each))]
     frames = []
     for part, inside in parts:
         for a, b in pairs_of(of, reference):
@@ -206,7 +214,7 @@ def _compared(
     family = NegativeBinomial(
         offset, count_models.shared_dispersion(NegativeBinomial, offset, counts, design)
     )
-    found = count_models.test(family, counts, null, tested)
+    found = count_models.f_test(family, counts, null, tested)
     pvalue = found.pvalue
     if test == "permutation" and not note:
         labels, more["smallest"] = chosen.labelings(n_permutations, rng)

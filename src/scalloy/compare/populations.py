@@ -70,7 +70,7 @@ def populations(
         return _neighbourhoods(x, obs.index, n_samples, size, most, rng)
     if not hasattr(data, "get_cluster_tree"):
         msg = (
-            f"`by={by!r}` needs a trained model that finds clusters (`CGMDVAE` or `GMVAE`) in place of cells. "
+            f"`by={by!r}` needs a trained model that finds clusters, such as `CGMDVAE`, in place of cells. "
             "Pass one, or a column of `adata.obs`."
         )
         raise TypeError(msg)

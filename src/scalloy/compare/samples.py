@@ -1,4 +1,4 @@
-"""Samples of a study, which are the cells of a donor in a group, and the design matrices that go with them."""
+"""Samples of a study, which are the cells of a donor in a group, and their design matrices."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Samples:
         return np.asarray(found.todense() if sp.issparse(found) else found, dtype=float).T
 
     def null(self) -> np.ndarray:
-        """Return the design matrix without the group: a level of each donor, or one for all; and covariates."""
+        """Return the design matrix without the group: a level of each donor or of all, and covariates."""
         base = pd.get_dummies(self.donor).to_numpy(float) if self.paired else np.ones((len(self.group), 1))
         return independent(base, self.covariates)
 
@@ -82,8 +82,8 @@ class Samples:
         """
         if self.design is None or self.blocks is None:
             msg = (
-                "`test='permutation'` permutes groups among donors of equal covariates, so covariates must be "
-                "categories. Use `test='model'`, or divide the numbers into a few classes."
+                "`test='permutation'` permutes groups among donors of equal covariates, so that covariates "
+                "must be categories. Use `test='model'`, or divide the numbers into a few classes."
             )
             raise ValueError(msg)
         block = np.unique(np.column_stack([self.design.block, self.blocks]), axis=0, return_inverse=True)[1]
@@ -222,7 +222,7 @@ def _covariates(
 
 
 def check_separable(null: np.ndarray, group: np.ndarray, covariates: Sequence[str]) -> str:
-    """Check that the groups can be told from covariates, and return a note if no degrees of freedom are left."""
+    """Check that covariates do not tell the groups apart; return a note if no degrees of freedom are left."""
     if within(null, group.astype(float)):
         msg = (
             f"`covariates` ({few(covariates)}) tell the groups apart by themselves, so that no effect can be "
