@@ -105,8 +105,8 @@ def abundance(
     - ``share_a`` and ``share_b``: means over donors.
     - ``effect`` with ``lower`` and ``upper`` (95 %): log2 fold of the number relative to the unchanged
       populations, or of the share of all cells, as ``relative_to`` says.
-    - ``pvalue`` and ``padj``: Benjamini-Hochberg within a comparison. Neighbourhoods are weighted by how close
-      their cells are, since they overlap.
+    - ``pvalue`` and ``padj``: Benjamini-Hochberg within a comparison. Neighbourhoods are weighted by how
+      close their cells are, since they overlap.
     - ``unchanged``: whether the population belongs to those that are taken not to change.
     - ``donors_a``, ``donors_b``, ``design``: numbers of donors, and which design was used
       (:mod:`scalloy.compare.designs`).
@@ -183,8 +183,8 @@ def _compared(
     note = note or check_separable(null, chosen.group, covariates)
     if isinstance(unchanged, str):
         one_of("unchanged", unchanged, ("auto",))
-        found = None if note else _unmoved(of_part, null, chosen.group)
-        unchanged, same = (None, same) if found is None else (unchanged, found)
+        still = None if note else _unmoved(of_part, null, chosen.group)
+        unchanged, same = (None, same) if still is None else (unchanged, still)
     elif unchanged is not None:
         same = np.isin(parts.parts, [one_of("unchanged", str(name), parts.parts) for name in unchanged])
     reference = of_part[same].sum(0)
