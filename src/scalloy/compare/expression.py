@@ -101,7 +101,6 @@ def expression(
     - ``mean``: counts per million, geometric mean over samples.
     - ``log2_fold_change`` with ``lower`` and ``upper`` (95 %).
     - ``shrunken``: the log2 fold change that is expected, given those of all genes.
-    - ``wrong_sign``: chance that the change has the other sign or is zero.
     - ``pvalue`` and ``padj``: Benjamini-Hochberg within a comparison.
     - ``donors_a``, ``donors_b``, ``design``: numbers of donors, and which design was used
       (:mod:`scalloy.compare.designs`).
@@ -196,7 +195,7 @@ def _compared(
         "design": chosen.kind,
         "smallest": np.nan,
     }
-    columns = ["mean", "log2_fold_change", "lower", "upper", "shrunken", "wrong_sign", "pvalue", "padj"]
+    columns = ["mean", "log2_fold_change", "lower", "upper", "shrunken", "pvalue", "padj"]
     empty = pd.DataFrame({"gene": [None], **dict.fromkeys(columns, np.nan)})
     if min(donors) == 0:
         return empty.assign(**more, note=chosen.note or "A group has no sample with enough cells")
@@ -221,7 +220,7 @@ def _compared(
         statistic = count_models.scores(family, counts, null, labels)
         pvalue = (statistic >= statistic[:, :1] * (1 - 1e-9) - 1e-9).mean(1)
     wide = stats.t.ppf(0.975, np.maximum(found.df, 1e-3)) * found.error
-    drawn, wrong = shrunken(found.effect, np.nan if note else found.error)
+    drawn = shrunken(found.effect, np.full(len(counts), np.nan) if note else found.error)
     frame = pd.DataFrame(
         {
             "gene": genes[often],
@@ -230,12 +229,11 @@ def _compared(
             "lower": (found.effect - wide) / np.log(2),
             "upper": (found.effect + wide) / np.log(2),
             "shrunken": drawn / np.log(2),
-            "wrong_sign": wrong,
             "pvalue": pvalue,
         }
     )
     if note:
-        frame[["lower", "upper", "shrunken", "wrong_sign", "pvalue"]] = np.nan
+        frame[["lower", "upper", "shrunken", "pvalue"]] = np.nan
     frame = frame.assign(padj=adjusted(frame["pvalue"].to_numpy()), **more, note=note)
     order = np.lexsort([-frame["log2_fold_change"].abs(), frame["pvalue"].fillna(1)])
     return frame.iloc[order]

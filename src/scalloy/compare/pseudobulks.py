@@ -47,8 +47,8 @@ def _central(values: np.ndarray, trimmed: float) -> np.ndarray:
     return (rank > n) & (rank <= len(values) - n)
 
 
-def shrunken(effect: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the expected effects, and the chance that an effect has the other sign or is zero.
+def shrunken(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Return the expected effect of each gene, given those of all genes.
 
     Effects come from a mixture of normal distributions around zero, whose shares are fitted to all of them.
 
@@ -62,9 +62,9 @@ def shrunken(effect: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndar
     Stephens (2017). False discovery rates: a new deal. Biostatistics 18.
     """
     known = np.isfinite(effect) & np.isfinite(error) & (error > 0)
-    mean, wrong = np.full(len(effect), np.nan), np.full(len(effect), np.nan)
+    mean = np.full(len(effect), np.nan)
     if not known.any():
-        return mean, wrong
+        return mean
     b, variance = effect[known, None], error[known, None] ** 2
     density = stats.norm.logpdf(b, 0, np.sqrt(variance + WIDTHS**2))
     density = np.exp(density - density.max(1, keepdims=True))
@@ -75,11 +75,5 @@ def shrunken(effect: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndar
         share = of.sum(0)
         share[0] += 1.0  # a weak pull towards no effect, for a handful of genes
         share /= share.sum()
-    drawn = b * WIDTHS**2 / (variance + WIDTHS**2)
-    spread = np.sqrt(variance * WIDTHS**2 / (variance + WIDTHS**2))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        below = np.where(WIDTHS > 0, stats.norm.cdf(-drawn / np.maximum(spread, 1e-300)), 0.0)
-    zero = of[:, 0]
-    down = (of * below).sum(1)
-    mean[known], wrong[known] = (of * drawn).sum(1), np.minimum(down + zero, 1 - down)
-    return mean, wrong
+    mean[known] = (of * b * WIDTHS**2 / (variance + WIDTHS**2)).sum(1)
+    return mean
