@@ -84,7 +84,7 @@ def abundance(
         with more permutations if there are both.
     test
         ``"model"`` (moderated F test) or ``"permutation"`` (of the groups of donors, exact if there are at
-        most ``n_permutations`` ways).
+        most ``n_permutations`` ways, up to the choice of unchanged populations by ``"auto"``).
     use_rep
         Key of ``.obsm`` with the latent space, for neighbourhoods of cells.
     n_neighbors
@@ -205,6 +205,9 @@ def _compared(
     more = _described(chosen, donors)
     if test == "permutation" and not note:
         labels, smallest = chosen.labelings(n_permutations, rng)
+        family = BetaBinomial(
+            family.total, count_models.shared_dispersion(BetaBinomial, family.total, counts, null)
+        )
         size = count_models.scores(family, counts, null, labels)
         rows["pvalue"] = (size >= size[:, :1] * (1 - 1e-9) - 1e-9).mean(1)
         more["smallest"] = smallest

@@ -195,7 +195,7 @@ def _matching(
         return LOWEST
     if excess(high) >= 0:
         return float(np.exp(high))
-    return float(np.exp(optimize.brentq(excess, low, high, xtol=1e-4)))
+    return float(np.exp(optimize.brentq(excess, low, high, xtol=1e-9)))
 
 
 def squeeze(variance: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +228,8 @@ def squeeze(variance: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     begin = np.array([np.log(np.average(s2, weights=df[known])), np.log(PRIOR_DF[0])])
     bounds = [(begin[0] - 5, begin[0] + 5), (np.log(0.5), np.log(1e4))]
-    centre, prior = np.exp(optimize.minimize(loss, begin, bounds=bounds, method="L-BFGS-B").x)
+    fine = {"ftol": 1e-14, "gtol": 1e-9}
+    centre, prior = np.exp(optimize.minimize(loss, begin, bounds=bounds, method="L-BFGS-B", options=fine).x)
     own = np.where(known, df, 0.0)
     moderated = (own * np.where(known, variance, 0.0) + prior * centre) / (own + prior)
     return moderated, np.minimum(own + prior, np.maximum(total, own))
@@ -298,4 +299,5 @@ def scores(family: Family, y: np.ndarray, null: np.ndarray, labels: np.ndarray) 
     """
     fitted = fit(family, y, null)
     residual = family.slope(fitted.mu) / family.variance(fitted.mu) * (y - fitted.mu)
-    return np.abs(residual @ labels.astype(float))
+    own = labels - null @ (np.linalg.pinv(null) @ labels)  # so that groups that change places tie
+    return np.abs(residual @ own)

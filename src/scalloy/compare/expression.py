@@ -12,9 +12,10 @@ from scipy import stats
 from scalloy._arguments import one_of, positive
 from scalloy.compare import count_models
 from scalloy.compare.count_families import NegativeBinomial
+from scalloy.compare.count_models import Tested
 from scalloy.compare.discoveries import adjusted
 from scalloy.compare.groups import column, pairs_of
-from scalloy.compare.pseudobulks import library_sizes, shrunken
+from scalloy.compare.pseudobulks import common, library_sizes, shrunken
 from scalloy.compare.samples import (
     Paired,
     Samples,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from scalloy.models._core.base import ScalloyModel
 
 TESTS = ("model", "permutation")
+CENTRED = 2  # rounds in which library sizes are corrected by the change that most genes have in common
 RESERVED = ("gene", "group_a", "group_b", "mean", "log2_fold_change", "pvalue", "padj")
 
 
@@ -209,14 +211,13 @@ def _compared(
         return empty.assign(**more, note=f"No gene has {min_counts} counts")
     size = library_sizes(counts)
     counts, offset = counts[often], np.log(size)
-    design = np.column_stack([null, tested])
-    family = NegativeBinomial(
-        offset, count_models.shared_dispersion(NegativeBinomial, offset, counts, design)
-    )
-    found = count_models.f_test(family, counts, null, tested)
+    found, offset = _tested(counts, offset, null, tested)
     pvalue = found.pvalue
     if test == "permutation" and not note:
         labels, more["smallest"] = chosen.labelings(n_permutations, rng)
+        plain = np.log(size)  # no label may go into an exact test
+        dispersion = count_models.shared_dispersion(NegativeBinomial, plain, counts, null)
+        family = NegativeBinomial(plain, dispersion)
         statistic = count_models.scores(family, counts, null, labels)
         pvalue = (statistic >= statistic[:, :1] * (1 - 1e-9) - 1e-9).mean(1)
     wide = stats.t.ppf(0.975, np.maximum(found.df, 1e-3)) * found.error
@@ -237,6 +238,22 @@ def _compared(
     frame = frame.assign(padj=adjusted(frame["pvalue"].to_numpy()), **more, note=note)
     order = np.lexsort([-frame["log2_fold_change"].abs(), frame["pvalue"].fillna(1)])
     return frame.iloc[order]
+
+
+def _tested(
+    counts: np.ndarray, offset: np.ndarray, null: np.ndarray, column: np.ndarray
+) -> tuple[Tested, np.ndarray]:
+    """Test a column of the design for each gene; return the result and the offset with which it was found.
+
+    The change that most genes have in common is one of library sizes, so it goes into the offset.
+    """
+    design = np.column_stack([null, column])
+    for i in range(CENTRED + 1):
+        dispersion = count_models.shared_dispersion(NegativeBinomial, offset, counts, design)
+        found = count_models.f_test(NegativeBinomial(offset, dispersion), counts, null, column)
+        if i < CENTRED:
+            offset = offset + common(found.effect, found.error) * (column - column.mean())
+    return found, offset
 
 
 def _design(

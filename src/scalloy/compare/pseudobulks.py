@@ -1,4 +1,4 @@
-"""Library sizes of pseudo-bulk counts, and effects of genes that are drawn towards zero."""
+"""Library sizes of pseudo-bulk counts, and what the effects of all genes say of each one's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ TRIM_RATIO, TRIM_LEVEL = 0.3, 0.05  # shares of genes left out at either end: of
 WIDTHS = np.concatenate(
     [[0.0], 2.0 ** np.arange(-5, 4)]
 )  # standard deviations of effects, in natural logarithms
-ROUNDS = 200  # rounds in which shares of the widths are fitted
+ROUNDS = 200  # rounds in which shares of the widths, or the common effect, are fitted
+BIWEIGHT = 4.685  # standard errors from which on a gene has no weight in the common effect
+FEW = 20  # genes that a common effect takes
 
 
 def library_sizes(counts: np.ndarray) -> np.ndarray:
@@ -45,6 +47,29 @@ def _central(values: np.ndarray, trimmed: float) -> np.ndarray:
     rank = stats.rankdata(values, method="ordinal")
     n = int(trimmed * len(values))
     return (rank > n) & (rank <= len(values) - n)
+
+
+def common(effect: np.ndarray, error: np.ndarray) -> float:
+    """Return the effect that most genes have in common, by Tukey's biweight.
+
+    Library sizes are off by it if many genes change in one direction.
+
+    Parameters
+    ----------
+    effect, error
+        Estimates and standard errors.
+    """
+    known = np.isfinite(effect) & np.isfinite(error) & (error > 0)
+    if known.sum() < FEW:
+        return 0.0
+    b, spread = effect[known], error[known]
+    centre = float(np.median(b))
+    for _ in range(ROUNDS):
+        weight = np.clip(1 - ((b - centre) / (BIWEIGHT * spread)) ** 2, 0, None) ** 2 / spread**2
+        last, centre = centre, float(np.average(b, weights=weight + 1e-12 / spread**2))
+        if abs(centre - last) < 1e-9:
+            break
+    return centre
 
 
 def shrunken(effect: np.ndarray, error: np.ndarray) -> np.ndarray:
