@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,6 @@ from scipy import stats
 
 from scalloy import compare
 from scalloy._arguments import one_of
-from scalloy.benchmark.fit import load
 from scalloy.compare.count_models import squeeze
 from scalloy.compare.discoveries import adjusted
 from scalloy.datasets import cohort
@@ -340,41 +338,3 @@ def _seconds(run: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
-
-
-def kang(*, n_splits: int = 35, n_genes: int = 2000) -> pd.DataFrame:
-    """Test real donors: control against stimulated cells by type, and controls of two random halves.
-
-    Halves are all ways to divide eight donors, of which none should differ.
-
-    Parameters
-    ----------
-    n_splits
-        Maximum number of divisions into halves.
-    n_genes
-        Number of most variable genes that are kept.
-    """
-    adata = load("kang", n_genes)
-    adata.obs["donor"] = adata.obs["batch"].astype(str)
-    rows = []
-
-    def add(question: str, cells: AnnData) -> None:
-        for what, found in (
-            ("abundance", compare.abundance(cells, **ASK, by="cell_type")),
-            ("expression", compare.expression(cells, **ASK, by="cell_type")),
-        ):
-            p, q = found["pvalue"].dropna(), found["padj"].dropna()
-            row = {"question": question, "what": what, "tests": len(p)}
-            rows.append(row | {"rejected": (p <= LEVEL).mean(), "found": (q <= DISCOVERY).sum()})
-
-    adata.obs["group"] = np.where(adata.obs["condition"].astype(str) == "control", "healthy", "sick")
-    add("condition", adata)
-    names = sorted(adata.obs["donor"].unique())
-    control = adata[adata.obs["group"] == "healthy"].copy()
-    ways = [w for w in itertools.combinations(names, len(names) // 2) if names[0] in w][:n_splits]
-    for way in ways:
-        control.obs["group"] = np.where(control.obs["donor"].isin(way), "healthy", "sick")
-        add("halves of controls", control)
-    frame = pd.DataFrame(rows)
-    mean = frame.groupby(["question", "what"], sort=False).mean().reset_index()
-    return mean.assign(divisions=frame.groupby(["question", "what"], sort=False).size().to_numpy())

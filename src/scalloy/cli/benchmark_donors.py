@@ -12,7 +12,7 @@ from scalloy.cli.benchmark import Out, benchmark, show
 @benchmark.command()
 def donors(
     what: Annotated[
-        str, typer.Option(help="abundance, expression, kang (real donors) or speed.")
+        str, typer.Option(help="abundance, expression, kang (halves of real donors), interferon or speed.")
     ] = "abundance",
     simulations: Annotated[
         int | None,
@@ -37,17 +37,19 @@ def donors(
 
       scalloy benchmark donors --what abundance --simulations 100
 
-      scalloy benchmark donors --what expression --test ours --test PyDESeq2 -o table.csv
+      scalloy benchmark donors --what expression --test ours --test PyDESeq2 --out table.csv
     """
     from scalloy._arguments import one_of
     from scalloy.benchmark import donors as tasks
+    from scalloy.benchmark.donors_kang import interferon, kang
 
-    one_of("what", what, ("abundance", "expression", "kang", "speed"))
+    one_of("what", what, ("abundance", "expression", "kang", "interferon", "speed"))
     some: dict[str, Any] = {"seed": seed} | ({} if simulations is None else {"n_simulations": simulations})
     found = {
         "abundance": lambda: tasks.abundance(tests=test, **some),
         "expression": lambda: tasks.expression(tests=test, **some),
-        "kang": tasks.kang,
+        "kang": kang,
+        "interferon": interferon,
         "speed": lambda: tasks.speed(n_cells=cells, seed=seed),
     }
     show(found[what](), out)
