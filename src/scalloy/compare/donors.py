@@ -160,8 +160,8 @@ def donors(
     ``r2_adjusted`` (zero on average for a covariate without meaning); ``f`` (pseudo-F); ``pvalue``
     (permutation of donors, or of residuals if there are other covariates); ``padj`` (Benjamini-Hochberg over
     all rows); ``smallest`` (the smallest possible p-value); and ``n_permutations`` (without the real order).
-    A ``note`` says why a covariate cannot be judged, or that sampling of cells makes up most of the distances,
-    so that its share is not known.
+    A ``note`` says why a covariate cannot be judged, or that its share is not known because sampling of cells
+    makes up most of the distances.
 
     ``outlying`` has, for each donor, ``n_cells``; ``distance`` (root of the mean squared distance to the
     others); ``zscore`` (against the median of the other donors, in units of 1.4826 times their median
