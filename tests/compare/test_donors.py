@@ -270,18 +270,55 @@ def test_residuals_are_permuted_where_there_are_other_covariates():
         assert row["n_permutations"] == 719
 
 
+def test_samples_of_a_donor_are_exchanged_with_each_other():
+    """Eight donors with two samples each: the signs of their differences."""
+    rng = np.random.default_rng(2)
+    donor, side = np.repeat(np.arange(8), 2), np.tile([0, 1], 8)
+    y = rng.normal(0, 3, (8, 2))[donor] + rng.normal(size=(16, 2)) + 0.8 * side[:, None]
+    squared = Squared(cdist(y, y, "sqeuclidean"), np.zeros(16))
+    row = judged(squared, 300, side=np.array(["l", "r"])[side], donor=[f"d{i}" for i in donor]).loc["side"]
+    gaps = y[1::2] - y[::2]
+    sizes = [np.square(np.array(s) @ gaps).sum() for s in itertools.product([1, -1], repeat=8)]
+    assert row["permuted"] == "donors within donor"
+    assert row["n_permutations"] == 255
+    assert row["pvalue"] == np.mean(np.array(sizes) >= sizes[0] - 1e-9)
+    assert row["smallest"] == 2 / 256
+
+
+def test_what_is_permuted_depends_on_the_other_covariates():
+    rng, n = np.random.default_rng(0), 12
+    squared = points(n)[1]
+    sex, pair = list("fm" * 6), [f"p{i // 2}" for i in range(n)]
+    given = {"group": list("aaabbb" * 2), "age": rng.normal(size=n)}
+    assert judged(squared, group=given["group"])["permuted"].tolist() == ["donors"]
+    assert judged(squared, **given)["permuted"].tolist() == ["residuals", "donors within group"]
+    three = judged(squared, **given, dose=rng.normal(size=n))["permuted"]
+    assert three.tolist() == ["residuals", "residuals within group", "residuals within group"]
+    assert judged(squared, sex=sex, group=given["group"])["permuted"]["group"] == "donors within sex"
+    assert judged(squared, pair=pair, sex=sex)["permuted"]["sex"] == "residuals"  # 64 orders within pairs
+
+
 def test_arrangements_are_all_that_differ_or_random():
     rng, kinds = np.random.default_rng(0), np.array([2, 0, 2, 1, 0])
-    orders = arrangements(kinds, 29, rng)
+    free = np.zeros(5)
+    orders = arrangements(kinds, 29, rng, free)
     assert len(orders) == 30  # 5! / (2! 2! 1!)
     assert len({tuple(kinds[o]) for o in orders}) == 30
     assert set(map(tuple, np.sort(orders, 1))) == {(0, 1, 2, 3, 4)}
     np.testing.assert_array_equal(orders[0], np.arange(5))
-    orders = arrangements(kinds, 28, rng)
+    orders = arrangements(kinds, 28, rng, free)
     assert orders.shape == (29, 5)
     np.testing.assert_array_equal(orders[0], np.arange(5))
     assert set(map(tuple, np.sort(orders, 1))) == {(0, 1, 2, 3, 4)}
-    assert len(arrangements(np.array([0] * 1200 + [1]), 1500, rng)) == 1201
+    assert len(arrangements(np.array([0] * 1200 + [1]), 1500, rng, np.zeros(1201))) == 1201
+    within = np.array([0, 0, 0, 1, 1])  # 3! orders of the first three, which are 3 that differ, and 2!
+    orders = arrangements(kinds, 5, rng, within)
+    assert len({tuple(kinds[o]) for o in orders}) == len(orders) == 6
+    random = arrangements(kinds, 4, rng, within)
+    assert random.shape == (5, 5)
+    for some in (orders, random):
+        np.testing.assert_array_equal(some[0], np.arange(5))
+        np.testing.assert_array_equal(within[some], np.tile(within, (len(some), 1)))
 
 
 def test_smallest_p_value_counts_names_of_levels_that_may_be_exchanged():
@@ -302,15 +339,19 @@ def test_half_of_the_donors_by_chance_explains_as_much_as_expected():
     assert np.mean(alone) == pytest.approx(1 / 9, abs=0.04)
 
 
-def test_size_of_the_test_where_another_covariate_matters():
+@pytest.mark.parametrize("numeric", [True, False])
+def test_size_of_the_test_where_another_covariate_matters(numeric):
     """Twelve donors: the tested covariate is random, the other one moves the cells."""
     n, rejected, seen = 200, 0, 0
     for seed in range(n):
         adata, rng = cells(12, 12, shift=1.5, seed=seed), np.random.default_rng(1000 + seed)
         marker = dict(zip(sorted(set(adata.obs["donor"])), rng.normal(size=12)))
         adata.obs["marker"] = adata.obs["donor"].map(marker).astype(float)
+        if numeric:
+            adata.obs["group"] = (adata.obs["group"] == "b").astype(float)
         found = run(adata, covariates=["marker", "group"], n_permutations=199, rng=seed).explained
         p = found.set_index("covariate")["pvalue"]
+        assert found["permuted"][0] == ("residuals" if numeric else "donors within group")
         rejected += p["marker"] <= 0.05
         seen += p["group"] <= 0.05
     low, high = binom.interval(0.99, n, 0.05)

@@ -157,9 +157,10 @@ def donors(
 
     ``explained`` has, for each covariate, ``donors``; ``df`` (degrees of freedom); ``r2``, the share of the
     squared distances that it explains beyond the other covariates; ``r2_alone``, its share without them;
-    ``r2_adjusted`` (zero on average for a covariate without meaning); ``f`` (pseudo-F); ``pvalue``
-    (permutation of donors, or of residuals if there are other covariates); ``padj`` (Benjamini-Hochberg over
-    all rows); ``smallest`` (the smallest possible p-value); and ``n_permutations`` (without the real order).
+    ``r2_adjusted`` (zero on average for a covariate without meaning); ``f`` (pseudo-F); ``permuted`` (donors,
+    or residuals if there are other covariates, see :mod:`scalloy.compare.explained`); ``pvalue``; ``padj``
+    (Benjamini-Hochberg over all rows); ``smallest`` (the smallest possible p-value); and ``n_permutations``
+    (without the real order).
     A ``note`` says why a covariate cannot be judged, or that its share is not known because sampling of cells
     makes up most of the distances.
 

@@ -4,10 +4,17 @@ r"""Variance between donors that covariates explain: permutational analysis of v
     SS(c) = tr((H_all - H_others) G)     H projects onto the covariates; others: all but c
     R^2   = SS(c) / tr(G)
 
-McArdle & Anderson, "Fitting multivariate models to community data", Ecology 2001. The donors are permuted. If
-there are other covariates, they are regressed out of ``G`` first, and the residuals are permuted (Freedman &
-Lane, Journal of Business & Economic Statistics 1983). The statistic of the test is the share of what the
-others leave; it orders permutations as pseudo-F does.
+McArdle & Anderson, "Fitting multivariate models to community data", Ecology 2001. What is permuted:
+
+===========================  =======================================================================
+without other covariates     the donors
+others are categories        the donors within their levels, if this leaves 100 different orders
+others are numbers, or       residuals: the others are regressed out of ``G`` first (Freedman & Lane,
+there are fewer orders       Journal of Business & Economic Statistics 1983)
+both                         residuals within levels of the categories
+===========================  =======================================================================
+
+The statistic of the test is the share of what the others leave; it orders permutations as pseudo-F does.
 """
 
 from __future__ import annotations
@@ -30,12 +37,14 @@ COLUMNS = {
     "r2_alone": float,
     "r2_adjusted": float,
     "f": float,
+    "permuted": object,
     "pvalue": float,
     "padj": float,
     "smallest": float,
     "n_permutations": "Int64",
     "note": object,
 }
+ENOUGH = 100  # orders from which on donors are exchanged only within the levels of other covariates
 CLOSE = 1e-9  # differences between statistics that are due to rounding
 SMALL = 1e-12  # distances that are due to rounding
 RANK = 1e-8  # smallest singular value of independent covariates
@@ -59,22 +68,21 @@ def explained(
     rng
         Generator of the permutations.
     """
-    n, found = len(covariates), {}
+    n, rows = len(covariates), []
     designs = {key: _columns(values) for key, values in covariates.items()}
-    notes = {key: _impossible(covariates[key]) for key in covariates}
+    notes = {key: _impossible(values) for key, values in covariates.items()}
     usable = [key for key in covariates if not notes[key]]
     for key in covariates:
-        row: dict[str, Any] = {"covariate": key, "donors": n, "note": notes[key]}
-        if not notes[key]:
-            others = [k for k in usable if k != key]
-            whole, rest = (_basis([designs[k] for k in keys], n) for keys in ([*others, key], others))
-            row["df"] = whole.shape[1] - rest.shape[1]
-            kinds = covariates[[*others, key]].apply(lambda c: pd.factorize(c)[0]).to_numpy()
-            row |= _one(squared, whole, rest, _basis([designs[key]], n), kinds, n_permutations, rng)
-            if row["df"] == 0:
-                row["note"] = f"cannot be told from {', '.join(others)}"
-        found[key] = row
-    return list(found.values())
+        rows.append({"covariate": key, "donors": n, "note": notes[key]})
+        if notes[key]:
+            continue
+        others = [k for k in usable if k != key]
+        whole, rest = (_basis([designs[k] for k in keys], n) for keys in ([*others, key], others))
+        rows[-1] |= _shares(squared, whole, rest, _basis([designs[key]], n), others)
+        if "f" in rows[-1]:
+            orders, permuted = _orders(covariates[[*others, key]], n_permutations, rng)
+            rows[-1] |= {"permuted": permuted} | _test(squared, whole, rest, orders)
+    return rows
 
 
 def table(rows: list[dict[str, Any]], *first: str) -> pd.DataFrame:
@@ -88,7 +96,7 @@ def table(rows: list[dict[str, Any]], *first: str) -> pd.DataFrame:
         Names of further columns, which come first.
     """
     frame = pd.DataFrame(rows, columns=[*first, *COLUMNS]).astype(COLUMNS)
-    frame["note"] = frame["note"].fillna("")
+    frame[["permuted", "note"]] = frame[["permuted", "note"]].fillna("")
     known = frame["pvalue"].notna()
     if known.any():
         frame.loc[known, "padj"] = false_discovery_control(frame.loc[known, "pvalue"])
@@ -129,16 +137,10 @@ def _basis(designs: list[np.ndarray], n: int) -> np.ndarray:
     return np.hstack([constant, u[:, s > RANK]])
 
 
-def _one(
-    squared: Squared,
-    whole: np.ndarray,
-    rest: np.ndarray,
-    alone: np.ndarray,
-    kinds: np.ndarray,
-    n_permutations: int,
-    rng: np.random.Generator,
+def _shares(
+    squared: Squared, whole: np.ndarray, rest: np.ndarray, alone: np.ndarray, others: list[str]
 ) -> dict[str, Any]:
-    """Return what a covariate explains, and its p-value.
+    """Return what a covariate explains; pseudo-F is among it, missing or not, if it can be tested.
 
     Parameters
     ----------
@@ -146,29 +148,25 @@ def _one(
         Distances between donors.
     whole, rest, alone
         Bases of all covariates, of all others, and of the covariate alone.
-    kinds
-        Codes of the covariates, donors x covariates.
-    n_permutations, rng
-        As in :func:`explained`.
+    others
+        Names of the other covariates.
     """
     n, df, df_left = len(whole), whole.shape[1] - rest.shape[1], len(whole) - whole.shape[1]
-    g, raw = gower(squared.between), gower(squared.raw())
+    g, raw = gower(squared.between), np.trace(gower(squared.raw()))
     total = np.trace(g)
-    if np.trace(raw) <= SMALL:
+    if raw <= SMALL:
         return {"note": "donors do not differ at all"}
-    has_variance = total > REAL * np.trace(raw)
-    out: dict[str, Any] = {"r2_alone": _trace(alone, g) / total if has_variance else nan}
-    if not has_variance:
-        out["note"] = "sampling of cells makes up most of the distances"
+    known = total > REAL * raw
+    out: dict[str, Any] = {"df": df, "r2_alone": _trace(alone, g) / total if known else nan}
     if df == 0:
-        return out
+        return out | {"note": f"cannot be told from {', '.join(others)}"}
     if df_left == 0:
         return out | {"note": f"{n} donors are too few for {whole.shape[1] - 1} parameters of all covariates"}
+    if not known:
+        return out | {"f": nan, "note": "sampling of cells makes up most of the distances"}
     ss, left = _trace(whole, g) - _trace(rest, g), total - _trace(whole, g)
-    if has_variance:
-        out |= {"r2": ss / total, "r2_adjusted": (ss - df * left / df_left) / total}
-        out["f"] = ss / df / (left / df_left) if left > 0 else nan
-    return out | _test(g, raw, whole, rest, kinds, n_permutations, rng)
+    out |= {"r2": ss / total, "r2_adjusted": (ss - df * left / df_left) / total}
+    return out | {"f": ss / df / (left / df_left) if left > 0 else nan}
 
 
 def _trace(basis: np.ndarray, g: np.ndarray) -> float:
@@ -176,23 +174,37 @@ def _trace(basis: np.ndarray, g: np.ndarray) -> float:
     return float(np.einsum("ij,ik,kj->", basis, g, basis))
 
 
-def _test(
-    g: np.ndarray,
-    raw: np.ndarray,
-    whole: np.ndarray,
-    rest: np.ndarray,
-    kinds: np.ndarray,
-    n_permutations: int,
-    rng: np.random.Generator,
-) -> dict[str, Any]:
-    """Permute the donors' residuals.
+def _orders(
+    covariates: pd.DataFrame, n_permutations: int, rng: np.random.Generator
+) -> tuple[np.ndarray, str]:
+    """Return orders of the donors in which the last covariate is tested given the others, and their name.
+
+    Donors are exchanged with those of the same categories of other covariates, if this leaves enough orders.
+    """
+    kinds, others = _codes(covariates), covariates.iloc[:, :-1]
+    names = others.select_dtypes(exclude="number")
+    within, plain = _codes(names), np.zeros(len(kinds), dtype=int)
+    restricted = names.shape[1] > 0 and _number(kinds, within) >= ENOUGH
+    orders = arrangements(kinds, n_permutations, rng, within if restricted else plain)
+    what = "donors" if others.shape[1] == (names.shape[1] if restricted else 0) else "residuals"
+    return orders, f"{what} within {', '.join(names)}" if restricted else what
+
+
+def _codes(frame: pd.DataFrame) -> np.ndarray:
+    """Return a code of each row; the same for rows that are the same."""
+    return (
+        frame.groupby(list(frame), sort=False).ngroup().to_numpy() if frame.shape[1] else np.zeros(len(frame))
+    )
+
+
+def _test(squared: Squared, whole: np.ndarray, rest: np.ndarray, orders: np.ndarray) -> dict[str, Any]:
+    """Permute what the other covariates leave.
 
     The share is relative to distances that include the sampling of cells, because these are never negative.
     """
-    residual = np.eye(len(g)) - rest @ rest.T
-    g, raw = residual @ g @ residual, residual @ raw @ residual
+    residual = np.eye(len(whole)) - rest @ rest.T
+    g, raw = (residual @ gower(d2) @ residual for d2 in (squared.between, squared.raw()))
     own = whole @ whole.T - rest @ rest.T
-    orders = arrangements(np.unique(kinds, axis=0, return_inverse=True)[1].ravel(), n_permutations, rng)
     shares, same = [], []
     for some in np.array_split(orders, -(-orders.shape[0] * g.size // AT_ONCE)):
         at = some[:, :, None], some[:, None, :]
@@ -207,7 +219,7 @@ def _test(
     }
 
 
-def arrangements(kinds: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+def arrangements(kinds: np.ndarray, n: int, rng: np.random.Generator, within: np.ndarray) -> np.ndarray:
     """Return orders of the donors, the real one first: all that differ if there are few, or random ones.
 
     Parameters
@@ -218,24 +230,36 @@ def arrangements(kinds: np.ndarray, n: int, rng: np.random.Generator) -> np.ndar
         Maximum number of orders besides the real one.
     rng
         Generator of the random orders.
+    within
+        Code of each donor; only donors of the same code are exchanged.
     """
-    kinds = np.unique(kinds, return_inverse=True)[1]
-    left, total = len(kinds), 1
-    for size in np.bincount(kinds):
-        total, left = total * comb(left, int(size)), left - int(size)
-    if total > n + 1:
-        real = np.arange(len(kinds))
-        return np.vstack([real, rng.permuted(np.tile(real, (n, 1)), axis=1)])
+    real = np.arange(len(kinds))
+    if _number(kinds, within) > n + 1:
+        orders = np.tile(real, (n + 1, 1))
+        for b in np.unique(within):
+            some = np.flatnonzero(within == b)
+            orders[1:, some] = rng.permuted(orders[1:, some], axis=1)
+        return orders
     ways = [np.full(len(kinds), -1)]
-    for k, size in enumerate(np.bincount(kinds)):
+    for b, k in np.unique(np.column_stack([within, kinds]), axis=0):
+        donors = np.flatnonzero((within == b) & (kinds == k))
         ways = [
-            _put(way, list(chosen), np.flatnonzero(kinds == k))
+            _put(way, list(chosen), donors)
             for way in ways
-            for chosen in itertools.combinations(np.flatnonzero(way < 0), size)
+            for chosen in itertools.combinations(np.flatnonzero((way < 0) & (within == b)), len(donors))
         ]
     orders = np.array(ways)
-    others = (orders != np.arange(len(kinds))).any(1)
-    return orders[np.argsort(others, kind="stable")]
+    return orders[np.argsort((orders != real).any(1), kind="stable")]
+
+
+def _number(kinds: np.ndarray, within: np.ndarray) -> int:
+    """Return the number of orders that differ."""
+    total = 1
+    for b in np.unique(within):
+        left = int((within == b).sum())
+        for size in np.unique(kinds[within == b], return_counts=True)[1].tolist():
+            total, left = total * comb(left, size), left - size
+    return total
 
 
 def _put(way: np.ndarray, places: list[int], donors: np.ndarray) -> np.ndarray:
