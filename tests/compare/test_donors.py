@@ -455,10 +455,40 @@ def test_distances_to_others_and_their_scores_by_hand():
     d2 = found.distances.to_numpy()
     far = np.array([np.sqrt(np.mean([d2[i, j] for j in range(6) if j != i])) for i in range(6)])
     np.testing.assert_allclose(found.outlying["distance"][list(found.distances)], far)
-    rest = far[1:]
-    score = (far[0] - np.median(rest)) / (1.4826 * np.median(np.abs(rest - np.median(rest))))
-    assert found.outlying.loc["d00", "zscore"] == pytest.approx(score)
+    off = np.log(far) - np.median(np.log(far))
+    score = off / (1.4826 * 1.2 * np.median(np.abs(off)))  # 1.2: six donors
+    np.testing.assert_allclose(found.outlying["zscore"][list(found.distances)], score)
     assert found.outlying["distance"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize("n", [6, 8, 20])
+def test_donors_that_belong_together_are_rarely_called_outliers(n):
+    from scalloy.compare.donors import _far
+
+    called = {0.0: 0, 6.0: 0}
+    for seed in range(200):
+        y = np.random.default_rng(seed).normal(size=(n, 4))
+        for off in called:
+            y[0, 0] += off
+            score = _far(cdist(y, y, "sqeuclidean"))[1]
+            called[off] += (score > 3.5).any() if off == 0 else score[0] > 3.5
+    assert called[0.0] <= 0.15 * 200
+    assert called[6.0] >= (0.4 if n == 6 else 0.6) * 200
+
+
+def test_scores_take_five_donors_and_distances_above_zero():
+    from scalloy.compare.donors import _far
+
+    far, score = _far(cdist(*[np.arange(4.0)[:, None]] * 2, "sqeuclidean"))
+    assert np.isfinite(far).all()
+    assert np.isnan(score).all()
+    squared = cdist(*[np.array([0.0, 1, 3, 6, 10, 15])[:, None]] * 2, "sqeuclidean")
+    squared[2] = squared[:, 2] = -0.1
+    far, score = _far(squared)
+    assert far[2] == 0
+    assert np.isnan(score).tolist() == [False, False, True, False, False, False]
+    far, score = _far(-np.ones((6, 6)))
+    assert np.isnan(score).all()
 
 
 def test_planted_groups_of_donors_are_recovered_by_the_tree():

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from scalloy.models._core.base import ScalloyModel
 
 DISTANCES = ("energy", "mmd")
+JUDGED = 5  # donors from which on outliers are looked for
+FEW = {5: 1.206, 6: 1.200, 7: 1.140, 8: 1.129, 9: 1.107}  # Croux & Rousseeuw, COMPSTAT 1992
 ALL = "all cells"  # name of the only population if there is no `by`
 
 
@@ -165,9 +167,9 @@ def donors(
     makes up most of the distances.
 
     ``outlying`` has, for each donor, ``n_cells``; ``distance`` (root of the mean squared distance to the
-    others); ``zscore`` (against the median of the other donors, in units of 1.4826 times their median
-    absolute deviation; above 3.5 is commonly called an outlier); ``population``, in which this score is
-    highest; and a ``note`` if the donor was left out.
+    others); ``zscore`` (difference of its logarithm from the median of all donors, in robust standard
+    deviations; above 3.5 is commonly called an outlier; it takes five donors); ``population``, in which this
+    score is highest; and a ``note`` if the donor was left out.
 
     Examples
     --------
@@ -300,19 +302,23 @@ def _outlying(
 
 
 def _far(squared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance of each donor from the others and its robust z-score against theirs."""
+    """Return the distance of each donor from the others and its robust z-score."""
     others = ~np.eye(len(squared), dtype=bool) & np.isfinite(squared)
     n = others.sum(1)
     mean = np.where(others, squared, 0.0).sum(1) / np.maximum(n, 1)
-    far = np.where(n > 0, np.sqrt(np.maximum(mean, 0.0)), np.nan)
-    score = np.full(len(far), np.nan)
-    for i in np.flatnonzero(n > 1):
-        rest = np.delete(far, i)
-        rest = rest[np.isfinite(rest)]
-        middle = np.median(rest)
-        spread = 1.4826 * np.median(np.abs(rest - middle))
-        score[i] = (far[i] - middle) / spread if spread > 0 else np.nan
-    return far, score
+    far, score = np.where(n > 0, np.sqrt(np.maximum(mean, 0.0)), np.nan), np.full(len(n), np.nan)
+    known = np.flatnonzero(n > 0)
+    if len(known) >= JUDGED:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log = np.log(far[known])
+            off = log - np.median(log)
+            score[known] = off / (np.median(np.abs(off)) * 1.4826 * _correction(len(known)))
+    return far, np.where(np.isfinite(score), score, np.nan)
+
+
+def _correction(n: int) -> float:
+    """Return the factor by which the median absolute deviation of ``n`` normal values is too small."""
+    return FEW.get(n, n / (n - 0.8))
 
 
 def _coordinates(squared: np.ndarray, names: np.ndarray) -> pd.DataFrame:
