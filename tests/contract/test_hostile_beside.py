@@ -102,7 +102,7 @@ def test_groups(wrong, seed, rep, groupby, donor, data):
 
 
 @tried(100)
-@given(names("given", n=2), seeds, reps, keys, st.sampled_from(["donor", "score", 7]), st.data())
+@given(names("given", n=2), seeds, reps, keys, st.sampled_from([*["donor"] * 5, "score", 7]), st.data())
 def test_donors(wrong, seed, rep, covariate, donor, data):
     adata = with_code(wrong, seed, rep)
     assume(adata is not None)
@@ -113,7 +113,7 @@ def test_donors(wrong, seed, rep, covariate, donor, data):
         "X_z",
         donor_key=donor,
         by=data.draw(st.sampled_from([None, None, "cluster", "score", 7])),
-        covariates=data.draw(st.sampled_from([None, covariate, [covariate, "donor"], ["donor"]])),
+        covariates=data.draw(st.sampled_from([None, None, ["donor"], covariate, [covariate, "donor"]])),
         distance=data.draw(st.sampled_from(["energy", "mmd"])),
         n_permutations=9,
         at_least=3,
