@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.cluster.hierarchy import fcluster
+from matplotlib.text import Text
+from scipy.cluster.hierarchy import fcluster, leaves_list
 from scipy.spatial.distance import cdist
 from scipy.stats import binom
 
@@ -495,9 +496,12 @@ def test_planted_groups_of_donors_are_recovered_by_the_tree():
     found = run(cells(12, 30, donor_sd=0.2, shift=2.0))
     groups = found.groups(2)
     assert groups.nunique() == pd.crosstab(groups, [i % 2 for i in range(12)]).gt(0).to_numpy().sum() == 2
+    apart = np.sqrt(found.distances.clip(lower=0)).loc[groups == "group 1", groups == "group 2"]
+    assert found.tree[-1, 2] == pytest.approx(apart.to_numpy().mean())
     for n in (1, 2, 5, 11, 12):
         ours = found.groups(n)
-        assert set(ours) == {f"group {i + 1}" for i in range(n)}
+        along = ours.iloc[leaves_list(found.tree)]  # numbered as they stand in the tree
+        assert list(dict.fromkeys(along)) == [f"group {i + 1}" for i in range(n)]
         other = fcluster(found.tree, n, "maxclust")
         assert pd.crosstab(ours, other).gt(0).to_numpy().sum() == n
 
@@ -634,6 +638,19 @@ def test_picture_shows_the_matrix_in_the_order_of_the_tree(color, n):
             np.testing.assert_allclose(shade[tuple(found.coordinates.loc[name])][:3], own)
         values = found.covariates.loc[order, color]
         assert len(np.unique(strip, axis=0)) == values.nunique()
+    plt.close("all")
+
+
+def test_names_in_the_map_do_not_cover_each_other():
+    """Two groups of donors so far apart that those of a group are crowded."""
+    found = run(cells(16, 30, shift=12.0))
+    chart = sa.pl.donors(found)[1]
+    chart.figure.canvas.draw()
+    boxes = [Text.get_window_extent(text).shrunk(0.9, 0.7) for text in chart.texts]  # without lines
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    assert all(
+        chart.bbox.padded(2).containsx(box.x0) and chart.bbox.padded(2).containsx(box.x1) for box in boxes
+    )
     plt.close("all")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -26,6 +26,7 @@ LEAST, MOST_WIDE, EACH = 3.0, 6.0, 0.3  # inches of the matrix at least and at m
 SMALLEST, LARGEST = 4.5, 9.0  # points of names; smaller ones are left out
 LONG = 24  # letters of a name that are drawn
 PLAIN = "tab:blue"
+NEAR, STEPS = 8.0, 7  # points above a point where its name needs no line, and places for names further away
 SAID = {"energy": "energy distance (root)", "mmd": "maximum mean discrepancy"}
 
 
@@ -130,7 +131,7 @@ def _map(ax: Axes, found: DonorMap, shades: np.ndarray, key: Any, color: str | N
     ax.tick_params(labelsize="x-small")
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_aspect("equal", adjustable="datalim")
-    ax.margins(0.12)
+    ax.margins(0.18)
     if isinstance(key, tuple) and len(key[0]) <= MOST:
         dots = [plt.Line2D([], [], marker="o", linestyle="", color=shade) for shade in key[1][: len(key[0])]]
         style = {
@@ -161,24 +162,49 @@ def _short(name: str) -> str:
 
 
 def _name(ax: Axes, xy: np.ndarray, names: list[str], size: float) -> None:
-    """Write names beside points, where they cover the fewest points and names."""
+    """Write names beside points, where they cover the fewest points and names, within the axes.
+
+    Where points are crowded, a thin line leads from a point to its name.
+    """
     ax.figure.canvas.draw()  # so that places of points are known
     at = ax.transData.transform(xy) * 72 / ax.figure.dpi
+    inside = ax.bbox.extents * 72 / ax.figure.dpi
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
     for (x, y), point, name in zip(at, xy, names, strict=True):
         wide, best = 0.56 * size * len(name), None
-        for dx, dy in ((5, 0), (-5 - wide, 0), (-wide / 2, 8), (-wide / 2, -8), (4, 6), (4, -6)):
+        for dx, dy in _places(wide, size):
             low = y + dy - size / 2
             box = (x + dx, low, x + dx + wide, low + size)
-            covered = sum(_overlap(box, other) for other in taken)
+            covered = sum(_overlap(box, other) for other in taken) + wide * size - _overlap(box, inside)
             if best is None or covered < best[0] - 1e-9:
                 best = covered, dx, dy, box
         _, dx, dy, box = best
         taken.append(box)
+        line = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.6", "shrinkA": 0, "shrinkB": 3}
         text = ax.annotate(
-            name, point, (dx, dy), textcoords="offset points", fontsize=size, va="center", color="0.2"
+            name,
+            point,
+            (dx + wide / 2, dy),
+            textcoords="offset points",
+            fontsize=size,
+            ha="center",
+            va="center",
+            color="0.2",
+            arrowprops=line if abs(dy) > NEAR else None,
         )
         text.set_parse_math(False)
+
+
+def _places(wide: float, size: float) -> Iterator[tuple[float, float]]:
+    """Yield places of a name relative to its point in points, the nearest first."""
+    yield from ((5, 0), (-5 - wide, 0), (-wide / 2, NEAR), (-wide / 2, -NEAR))
+    for step in range(1, STEPS):
+        for dy in (step * size, -step * size):
+            yield from (
+                (4 + 2 * step, dy),
+                (-4 - 2 * step - wide, dy),
+                (-wide / 2, dy + np.copysign(NEAR, dy)),
+            )
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
