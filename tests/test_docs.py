@@ -134,6 +134,7 @@ PREPARED = {
 def after_comparing(names):
     assert set(names["found"]["design"]) == {"within donors"}
     assert set(names["cells"]["group"]) == {"control", "stimulated"}
+    assert names["alike"].explained["permuted"].tolist() == ["donors within donor", "donors within condition"]
 
 
 def after_transfer(names):

@@ -102,6 +102,33 @@ def test_groups(wrong, seed, rep, groupby, donor, data):
 
 
 @tried(100)
+@given(names("given", n=2), seeds, reps, keys, st.sampled_from([*["donor"] * 5, "score", 7]), st.data())
+def test_donors(wrong, seed, rep, covariate, donor, data):
+    adata = with_code(wrong, seed, rep)
+    assume(adata is not None)
+    before = fingerprint(adata)
+    found = attempt(
+        sa.compare.donors,
+        adata,
+        "X_z",
+        donor_key=donor,
+        by=data.draw(st.sampled_from([None, None, "cluster", "score", 7])),
+        covariates=data.draw(st.sampled_from([None, None, ["donor"], covariate, [covariate, "donor"]])),
+        distance=data.draw(st.sampled_from(["energy", "mmd"])),
+        n_permutations=9,
+        at_least=3,
+    )
+    assert fingerprint(adata) == before
+    if not isinstance(found, Refused):
+        assert np.isfinite(found.distances).all(axis=None)
+        assert np.isfinite(found.coordinates).all(axis=None)
+        assert ((found.explained["pvalue"].dropna() > 0) & (found.explained["pvalue"].dropna() <= 1)).all()
+        assert found.groups(2).nunique() == 2
+        sa.pl.donors(found, next(iter(found.covariates), None))
+        plt.close("all")
+
+
+@tried(100)
 @given(
     names("given", n=2),
     seeds,

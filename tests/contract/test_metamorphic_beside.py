@@ -75,6 +75,15 @@ def genes(adata, cells):
     return {"genes": sa.compare.genes(adata, witness(cells)).astype(float)}
 
 
+def donors(adata, _):
+    found = sa.compare.donors(adata, "X_z", donor_key="lane", by="cluster", at_least=5)
+    return {
+        "distances": found.distances,
+        "map": found.coordinates.abs(),
+        "cells": found.outlying[["n_cells"]],
+    }
+
+
 def bars(adata, _):
     ax = sa.pl.clusters(adata, "lane", "batch", kind="composition")
     heights = {box.get_label(): [bar.get_height() for bar in box] for box in ax.containers}
@@ -150,6 +159,7 @@ FUNCTIONS = {
     "compare.groups": groups,
     "compare.witness": witnesses,
     "compare.genes": genes,
+    "compare.donors": donors,
     "pl.clusters": bars,
     "pl.confusion": confusion,
     "pl.latent": points,

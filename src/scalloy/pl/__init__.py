@@ -5,6 +5,7 @@ from scalloy.pl.clusters import clusters
 from scalloy.pl.compare import null
 from scalloy.pl.confusion import confusion
 from scalloy.pl.coupling import coupling
+from scalloy.pl.donors import donors
 from scalloy.pl.history import history, terms
 from scalloy.pl.latent import embedding, latent
 from scalloy.pl.likelihoods import counts, likelihoods
@@ -18,6 +19,7 @@ __all__ = [
     "confusion",
     "counts",
     "coupling",
+    "donors",
     "dose_response",
     "embedding",
     "held_out",

@@ -245,11 +245,17 @@ def category_colors(adata: AnnData, color: str, n: int) -> np.ndarray:
     """Return colours of categories: scanpy's if it has stored them, otherwise a palette of enough colours."""
     given = adata.uns.get(f"{color}_colors")
     if given is None or len(given) < n:
-        if n <= 10:
-            given = plt.get_cmap("tab10").colors
-        else:
-            from scanpy.plotting import palettes
+        return palette(n)
+    return np.array([plt.matplotlib.colors.to_rgb(c) for c in given])
 
-            known = (palettes.default_20, palettes.default_28, palettes.default_102)
-            given = next((p for p in known if len(p) >= n), known[-1] * (1 + n // len(known[-1])))
+
+def palette(n: int) -> np.ndarray:
+    """Return at least ``n`` colours, distinct ones as far as there are."""
+    if n <= 10:
+        given = plt.get_cmap("tab10").colors
+    else:
+        from scanpy.plotting import palettes
+
+        known = (palettes.default_20, palettes.default_28, palettes.default_102)
+        given = next((p for p in known if len(p) >= n), known[-1] * (1 + n // len(known[-1])))
     return np.array([plt.matplotlib.colors.to_rgb(c) for c in given])
