@@ -47,6 +47,7 @@ _FUNCTIONS = {
     "train_on_cluster": "tune.cluster",
 }
 _methods.register("report", "scalloy.reports", "report")
+_methods.register("differential_expression", "scalloy.compare.differential", "differential_expression")
 
 __all__ = [*_MODELS, *_MODULES, *_FUNCTIONS, "__version__"]
 

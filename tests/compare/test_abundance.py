@@ -302,8 +302,10 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"`covariates` \(arm\) tell the groups apart by themselves"):
         table(adata, covariates="arm")
     adata.obs["cell"] = np.arange(adata.n_obs) % 2
-    with pytest.raises(ValueError, match="`covariates='cell'` has several values within a sample"):
+    with pytest.raises(ValueError, match="`covariates='cell'` has several values within the same sample"):
         table(adata, covariates="cell")
+    with pytest.raises(TypeError, match=r"Expected a column of `adata.obs`, or a list of columns"):
+        table(adata, covariates=7)
     with pytest.raises(KeyError, match="`donor_key='nope'` is not a column"):
         sa.compare.abundance(adata, groupby="group", by="type", donor_key="nope")
     with pytest.raises(KeyError, match="`use_rep=None`"):

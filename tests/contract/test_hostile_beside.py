@@ -129,6 +129,61 @@ def test_donors(wrong, seed, rep, covariate, donor, data):
 
 
 @tried(100)
+@given(names("given", n=2), seeds, keys, keys, st.sampled_from([*["donor"] * 5, "score", 7]), st.data())
+def test_abundance(wrong, seed, groupby, by, donor, data):
+    adata = with_code(wrong, seed, "as it is")
+    assume(adata is not None)
+    before = fingerprint(adata)
+    found = attempt(
+        sa.compare.abundance,
+        adata,
+        groupby=groupby,
+        by=data.draw(st.sampled_from([by, by, "neighbourhoods", "tree", 7])),
+        donor_key=donor,
+        covariates=data.draw(st.sampled_from([None, None, "donor", "score", [by], 7])),
+        unchanged=data.draw(st.sampled_from(["auto", "auto", None, ["a"], 7])),
+        paired=data.draw(st.sampled_from(["auto", "auto", True, False, 7])),
+        test=data.draw(st.sampled_from(["model", "permutation"])),
+        use_rep=data.draw(st.sampled_from(["X_z", None])),
+        n_permutations=9,
+        at_least=3,
+    )
+    assert fingerprint(adata) == before
+    if not isinstance(found, Refused):
+        p = found["pvalue"].dropna()
+        assert ((p >= 0) & (p <= 1)).all()
+        assert np.isfinite(found.loc[p.index, ["effect", "lower", "upper"]]).all(axis=None)
+
+
+@tried(100)
+@given(names("given", n=2), seeds, keys, st.sampled_from([*["donor"] * 5, "score", 7]), st.data())
+def test_expression(wrong, seed, groupby, donor, data):
+    adata = with_code(wrong, seed, "as it is")
+    assume(adata is not None)
+    before = fingerprint(adata)
+    found = attempt(
+        sa.compare.expression,
+        adata,
+        groupby=groupby,
+        by=data.draw(st.sampled_from([None, None, "cluster", "score", 7])),
+        donor_key=donor,
+        covariates=data.draw(st.sampled_from([None, None, "donor", "score", 7])),
+        interaction=data.draw(st.sampled_from([None, None, "cluster", "donor", "score", 7])),
+        paired=data.draw(st.sampled_from(["auto", "auto", True, False, 7])),
+        test=data.draw(st.sampled_from(["model", "model", "permutation"])),
+        layer=data.draw(st.sampled_from([None, None, "counts", 7])),
+        min_counts=1,
+        n_permutations=9,
+        at_least=3,
+    )
+    assert fingerprint(adata) == before
+    if not isinstance(found, Refused):
+        p = found["pvalue"].dropna()
+        assert ((p >= 0) & (p <= 1)).all()
+        assert np.isfinite(found.loc[p.index, ["log2_fold_change", "lower", "upper"]]).all(axis=None)
+
+
+@tried(100)
 @given(
     names("given", n=2),
     seeds,

@@ -84,6 +84,17 @@ def donors(adata, _):
     }
 
 
+def abundance(adata, _):
+    ask = {"groupby": "batch", "by": "cluster", "donor_key": "lane", "at_least": 5}
+    table = sa.compare.abundance(adata, **ask).set_index("cluster")
+    return {"table": table[["share_a", "share_b", "effect"]].astype(float)}
+
+
+def expression(adata, _):
+    table = sa.compare.expression(adata, groupby="batch", donor_key="lane", at_least=5).set_index("gene")
+    return {"table": table[["mean", "log2_fold_change", "pvalue"]].astype(float).sort_index()}
+
+
 def bars(adata, _):
     ax = sa.pl.clusters(adata, "lane", "batch", kind="composition")
     heights = {box.get_label(): [bar.get_height() for bar in box] for box in ax.containers}
@@ -160,6 +171,8 @@ FUNCTIONS = {
     "compare.witness": witnesses,
     "compare.genes": genes,
     "compare.donors": donors,
+    "compare.abundance": abundance,
+    "compare.expression": expression,
     "pl.clusters": bars,
     "pl.confusion": confusion,
     "pl.latent": points,
@@ -172,7 +185,8 @@ FUNCTIONS = {
 
 
 PAIRS = [(function, relation) for function in FUNCTIONS for relation in FORMS]
-PAIRS.remove(("compare.genes", "genes in surplus"))  # other totals are other expression
+for name in ("compare.genes", "compare.expression"):
+    PAIRS.remove((name, "genes in surplus"))  # other totals are other expression
 
 
 @pytest.mark.parametrize(("function", "relation"), PAIRS)

@@ -13,10 +13,11 @@ from scalloy._arguments import one_of, positive, warn, whole
 from scalloy.compare import count_models
 from scalloy.compare.count_families import BetaBinomial
 from scalloy.compare.count_models import Tested
+from scalloy.compare.covariates import names_of
 from scalloy.compare.discoveries import adjusted
 from scalloy.compare.groups import column, pairs_of
 from scalloy.compare.populations import Populations, populations
-from scalloy.compare.samples import Paired, Samples, check_separable, names_of, samples_of
+from scalloy.compare.samples import Paired, Samples, check_separable, samples_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

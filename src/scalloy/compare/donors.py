@@ -11,11 +11,11 @@ import pandas as pd
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from scalloy._arguments import few, one_of, whole
+from scalloy._arguments import one_of, whole
+from scalloy.compare.covariates import covariates_of, names_of
 from scalloy.compare.donor_distances import Squared, average, squared_distances
 from scalloy.compare.explained import explained, gower, table
 from scalloy.compare.groups import column, representation
-from scalloy.data.checks import check_kind, check_numbers, complete_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -185,7 +185,7 @@ def donors(
     x, obs = representation(data, use_rep)
     names, code = np.unique(column(obs, "donor_key", donor_key), return_inverse=True)
     population = np.full(len(x), ALL, dtype=object) if by is None else column(obs, "by", by)
-    values = _covariates(obs, names[code], donor_key, covariates)
+    values = covariates_of(obs, names_of(covariates), code, names, f"donor ({donor_key!r})").set_axis(names)
     parts, share = {}, np.zeros((len(set(population)), len(names)))
     for i, level in enumerate(sorted(set(population))):
         cells, counts = np.flatnonzero(population == level), np.bincount(code, minlength=len(names))
@@ -217,40 +217,6 @@ def donors(
         covariates=values,
         distance=distance,
     )
-
-
-def _covariates(
-    obs: pd.DataFrame, donor: np.ndarray, donor_key: str, given: str | Sequence[str] | None
-) -> pd.DataFrame:
-    """Return the covariates of each donor, as numbers or names; each donor must have one value."""
-    keys = [] if given is None else [given] if isinstance(given, str) else given
-    if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
-        msg = (
-            f"`covariates={given!r}` is a {type(given).__name__}. Expected a column of `adata.obs`, or a "
-            "list of columns."
-        )
-        raise TypeError(msg)
-    out = {}
-    for key in dict.fromkeys(keys):
-        found = complete_column(obs, "covariates", key)
-        number = pd.api.types.is_numeric_dtype(found) and not pd.api.types.is_bool_dtype(found)
-        if number:
-            check_numbers(found, "covariates", key)
-            values = found.to_numpy(dtype=float)
-        else:
-            check_kind(found, "covariates", key)
-            values = found.astype(str).to_numpy()
-        by_donor = pd.Series(values).groupby(donor)
-        several = by_donor.nunique()
-        if (several > 1).any():
-            msg = (
-                f"`covariates={key!r}` has several values within the same donor ({donor_key!r}): "
-                f"{few(several.index[several > 1])}. Pass a column with one value for each donor, or as "
-                "`donor_key` the column of samples."
-            )
-            raise ValueError(msg)
-        out[key] = by_donor.first()
-    return pd.DataFrame(out, index=np.unique(donor))
 
 
 def _check(names: np.ndarray, donor_key: str, at_least: int) -> None:

@@ -13,6 +13,7 @@ from scalloy._arguments import one_of, positive
 from scalloy.compare import count_models
 from scalloy.compare.count_families import NegativeBinomial
 from scalloy.compare.count_models import Tested
+from scalloy.compare.covariates import names_of
 from scalloy.compare.discoveries import adjusted
 from scalloy.compare.groups import column, pairs_of
 from scalloy.compare.pseudobulks import common, library_sizes, shrunken
@@ -21,11 +22,10 @@ from scalloy.compare.samples import (
     Samples,
     check_separable,
     independent,
-    names_of,
     samples_of,
     within,
 )
-from scalloy.data.checks import check_counts, check_layer, check_object
+from scalloy.data.checks import check_counts, check_layer, check_type
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from scalloy.models._core.base import ScalloyModel
 
 TESTS = ("model", "permutation")
+MIN_COUNTS = 10  # of a gene in all samples of a comparison
 CENTRED = 2  # rounds in which library sizes are corrected by the change that most genes have in common
 RESERVED = ("gene", "group_a", "group_b", "mean", "log2_fold_change", "pvalue", "padj")
 
@@ -49,7 +50,7 @@ def expression(
     paired: Paired = "auto",
     test: Literal["model", "permutation"] = "model",
     layer: str | None = None,
-    min_counts: int = 10,
+    min_counts: int = MIN_COUNTS,
     at_least: int = 10,
     n_permutations: int = 1000,
     rng: int | np.random.Generator = 0,
@@ -149,7 +150,8 @@ def expression(
                 )
                 second = None if level is None else level[_firsts(chosen)] == other
                 more = {} if level is None else {"level": other, "against": first}
-                found = _compared(x, genes, chosen, second, names, test, min_counts, n_permutations, rng)
+                permuted = (n_permutations, rng) if test == "permutation" else None
+                found = compared(x, genes, chosen, second, names, min_counts, permuted)
                 for i, (name, value) in enumerate((row | more).items()):
                     found.insert(i, name, value)
                 frames.append(found)
@@ -159,7 +161,7 @@ def expression(
 def _cells(data: Any, layer: str | None) -> tuple[AnnData, str | None]:
     """Return the cells, and the layer with their counts."""
     if not hasattr(data, "get_latent_representation"):
-        return check_object(data), layer
+        return check_type(data), layer
     return data.adata, layer if layer is not None else data.reader.set_up_with.get("layer")
 
 
@@ -178,18 +180,34 @@ def _firsts(chosen: Samples) -> np.ndarray:
     return used[np.unique(chosen.of[used], return_index=True)[1]]
 
 
-def _compared(
+def compared(
     x: Any,
     genes: np.ndarray,
     chosen: Samples,
-    second: np.ndarray | None,
-    covariates: Sequence[str],
-    test: str,
-    min_counts: int,
-    n_permutations: int,
-    rng: np.random.Generator,
+    second: np.ndarray | None = None,
+    covariates: Sequence[str] = (),
+    min_counts: int = MIN_COUNTS,
+    permuted: tuple[int, np.random.Generator] | None = None,
 ) -> pd.DataFrame:
-    """Compare two groups of one population; return a row for each gene."""
+    """Compare two groups of one population; return a row for each gene.
+
+    Parameters
+    ----------
+    x
+        Counts, cells x genes.
+    genes
+        Names of the genes.
+    chosen
+        Samples of the two groups.
+    second
+        Whether each sample is at the second of two levels, whose differences are compared.
+    covariates
+        Names of the covariates of the samples.
+    min_counts
+        Minimum number of counts of a gene.
+    permuted
+        Maximum number of permutations and their generator; ``None`` uses the model.
+    """
     donors = [len(set(chosen.donor[chosen.group == k])) for k in (0, 1)]
     more: dict[str, Any] = {
         "donors_a": donors[0],
@@ -213,8 +231,8 @@ def _compared(
     counts, offset = counts[often], np.log(size)
     found, offset = _tested(counts, offset, null, tested)
     pvalue = found.pvalue
-    if test == "permutation" and not note:
-        labels, more["smallest"] = chosen.labelings(n_permutations, rng)
+    if permuted is not None and not note:
+        labels, more["smallest"] = chosen.labelings(*permuted)
         plain = np.log(size)  # no label may go into an exact test
         dispersion = count_models.shared_dispersion(NegativeBinomial, plain, counts, null)
         family = NegativeBinomial(plain, dispersion)

@@ -11,8 +11,8 @@ import pandas as pd
 
 from scalloy._arguments import few
 from scalloy.compare import designs
+from scalloy.compare.covariates import covariates_of
 from scalloy.compare.designs import Design
-from scalloy.data.checks import check_kind, check_numbers, complete_column
 
 Paired = Literal["auto"] | bool
 SAME = 1e-8  # share of a column's variation that is left outside of others at which it adds nothing
@@ -106,11 +106,6 @@ def within(base: np.ndarray, column: np.ndarray) -> bool:
     return float(left @ left) <= SAME * max(float(column @ column), 1e-300)
 
 
-def names_of(covariates: str | Sequence[str] | None) -> list[str]:
-    """Return the names of covariates as a list."""
-    return [] if covariates is None else [covariates] if isinstance(covariates, str) else list(covariates)
-
-
 def samples_of(
     obs: pd.DataFrame,
     group: np.ndarray,
@@ -170,7 +165,7 @@ def samples_of(
     position = np.where(large, np.cumsum(large) - 1, -1)
     of[used] = position[code]
     firsts = used[firsts[large]]
-    columns, blocks = _covariates(obs, of, firsts, donor, covariates)
+    columns, blocks = _columns(covariates_of(obs, covariates, of, donor[firsts], "sample of a donor"))
     return Samples(
         of, donor[firsts], group[firsts], _ordered(design, used, firsts, cells), note, columns, blocks
     )
@@ -191,34 +186,18 @@ def _ordered(design: Design | None, used: np.ndarray, firsts: np.ndarray, cells:
     return replace(design, group=design.group[unit], block=design.block[unit], apart=design.apart[unit])
 
 
-def _covariates(
-    obs: pd.DataFrame, of: np.ndarray, firsts: np.ndarray, donor: np.ndarray, names: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _columns(values: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the columns of the design matrix of covariates, and a code of those that are categories."""
-    columns, codes, used = [np.empty((len(firsts), 0))], [np.zeros(len(firsts), dtype=int)], of >= 0
-    numbers = False
-    for name in names:
-        found = complete_column(obs, "covariates", name)
-        values = found.to_numpy()
-        differs = used & (values != values[firsts][np.maximum(of, 0)])
-        if differs.any():
-            msg = (
-                f"`covariates={name!r}` has several values within a sample, for instance of donor "
-                f"{donor[differs][0]}. Covariates belong to donors or their samples; leave it out."
-            )
-            raise ValueError(msg)
-        if pd.api.types.is_numeric_dtype(found) and not pd.api.types.is_bool_dtype(found):
-            check_numbers(found, "covariates", name)
-            own = values[firsts].astype(float)
-            columns.append(((own - own.mean()) / max(own.std(), 1e-12))[:, None])
-            numbers = True
+    columns, codes = [np.empty((len(values), 0))], [np.zeros(len(values), dtype=int)]
+    numbers = values.select_dtypes("number")
+    for name, own in values.items():
+        if name in numbers:
+            columns.append(((own - own.mean()) / max(own.std(ddof=0), 1e-12)).to_numpy()[:, None])
         else:
-            check_kind(found, "covariates", name)
-            own = values[firsts].astype(str)
             columns.append(pd.get_dummies(own).to_numpy(float))
-            codes.append(np.unique(own, return_inverse=True)[1])
-    blocks = None if numbers else np.unique(np.column_stack(codes), axis=0, return_inverse=True)[1].ravel()
-    return np.column_stack(columns), blocks
+            codes.append(np.unique(own.astype(str), return_inverse=True)[1])
+    blocks = np.unique(np.column_stack(codes), axis=0, return_inverse=True)[1].ravel()
+    return np.column_stack(columns), None if len(numbers.columns) else blocks
 
 
 def check_separable(null: np.ndarray, group: np.ndarray, covariates: Sequence[str]) -> str:

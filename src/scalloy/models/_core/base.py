@@ -198,7 +198,7 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
     get_latent_representation = getters.get_latent_representation
     get_normalized_expression = getters.get_normalized_expression
     posterior_predictive_sample = getters.posterior_predictive_sample
-    differential_expression = getters.differential_expression
+    differential_expression = FromAbove()
 
     get_elbo = evidence.get_elbo
     get_reconstruction_error = evidence.get_reconstruction_error

@@ -207,22 +207,16 @@ def posterior_predictive_sample(
 def differential_expression(
     model: Any, adata: AnnData | None = None, *args: Any, seed: int | None = None, **kwargs: Any
 ) -> pd.DataFrame:
-    """Return genes that differ between groups of cells, with scvi-tools' call and test.
+    """Run scvi-tools' test of differential expression; new cells are left as they are.
 
     Parameters
     ----------
     adata
-        New cells, which are left as they are; ``None`` is the model's own.
+        New cells; ``None`` is the model's own.
     *args, **kwargs
         Arguments of :meth:`scvi.model.base.RNASeqMixin.differential_expression`.
     seed
         Random seed; ``None`` is that of the model.
-
-    Examples
-    --------
-    >>> genes = model.differential_expression(groupby="condition", group1="treated_1", silent=True)
-    >>> "bayes_factor" in genes
-    True
     """
     compare, reader = RNASeqMixin.differential_expression, model.reader
     with seeded(seed, model.seed):
