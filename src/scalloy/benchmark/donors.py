@@ -15,10 +15,13 @@ from scipy import stats
 
 from scalloy import compare
 from scalloy._arguments import one_of
+from scalloy.benchmark.fit import QUIET
 from scalloy.compare.count_models import squeeze
 from scalloy.compare.discoveries import adjusted
 from scalloy.datasets import cohort
+from scalloy.models import VAE
 
+DRAWS = 10  # samples of the posterior
 LEVEL, DISCOVERY = 0.05, 0.1  # of single tests, and of false discoveries
 ASK = {"groupby": "group", "donor_key": "donor"}
 NULL: dict[str, dict[str, Any]] = {
@@ -40,8 +43,13 @@ def _sums(adata: AnnData) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
     return table, of["group"] == "sick", of["donor"]
 
 
-def _t(values: pd.DataFrame, second: pd.Series, donor: pd.Series, *, moderated: bool) -> pd.Series:
-    """Return p-values of t tests of each column (paired if donors are in both groups), moderated or not."""
+def _t(
+    values: pd.DataFrame, second: pd.Series, donor: pd.Series, *, moderated: bool, added: Any = 0.0
+) -> pd.Series:
+    """Return p-values of t tests of each column (paired if donors are in both groups), moderated or not.
+
+    ``added`` is variance that comes on top of that between samples.
+    """
     a, b = values[~second], values[second]
     if set(donor[second]) == set(donor[~second]):
         change = b.set_axis(donor[second]) - a.set_axis(donor[~second])
@@ -50,7 +58,7 @@ def _t(values: pd.DataFrame, second: pd.Series, donor: pd.Series, *, moderated: 
     else:
         mean, n, df = b.mean() - a.mean(), 1 / len(a) + 1 / len(b), len(values) - 2
         variance = ((len(a) - 1) * a.var() + (len(b) - 1) * b.var()) / df
-    own, freedom = variance.to_numpy(), np.full(len(variance), float(df))
+    own, freedom = (variance + added).to_numpy(), np.full(len(variance), float(df))
     if moderated:
         own, freedom = squeeze(own, freedom)
     t = np.abs(mean.to_numpy()) / np.sqrt(np.maximum(own * n, 1e-300))
@@ -144,6 +152,24 @@ def _wilcoxon(adata: AnnData) -> pd.Series:
     return sc.get.rank_genes_groups_df(cells, "sick").set_index("names")["pvals"]
 
 
+def _denoised(adata: AnnData, *, uncertain: bool) -> pd.Series:
+    """Test the mean denoised rates of each sample by a t test, with the posterior's variance added or not."""
+    cells = adata.copy()
+    VAE.setup_anndata(cells)
+    model = VAE(cells, n_latent=10)
+    model.train(**QUIET)
+    obs = cells.obs.astype(str)
+    sample = pd.Categorical(obs["donor"] + " " + obs["group"])
+    mean_of = pd.get_dummies(sample).to_numpy(float).T
+    mean_of = mean_of / mean_of.sum(1, keepdims=True)
+    drawn = model.get_normalized_expression(n_samples=DRAWS, return_mean=False, return_numpy=True, seed=0)
+    rates = np.log(np.stack([mean_of @ draw for draw in drawn]))
+    values = pd.DataFrame(rates.mean(0), index=sample.categories, columns=cells.var_names)
+    of = obs.groupby(np.asarray(sample))[["group", "donor"]].first().loc[values.index]
+    added = pd.Series((1 + 1 / DRAWS) * rates.var(0, ddof=1).mean(0), cells.var_names) if uncertain else 0.0
+    return _t(values, of["group"] == "sick", of["donor"], moderated=True, added=added)
+
+
 def _genes(adata: AnnData, **more: Any) -> pd.Series:
     return compare.expression(adata, **ASK, **more).set_index("gene")["pvalue"]
 
@@ -155,6 +181,10 @@ EXPRESSION: dict[str, Test] = {
     "t test of log rates": lambda adata: _t(*_rates(adata), moderated=False),
     "cells as replicates (Wilcoxon)": _wilcoxon,
 }
+DENOISED: dict[str, Test] = {
+    "VAE's rates, t test": lambda adata: _denoised(adata, uncertain=False),
+    "VAE's rates and their uncertainty": lambda adata: _denoised(adata, uncertain=True),
+}  # of which a model is trained for each study, so that they run only when asked for
 
 
 def _measured(
@@ -230,7 +260,7 @@ def expression(
     seed
         Random seed of the first study.
     tests
-        Names of the tests; ``None`` runs all.
+        Names of the tests; ``None`` runs all but those of a model's rates, which train one for each study.
 
     Examples
     --------
@@ -240,7 +270,8 @@ def expression(
     """
     changes = {f"30 genes {fold:g} times": {"changed": 30, "fold": fold} for fold in (1.5, 2, 4)}
     shared = {"n_types": 1, "n_cells": 50, "n_vars": 300}
-    return _table(_chosen(EXPRESSION, tests), NULL | changes, shared, _changed, n_simulations, seed)
+    known = EXPRESSION if tests is None else EXPRESSION | DENOISED
+    return _table(_chosen(known, tests), NULL | changes, shared, _changed, n_simulations, seed)
 
 
 def _types(adata: AnnData) -> pd.Series:
