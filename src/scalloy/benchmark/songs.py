@@ -27,7 +27,7 @@ from anndata import AnnData
 from scipy.stats import binomtest, false_discovery_control, permutation_test
 
 from scalloy import compare, datasets, pl
-from scalloy._arguments import one_of
+from scalloy._arguments import one_of, whole
 from scalloy.benchmark.evidence import keeps_seed
 from scalloy.benchmark.fit import QUIET
 from scalloy.data.arrays import check_obsm
@@ -80,13 +80,14 @@ def songs(
     ``pvalue``; and ``naive``, the p-value if syllables were independent.
     """
     chosen = [one_of("studies", s, STUDIES) for s in (STUDIES if studies is None else studies)]
+    whole(n_simulations=n_simulations)
     sizes = {"n_animals": n_animals, "n_days": n_days, "n_syllables": n_syllables}
     model = {"n_latent": n_latent, "n_hidden": n_hidden, "max_epochs": max_epochs}
     parts = []
     for name in chosen:
         for seed in range(n_simulations):
             adata = datasets.songs(**sizes, **STUDIES[name], seed=seed)
-            embed(adata, seed=seed, **model)
+            embed(adata, seed=seed, **model).deregister_manager(adata)  # or they all stay in memory
             found = answers(adata, n_permutations=n_permutations, seed=seed)
             found.insert(0, "study", name)
             parts.append(found.assign(seed=seed))
@@ -298,7 +299,7 @@ def _draw_syllables(model: VAE, n: int = 3) -> Any:
     adata = model.adata
     rebuilt = model.get_normalized_expression(library_size="latent", return_numpy=True)
     kinds = adata.obs["syllable"].cat.categories
-    figure = plt.figure(figsize=(8.4, 5.2), layout="constrained")
+    figure = plt.figure(figsize=(8.4, 4.6), layout="constrained")
     for part, kind in zip(figure.subfigures(2, 3).ravel(), kinds):
         part.suptitle(kind, fontsize="medium")
         rows = np.flatnonzero(adata.obs["syllable"] == kind)[:n]
@@ -317,13 +318,14 @@ def _draw_latent(plastic: AnnData, rigid: AnnData) -> Any:
     import matplotlib.pyplot as plt
     from matplotlib.colors import to_hex
 
-    figure, axes = plt.subplots(2, 2, figsize=(9.6, 7.2), layout="constrained")
+    figure = plt.figure(figsize=(9.6, 7.2), layout="constrained")
+    maps, lines = (part.subplots(1, 2) for part in figure.subfigures(2, 1, hspace=0.03))
     shown = AnnData(obs=plastic.obs[["syllable", "day"]].astype("category"), obsm={REP: plastic.obsm[REP]})
     n_days = shown.obs["day"].nunique()
     shown.uns["day_colors"] = [to_hex(c) for c in plt.get_cmap("viridis")(np.linspace(0, 0.95, n_days))]
-    pl.latent(shown, ["syllable", "day"], use_rep=REP, ax=axes[0])
+    pl.latent(shown, ["syllable", "day"], use_rep=REP, ax=maps)
     titles = ("hearing and deaf are equally plastic", "deaf are not plastic")
-    for ax, adata, title in zip(axes[1], (plastic, rigid), titles):
+    for ax, adata, title in zip(lines, (plastic, rigid), titles):
         moves = movements(adata, REP)
         for group, color in (("hearing", "tab:blue"), ("deaf", "tab:orange")):
             own = moves[moves["group"] == group].pivot(index="day", columns="animal", values="moved")

@@ -40,5 +40,6 @@ def songs(
     say(frame[frame["seed"] == 0].drop(columns="seed").round(3).to_string(index=False))
     show(summary(frame), out)
     if folder is not None:
-        for path in pictures(folder):
+        more = {"n_syllables": 2 * syllables, "max_epochs": 3 * epochs}
+        for path in pictures(folder, **{**sizes, **more}):
             say(f"saved {path}")
