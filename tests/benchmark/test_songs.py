@@ -132,6 +132,29 @@ def test_what_is_planted_is_found_and_nothing_else():
     assert rate.loc[("deaf rigid", "plasticity of the groups"), "found"] >= 0.9
 
 
+def test_each_answer_is_the_comparison_that_it_names():
+    from scalloy import compare
+
+    adata = pitched(2, n_days=4, deaf_effect=2.0)
+    found = answers(adata, n_permutations=60, seed=7).set_index("question")
+    obs, given = adata.obs, {"at_least": 5, "n_permutations": 60, "rng": 7}
+    ends = ((obs["day"] == 1) | (obs["day"] == 4)).to_numpy()
+    for question, cells, by, design in (
+        ("hearing and deaf", ends | True, "group", "across donors"),
+        ("first and last day", ends, "day", "within donors"),
+        ("first and last day, hearing", ends & (obs["group"] == "hearing"), "day", "within donors"),
+        ("first and last day, deaf", ends & (obs["group"] == "deaf"), "day", "within donors"),
+    ):
+        own = adata[np.asarray(cells)].copy()
+        table = compare.groups(own, "X_vae", groupby=by, donor_key="animal", **given)
+        naive = compare.groups(own, "X_vae", groupby=by, **given)
+        assert (table["design"][0], naive["design"][0]) == (design, "cells")
+        expected = (table["effect"][0], table["pvalue"][0], naive["pvalue"][0])
+        assert tuple(found.loc[question, ["effect", "pvalue", "naive"]]) == pytest.approx(expected)
+    expected = difference(movements(adata, "X_vae"))
+    assert found.loc["plasticity of the groups", ["effect", "pvalue"]].to_dict() == expected
+
+
 def test_consecutive_days_are_corrected_for_their_number():
     """Simes' p-value of three pairs of days, each tested by itself."""
     from scalloy import compare
@@ -164,6 +187,8 @@ def test_the_model_is_told_neither_animals_nor_groups_nor_days():
     assert adata.obsm["X_vae"].shape == (adata.n_obs, 5)
     assert scvi.settings.seed == before
     assert model.init_params_["non_kwargs"]["gene_likelihood"] == "bernoulli_given"
+    embed(blind, n_latent=5, n_hidden=16, max_epochs=1, seed=4)
+    assert not np.allclose(adata.obsm["X_vae"], blind.obsm["X_vae"])
 
 
 def test_summary_counts():
