@@ -30,9 +30,7 @@ SHAPES: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
     "step": (0.7, lambda u: np.where(u < 0.5, -9.0, 9.0)),
     "harmonic": (0.6, np.zeros_like),  # and an overtone, around the same mean
 }
-OVERTONE = (
-    1 / 3
-)  # a harmonic's two ridges are so far below and above the pitch, so that one has twice the other
+OVERTONE = 1 / 3  # a harmonic's ridges are at 2/3 and 4/3 of the pitch
 
 
 def songs(
