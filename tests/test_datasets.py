@@ -271,3 +271,132 @@ def test_what_a_screen_does_not_have():
         sa.datasets.true_means(adata, {"drug_0": 1.0}, time=3.0)
     with pytest.raises(ValueError, match="`adata` does not have all genes of the screen"):
         sa.datasets.true_changes(adata[:, 1:], {"drug_0": 1.0})
+
+
+SONG = {"animal_sd": 0.0, "day_sd": 0.0, "noise": 0.0}
+
+
+def images_of(adata, *kinds):
+    """Spectrograms of types of syllables, and their rows of ``obs``."""
+    of = adata.obs["syllable"].isin(kinds).to_numpy()
+    return adata.X[of].reshape(-1, *adata.uns["shape"]).astype(float), adata.obs[of]
+
+
+def test_songs_are_what_they_should_be():
+    adata, again = (sa.datasets.songs(9, 3, 20, seed=1) for _ in range(2))
+    np.testing.assert_array_equal(adata.X, again.X)
+    assert adata.obs.equals(again.obs)
+    assert adata.X.min() == 0 < adata.X.max() <= 1
+    assert adata.shape[1] == adata.uns["shape"].prod() == len(adata.uns["frequency"]) * len(adata.uns["time"])
+    one = adata.obs.groupby("animal", observed=True)["group"]
+    assert one.nunique().eq(1).all()
+    assert one.first().value_counts().to_dict() == {"hearing": 5, "deaf": 4}
+    sizes = adata.obs.groupby(["animal", "day"], observed=True).size()
+    assert len(sizes) == 9 * 3
+    assert sizes.between(10, 30).all()
+    other = sa.datasets.songs(9, 3, 20, seed=2)
+    own = one.first() == other.obs.groupby("animal", observed=True)["group"].first()
+    assert not own.all()  # who is deaf is chosen at random
+    many = sa.datasets.songs(300, 4, 10, plasticity=0.0, seed=3).obs
+    means = many.groupby(["animal", "day"], observed=True)["pitch"].mean().unstack()
+    assert means.mean(axis=1).std() == pytest.approx(3.0, rel=0.15)
+    assert np.sqrt(means.var(axis=1).mean() - 4.0 / 10) == pytest.approx(1.0, rel=0.1)  # 2 kHz of a syllable
+
+
+def test_spectrograms_show_the_pitch_bandwidth_duration_and_type_that_are_stated():
+    """Centre of mass, spread and extent of the loud pixels, found without the drawing's formula."""
+    adata = sa.datasets.songs(20, 2, 40, noise=0.0, seed=1)
+    frequency, time = adata.uns["frequency"], adata.uns["time"]
+    x, obs = images_of(adata, "flat", "up", "down", "step")
+    centre = (x.sum(2) @ frequency) / x.sum((1, 2))
+    assert np.abs(centre - obs["pitch"]).max() < 1.5
+    assert (centre - obs["pitch"]).mean() == pytest.approx(0, abs=0.1)
+    x, obs = images_of(adata, "flat")
+    middle = x[:, :, 15]
+    at = middle @ frequency / middle.sum(1)
+    spread = np.sqrt((middle * (frequency - at[:, None]) ** 2).sum(1) / middle.sum(1))
+    np.testing.assert_allclose(spread, obs["bandwidth"], rtol=0.02)
+    lasts = (x.sum(1) > 0.01).sum(1) * (time[1] - time[0])
+    assert np.abs(lasts - obs["duration"]).max() <= time[1] - time[0]
+
+    def heard(kind):
+        """Mean frequency at the beginning, the middle and the end."""
+        x, _ = images_of(adata, kind)
+        columns = x.mean(0)[:, [10, 15, 21]]
+        return frequency @ columns / columns.sum(0)
+
+    begin, middle, end = heard("up")
+    assert begin + 5 < middle < end - 5
+    begin, middle, end = heard("down")
+    assert begin - 5 > middle > end + 5
+    begin, middle, end = heard("chevron")
+    assert middle > max(begin, end) + 5
+    assert begin == pytest.approx(end, abs=2)
+    begin, _, end = heard("step")
+    assert end - begin == pytest.approx(18, abs=1)
+    x, obs = images_of(adata, "harmonic")
+    low = frequency < np.array(obs["pitch"])[:, None]
+    two = [(x.sum(2) * part) @ frequency / (x.sum(2) * part).sum(1) for part in (low, ~low)]
+    assert np.median(two[1] / two[0]) == pytest.approx(2, abs=0.03)
+
+
+def test_effects_move_the_song_by_what_is_stated():
+    """With the same seed nothing else differs, and the spectrograms move as far as the truth."""
+    sizes = {"n_animals": 20, "n_days": 3, "n_syllables": 30, **SONG, "seed": 2}
+    same, lower, still, rigid = (
+        sa.datasets.songs(**sizes, **given)
+        for given in ({}, {"deaf_effect": 6.0}, {"plasticity": 0.0}, {"deaf_plasticity": 0.0})
+    )
+    deaf, day = (same.obs["group"] == "deaf").to_numpy(), same.obs["day"].to_numpy()
+    moved = same.obs["pitch"] - lower.obs["pitch"]
+    np.testing.assert_allclose(moved, 6.0 * deaf)
+    np.testing.assert_array_equal(same.X[~deaf], lower.X[~deaf])
+    np.testing.assert_allclose(same.obs["pitch"] - still.obs["pitch"], 5.0 * (day - 1) / 2)
+    ratio = same.obs["bandwidth"] / still.obs["bandwidth"]
+    np.testing.assert_allclose(ratio, 0.97 ** (5.0 * (day - 1) / 2), rtol=0.02)
+    np.testing.assert_array_equal(rigid.X[deaf], still.X[deaf])
+    np.testing.assert_array_equal(rigid.X[~deaf], same.X[~deaf])
+    assert rigid.uns["truth"] == {"deaf_effect": 0.0, "plasticity": 5.0, "deaf_plasticity": 0.0}
+
+    def centre(adata, rows):
+        x = adata.X[rows & adata.obs["syllable"].isin(["flat", "up", "down", "step"]).to_numpy()]
+        x = x.reshape(-1, *adata.uns["shape"])
+        return ((x.sum(2) @ adata.uns["frequency"]) / x.sum((1, 2))).mean()
+
+    assert centre(same, day == 3) - centre(same, day == 1) == pytest.approx(5.0, abs=0.5)
+    assert centre(still, day == 3) - centre(still, day == 1) == pytest.approx(0.0, abs=0.5)
+    assert centre(lower, ~deaf) - centre(lower, deaf) == pytest.approx(6.0, abs=0.5)
+
+
+def test_without_an_effect_deaf_animals_sing_like_hearing_ones():
+    """Means of animals, which are independent, have the same distribution in both groups."""
+    from scipy.stats import ks_2samp
+
+    def pvalues(**given):
+        adata = sa.datasets.songs(400, 2, 6, **given)
+        columns = adata.obs[["pitch", "bandwidth", "duration"]].copy()
+        columns["loudness"] = adata.X.sum(1)
+        for kind in ("flat", "harmonic"):
+            columns[kind] = adata.obs["syllable"] == kind
+        first = adata.obs.groupby("animal", observed=True)["group"].first()
+        means = columns.groupby(adata.obs["animal"], observed=True).mean()
+        return {c: ks_2samp(means[c][first == "deaf"], means[c][first == "hearing"]).pvalue for c in means}
+
+    assert min(pvalues(seed=5).values()) > 0.01
+    found = pvalues(deaf_effect=3.0, seed=5)
+    assert found["pitch"] < 1e-6
+    assert found["duration"] > 0.01
+
+
+@pytest.mark.parametrize("few", [{"n_animals": 1}, {"n_days": 0}, {"n_syllables": 0}])
+def test_song_of_nobody_is_refused(few):
+    with pytest.raises(ValueError, match=r"are too few. Pass two animals or more, a day and a syllable"):
+        sa.datasets.songs(**few)
+
+
+def test_songs_are_written_and_read(tmp_path):
+    adata = sa.datasets.songs(2, 1, 3)
+    adata.write_h5ad(tmp_path / "songs.h5ad")
+    back = sa.data.read(tmp_path / "songs.h5ad")
+    np.testing.assert_array_equal(back.X, adata.X)
+    assert back.uns["truth"] == adata.uns["truth"]

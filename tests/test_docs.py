@@ -120,6 +120,12 @@ def after_conditions(names):
     assert set(names["found"]["combination"]) <= set(names["model"].conditions)
 
 
+def for_songs(names):
+    """Fewer animals."""
+    few = SimpleNamespace(songs=lambda: sa.datasets.songs(8))
+    names["sa"] = SimpleNamespace(datasets=few, VAE=sa.VAE, compare=sa.compare, pl=sa.pl)
+
+
 PREPARED = {
     "docs/conditions.md": for_conditions,
     "docs/pictures.md": for_pictures,
@@ -127,6 +133,7 @@ PREPARED = {
     "docs/models/cgmdvae.md": for_clusters,
     "docs/models/trvae.md": for_transfer,
     "docs/searching.md": for_searching,
+    "docs/songs.md": for_songs,
     "docs/likelihoods.md": for_searching,
 }
 
@@ -135,6 +142,15 @@ def after_comparing(names):
     assert set(names["found"]["design"]) == {"within donors"}
     assert set(names["cells"]["group"]) == {"control", "stimulated"}
     assert names["alike"].explained["permuted"].tolist() == ["donors within donor", "donors within condition"]
+
+
+def after_songs(names):
+    assert set(names["found"]["design"]) == {"across donors"}
+    assert set(names["naive"]["design"]) == {"cells"}
+    assert set(names["days"]["design"]) == {"within donors"}
+    assert len(names["days"]) == 2
+    assert set(names["moves"]["group"]) == {"hearing", "deaf"}
+    assert 0 < names["apart"]["pvalue"] <= 1
 
 
 def after_transfer(names):
@@ -150,6 +166,7 @@ def after_report(names):
 CHECKED = {
     "docs/models/cgmdvae.md": after_clusters,
     "docs/comparing.md": after_comparing,
+    "docs/songs.md": after_songs,
     "docs/report.md": after_report,
     "docs/transfer.md": after_transfer,
     "docs/conditions.md": after_conditions,

@@ -128,6 +128,7 @@ def test_functions_leave_others_alone(cells, tmp_path):
         sa.compare.groups(cells, use_rep="X", groupby="condition", n_permutations=50)
         sa.compare.witness(cells, use_rep="X", groupby="condition", groups=("control", "treated_1"))
         sa.datasets.simulate(50, 10, seed=1)
+        sa.datasets.songs(2, 1, 3, seed=1)
         sa.datasets.kang()
         sa.metrics.purity(cells.obs["cluster"], cells.obs["condition"])
         sa.VAE.setup_anndata(cells)

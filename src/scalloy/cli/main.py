@@ -13,6 +13,7 @@ from scalloy.cli import (
     console,
     models,
     scale,  # noqa: F401 (adds its command to the benchmarks)
+    songs,  # noqa: F401 (adds its command to the benchmarks)
     transfer,  # noqa: F401 (adds its commands to the benchmarks)
 )
 from scalloy.cli.benchmark import Out, benchmark, show

@@ -4,6 +4,7 @@ from scalloy.datasets.cohorts import cohort
 from scalloy.datasets.real import DOWNLOADS, citeseq, digits, fetch, kang, labelled, pbmc3k
 from scalloy.datasets.screens import screen, true_changes, true_means
 from scalloy.datasets.simulated import blobs, poisson_genes, programs, simulate, trial
+from scalloy.datasets.songs import songs
 
 __all__ = [
     "DOWNLOADS",
@@ -19,6 +20,7 @@ __all__ = [
     "programs",
     "screen",
     "simulate",
+    "songs",
     "trial",
     "true_changes",
     "true_means",
