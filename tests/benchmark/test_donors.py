@@ -138,7 +138,7 @@ def test_real_donors(monkeypatch):
     assert table.index.tolist() == ["B cells", "NK cells"]
     assert (table["known among the first 50"] > 20).all()
     assert (table["donors"] == 8).all()
-    assert (table["correlation of ranks"] > 0.5).all()
+    assert (table["correlation of ranks"] > 0.2).all()
 
 
 def test_speed(monkeypatch):
