@@ -51,7 +51,7 @@ def test_cuts_are_nested_and_keep_their_numbers(model):
         assert list(after) == [*before, row["smaller"]]
         assert row["divided"] == row["larger"]
         parts = after[[row["larger"], row["smaller"]]]
-        np.testing.assert_allclose(parts.sum(1), before[row["divided"]], atol=1e-5)
+        np.testing.assert_allclose(parts.sum(axis=1), before[row["divided"]], atol=1e-5)
         pd.testing.assert_frame_equal(after.drop(columns=parts), before.drop(columns=row["divided"]))
         sizes = row[["larger_cells", "smaller_cells"]].astype(float)
         np.testing.assert_allclose(parts.sum(), sizes, rtol=1e-4)
@@ -143,7 +143,7 @@ def test_other_mixtures_have_a_tree(settings, cells):
     model = sa.CGMDVAE(own, conditioning="shared", seed=0, **settings)
     model.train(max_epochs=6, **QUIET)
     p = model.get_cluster_probabilities(n=2)
-    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-4)
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-4)
     assert len(model.cluster_names) == settings["n_clusters"] or settings["n_clusters"] is None
 
 

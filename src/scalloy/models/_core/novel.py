@@ -157,7 +157,7 @@ def _markers(observed: AnnData, own: np.ndarray, known: np.ndarray, alike: np.nd
     """Return the genes that are higher in a group than in cells of known types, and those of one of them."""
     every = _tested(observed, own, known)
     nearest = _tested(observed, own, known & alike)
-    both = every.join(nearest, rsuffix="_nearest", how="left" if nearest.empty else "inner")
+    both = every.join(nearest.add_suffix("_nearest"), how="left" if nearest.empty else "inner")
     both["padj"] = both[["padj", "padj_nearest"]].max(axis=1)
     least = both[["score", "score_nearest"]].min(axis=1)
     both = both[(least > 0) & (both["padj"] < LEVEL)]
