@@ -229,9 +229,7 @@ def _located(source: Path, data: Path | None, use_rep: str | None) -> tuple[AnnD
     import anndata
 
     if not files.is_model(source):
-        if data is not None:
-            msg = f"`{source}` is not a model, so that `{data}` cannot be its cells. Pass one path only."
-            raise ValueError(msg)
+        files.check_alone(source, data)
         if use_rep is None:
             msg = "`--use-rep` is needed with cells: the key of a latent space in .obsm."
             raise ValueError(msg)
@@ -240,9 +238,8 @@ def _located(source: Path, data: Path | None, use_rep: str | None) -> tuple[AnnD
         msg = "`--use-rep` is for cells; with a model its own latent space is used. Leave it out."
         raise ValueError(msg)
     trained = files.load(source)
-    if data is None and trained.adata is None:
-        msg = f"`{source}` was saved without its cells. Pass them as the second argument."
-        raise ValueError(msg)
+    if data is None:
+        files.with_cells(trained, source)
     cells = None if data is None else files.read(data)
     obs = (trained.reader.own if cells is None else cells).obs
     z = trained.get_latent_representation(cells)

@@ -148,7 +148,7 @@ def _swarm(
 
 
 def _side_by_side(x: np.ndarray, width: float) -> np.ndarray:
-    """Return how far dots move aside so that none hides another; each takes the nearest place that is free."""
+    """Return how far dots move aside so that none hides another: each to the nearest place that is free."""
     moved, ends = np.zeros(len(x)), list[float]()  # the last dot of each line of dots
     for i in np.argsort(x, kind="stable"):
         free = next((k for k, end in enumerate(ends) if x[i] - end >= width / DOTS), len(ends))
