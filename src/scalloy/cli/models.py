@@ -260,6 +260,12 @@ def report(
             "--key", help="Column of .obs, or gene, to colour by; may be repeated (default registered)."
         ),
     ] = None,
+    groupby: Annotated[
+        Text, typer.Option(help="Column of .obs with groups of donors to compare (default conditions).")
+    ] = None,
+    donor_key: Annotated[
+        Text, typer.Option(help="Column of .obs with donors (default the registered donors or batches).")
+    ] = None,
     held_out: Annotated[
         Text,
         typer.Option(
@@ -275,8 +281,8 @@ def report(
 ) -> None:
     """Write a report on a model as one self-contained HTML page.
 
-    The page shows what to look at first, then training, latent space, clusters, transfer and fit. It needs no
-    other files and no network. Findings are printed too.
+    The page shows what to look at first, then training, latent space, clusters, groups of donors, transfer
+    and fit. It needs no other files and no network. Findings are printed too.
 
     Examples:
 
@@ -290,7 +296,15 @@ def report(
     cells = files.read(data)
     trained, same = files.attached(model, cells)
     given = None if same else cells
-    asked = {"keys": key, "held_out": held_out, "max_epochs": epochs, "title": title, "seed": seed}
+    asked = {
+        "keys": key,
+        "groupby": groupby,
+        "donor_key": donor_key,
+        "held_out": held_out,
+        "max_epochs": epochs,
+        "title": title,
+        "seed": seed,
+    }
     for finding in trained.report(out, given, overwrite=force, **asked):  # type: ignore[arg-type]
         files.say(f"look: {finding}")
     files.say(f"saved {out}")
