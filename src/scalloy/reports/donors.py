@@ -194,8 +194,8 @@ def _genes(rows: pd.DataFrame, pair: list[str], of: str) -> list[Any]:
     tested = [name for name, row in table.items() if row["genes tested"]]
     said = (
         f"{total:,} genes differ within populations ({GENES:.0%} false discoveries), each counted in every "
-        "population in which it does. A population of fewer cells or donors shows fewer, so numbers do not say "
-        "which responds most."
+        "population in which it does. A population of fewer cells or donors shows fewer, so numbers do not "
+        "say which responds most."
     )
     if len(tested) < len(table):
         said += f" Nothing can be said about {few(name for name in table if name not in tested)}."
