@@ -62,9 +62,11 @@ def test_numbers_are_those_of_the_comparisons(trial):
         both = [str(first["donors_b"]), str(first["donors_a"])]
         assert row["donors"] == (both[0] if both[0] == both[1] else " and ".join(both))
         clearest = [f"{row.gene} ({row.shrunken:+.1f})" for row in here.sort_values("pvalue").itertuples()]
-        assert row["clearest (log2 fold change)"].startswith(clearest[0] if clearest else "none")
+        assert row["clearest (log2 fold change)"].startswith(
+            clearest[0] if clearest else first["note"] or "none"
+        )
     total = genes.frame["higher"].sum() + genes.frame["lower"].sum()
-    assert total > 10
+    assert total > 3
     assert said[2].startswith(f"{total} genes differ within populations (5% false discoveries)")
     significant = expected[expected["padj"] <= donors.SHARES].sort_values("pvalue")
     assert said[1].startswith(
