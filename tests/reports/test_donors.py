@@ -134,6 +134,31 @@ def test_unlabelled_cells_and_missing_donors(trial):
     assert sorted(tables(found)[0].frame.index) == ["?", "type_0", "type_2", "type_3"]
     assert "4 donors, each compared with itself" in said[1]
     assert "registered" not in said[0]
+    known = adata[adata.obs["person"].notna()].copy()
+    same_numbers(found, known, {**SETTINGS, "donor_key": "person"})
+
+
+def same_numbers(found, cells, settings):
+    """Shares and genes of the section are those of the comparisons of these cells."""
+    shares, genes = tables(found)
+    np.testing.assert_allclose(shares.frame["log2 fold"], sa.compare.abundance(cells, **settings)["effect"])
+    table = sa.compare.expression(cells, **settings)
+    for name, row in genes.frame.iterrows():
+        here = table[table["cell_type"] == name]
+        assert row["genes tested"] == here["pvalue"].notna().sum()
+        clearest = here[here["padj"] <= donors.GENES].sort_values("pvalue")["gene"].tolist()
+        assert row["higher"] + row["lower"] == len(clearest)
+        assert all(gene in row["clearest (log2 fold change)"] for gene in clearest[: donors.NAMED])
+
+
+def test_a_choice_of_cells_is_said(trial, monkeypatch):
+    monkeypatch.setattr("scalloy.reports.subject.MOST", 400)
+    model = made(trial.copy(), "VAE", labels_key="cell_type", batch_key="donor")
+    found, said = section(model, groupby="condition")
+    assert "400 cells were chosen at random; `sa.compare` uses all." in said[0]
+    rows = np.sort(np.random.default_rng(0).choice(500, 400, replace=False))
+    reference = said[1].split(", ")[0].split(" against ")[1]
+    same_numbers(found, trial[rows].copy(), {**SETTINGS, "reference": reference})
 
 
 def test_groups_beyond_the_largest_are_left_out(trial):
