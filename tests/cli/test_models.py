@@ -354,7 +354,8 @@ def test_errors_of_ours_say_where_to_look(place, monkeypatch):
 
 
 def test_every_command_has_help_with_an_example():
-    for name in ("demo", "train", "embed", "annotate", "transfer", "compare", "report", "search"):
+    several = ("embed", "annotate", "transfer", "compare", "abundance", "expression", "report")
+    for name in ("demo", "train", *several, "search"):
         said = ok(name, "--help")
         assert "Examples:" in said
         assert f"scalloy {name} " in said

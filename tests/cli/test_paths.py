@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import scalloy as sa
 from scalloy.cli import console, main, paths
-from scalloy.cli.paths import CELLS, PAGES, TABLES, Writes
+from scalloy.cli.paths import CELLS, PAGES, PICTURES, TABLES, Writes
 from scalloy.files import anndata_files as files
 
-LIKE = {CELLS: ".h5ad", TABLES: ".csv", PAGES: ".html"}
+LIKE = {CELLS: ".h5ad", TABLES: ".csv", PAGES: ".html", PICTURES: ".png"}
 
 
 def commands(group=None, before=()):
@@ -85,7 +85,8 @@ def forced(words):
 def test_every_path_is_read_or_written():
     """A command cannot be forgotten: what it writes is marked, or is here to be thought about."""
     assert {w[-1] for w in WRITING} >= {
-        *("train", "embed", "annotate", "transfer", "compare", "report", "search", "demo", "speed", "scale")
+        *("train", "embed", "annotate", "transfer", "compare", "report", "search", "demo", "speed", "scale"),
+        *("abundance", "expression"),
     }
     found = {
         (words[-1], name)
@@ -96,7 +97,7 @@ def test_every_path_is_read_or_written():
     assert found == {
         *(("train", name) for name in ("config", "descriptors")),
         ("transfer", "trained_on"),
-        ("compare", "source"),
+        *((command, "source") for command in ("compare", "abundance", "expression")),
     }
 
 
@@ -134,7 +135,7 @@ def test_names_are_of_their_kind(words, out, tmp_path, refused):
     mark = paths.outputs(EVERY[words].callback)[out]
     folder = tmp_path / f"folder{LIKE.get(mark.suffixes, '')}"
     if mark.suffixes:
-        for suffix in {".h5ad", ".csv", ".html", ".txt", ""} - set(mark.suffixes):
+        for suffix in {".h5ad", ".csv", ".html", ".png", ".txt", ""} - set(mark.suffixes):
             (tmp_path / f"a{suffix}").write_text("mine")
             refused(words, {out: tmp_path / f"a{suffix}"}, *forced(words), match="its name end in")
             assert (tmp_path / f"a{suffix}").read_text() == "mine"
@@ -142,7 +143,7 @@ def test_names_are_of_their_kind(words, out, tmp_path, refused):
         refused(words, {out: folder}, *forced(words), match="is a folder")
     else:
         folder.write_text("mine")
-        for given in (folder, tmp_path / "a.h5ad", tmp_path / "a.html"):
+        for given in (folder, tmp_path / "a.h5ad", tmp_path / "a.html", tmp_path / "a.svg"):
             refused(words, {out: given}, *forced(words), match="Pass a folder")
         assert os.listdir(tmp_path) == ["folder"]
     below = tmp_path / "file"

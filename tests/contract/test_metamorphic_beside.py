@@ -109,6 +109,21 @@ def confusion(adata, _):
     return {"shares": pd.DataFrame(np.asarray(ax.images[0].get_array()), index=batches, columns=lanes).T}
 
 
+def neighbourhoods(adata, cells):
+    """Number and mean height of the dots of each label, and where the centres lie."""
+    asked = {"groupby": "condition", "donor_key": "lane", "by": "neighbourhoods", "use_rep": "X_z"}
+    found = sa.compare.abundance(cells, **asked, n_neighbors=30, at_least=1)
+    pair = tuple(found[["group_a", "group_b"]].iloc[0])
+    ax = sa.pl.neighbourhoods(found, adata, groupby="cluster", groups=pair)
+    at = np.concatenate([np.asarray(dots.get_offsets()) for dots in ax.collections])
+    names = np.array([tick.get_text() for tick in ax.get_yticklabels()])
+    rows = pd.DataFrame({"label": names[np.round(at[:, 1]).astype(int)], "effect": at[:, 0]})
+    ax = sa.pl.neighbourhoods(found, adata, basis="X_z", groups=pair)
+    at = np.concatenate([np.asarray(dots.get_offsets()) for dots in ax.collections[1:3]])
+    places = pd.DataFrame({"x": at[:, 0]}, index=[f"{x:.6f} {y:.6f}" for x, y in at])
+    return {"rows": rows.groupby("label")["effect"].agg(["size", "mean"]).astype(float), "places": places}
+
+
 def points(adata, _):
     gene = "gene_3"
     ax = sa.pl.latent(adata, gene, basis="X_z")
@@ -176,6 +191,7 @@ FUNCTIONS = {
     "pl.clusters": bars,
     "pl.confusion": confusion,
     "pl.latent": points,
+    "pl.neighbourhoods": neighbourhoods,
     "pl.joint": joint,
     "baselines.Baseline": baseline,
     "baselines.StructuredBaseline": structured,

@@ -131,6 +131,21 @@ def attached(path: Path, data: Any) -> tuple[ScalloyModel, bool]:
     return model, same
 
 
+def check_alone(source: Path, data: Path | None) -> None:
+    """Raise if cells were given for something that is no model."""
+    if data is not None:
+        msg = f"`{source}` is not a model, so that `{data}` cannot be its cells. Pass one path only."
+        raise ValueError(msg)
+
+
+def with_cells(model: ScalloyModel, source: Path) -> ScalloyModel:
+    """Return a model, raising if it was saved without its cells."""
+    if model.adata is None:
+        msg = f"`{source}` was saved without its cells. Pass them as the second argument."
+        raise ValueError(msg)
+    return model
+
+
 def write(data: Any, path: Path) -> None:
     """Write cells with their results, and say where."""
     from scalloy.files import anndata_files

@@ -11,6 +11,7 @@ from scalloy.cli import (
     benchmark_cells,  # noqa: F401 (adds its commands to the benchmarks)
     benchmark_donors,  # noqa: F401 (adds its command to the benchmarks)
     console,
+    donors,
     models,
     scale,  # noqa: F401 (adds its command to the benchmarks)
     songs,  # noqa: F401 (adds its command to the benchmarks)
@@ -75,6 +76,8 @@ def demo(
 app.command()(train)
 for command in ("embed", "annotate", "transfer", "compare", "report"):
     app.command()(getattr(models, command))
+for command in ("abundance", "expression"):
+    app.command()(getattr(donors, command))
 
 
 @app.command()

@@ -229,9 +229,7 @@ def _located(source: Path, data: Path | None, use_rep: str | None) -> tuple[AnnD
     import anndata
 
     if not files.is_model(source):
-        if data is not None:
-            msg = f"`{source}` is not a model, so that `{data}` cannot be its cells. Pass one path only."
-            raise ValueError(msg)
+        files.check_alone(source, data)
         if use_rep is None:
             msg = "`--use-rep` is needed with cells: the key of a latent space in .obsm."
             raise ValueError(msg)
@@ -240,9 +238,8 @@ def _located(source: Path, data: Path | None, use_rep: str | None) -> tuple[AnnD
         msg = "`--use-rep` is for cells; with a model its own latent space is used. Leave it out."
         raise ValueError(msg)
     trained = files.load(source)
-    if data is None and trained.adata is None:
-        msg = f"`{source}` was saved without its cells. Pass them as the second argument."
-        raise ValueError(msg)
+    if data is None:
+        files.with_cells(trained, source)
     cells = None if data is None else files.read(data)
     obs = (trained.reader.own if cells is None else cells).obs
     z = trained.get_latent_representation(cells)
@@ -263,6 +260,12 @@ def report(
             "--key", help="Column of .obs, or gene, to colour by; may be repeated (default registered)."
         ),
     ] = None,
+    groupby: Annotated[
+        Text, typer.Option(help="Column of .obs with groups of donors to compare (default conditions).")
+    ] = None,
+    donor_key: Annotated[
+        Text, typer.Option(help="Column of .obs with donors (default the registered donors or batches).")
+    ] = None,
     held_out: Annotated[
         Text,
         typer.Option(
@@ -278,8 +281,8 @@ def report(
 ) -> None:
     """Write a report on a model as one self-contained HTML page.
 
-    The page shows what to look at first, then training, latent space, clusters, transfer and fit. It needs no
-    other files and no network. Findings are printed too.
+    The page shows what to look at first, then training, latent space, clusters, groups of donors, transfer
+    and fit. It needs no other files and no network. Findings are printed too.
 
     Examples:
 
@@ -293,7 +296,15 @@ def report(
     cells = files.read(data)
     trained, same = files.attached(model, cells)
     given = None if same else cells
-    asked = {"keys": key, "held_out": held_out, "max_epochs": epochs, "title": title, "seed": seed}
+    asked = {
+        "keys": key,
+        "groupby": groupby,
+        "donor_key": donor_key,
+        "held_out": held_out,
+        "max_epochs": epochs,
+        "title": title,
+        "seed": seed,
+    }
     for finding in trained.report(out, given, overwrite=force, **asked):  # type: ignore[arg-type]
         files.say(f"look: {finding}")
     files.say(f"saved {out}")

@@ -15,7 +15,8 @@ from typing import Any, get_type_hints
 CELLS = (".h5ad", ".h5mu", ".zarr")
 PAGES = (".html", ".htm")
 TABLES = (".csv",)
-FILES = (*CELLS, *PAGES, *TABLES)  # endings that the name of a folder may not have
+PICTURES = (".png", ".pdf", ".svg")
+FILES = (*CELLS, *PAGES, *TABLES, *PICTURES)  # endings that the name of a folder may not have
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Plots, one per function: each draws into axes and returns them, and nothing is shown or saved."""
 
+from scalloy.pl.abundance import abundance
 from scalloy.pl.cluster_tree import cluster_tree
 from scalloy.pl.clusters import clusters
 from scalloy.pl.compare import null
@@ -9,11 +10,14 @@ from scalloy.pl.donors import donors
 from scalloy.pl.history import history, terms
 from scalloy.pl.latent import embedding, latent
 from scalloy.pl.likelihoods import counts, likelihoods
+from scalloy.pl.neighbourhoods import neighbourhoods
 from scalloy.pl.responses import dose_response, interactions
 from scalloy.pl.transfer import held_out, joint, transfer
 from scalloy.pl.traversal import traversal
+from scalloy.pl.volcano import volcano
 
 __all__ = [
+    "abundance",
     "cluster_tree",
     "clusters",
     "confusion",
@@ -28,8 +32,10 @@ __all__ = [
     "joint",
     "latent",
     "likelihoods",
+    "neighbourhoods",
     "null",
     "terms",
     "transfer",
     "traversal",
+    "volcano",
 ]

@@ -14,7 +14,7 @@ import pandas as pd
 from scalloy._arguments import positive
 from scalloy.data.checks import check_type, find_column
 from scalloy.files import atomic_write
-from scalloy.reports import checks, predictions, responses, sections
+from scalloy.reports import checks, donors, predictions, responses, sections
 from scalloy.reports.page import SVG, Section, page
 from scalloy.reports.subject import Subject
 
@@ -28,6 +28,8 @@ def report(
     adata: Any = None,
     *,
     keys: str | Sequence[str] | None = None,
+    groupby: str | None = None,
+    donor_key: str | None = None,
     held_out: str | None = None,
     max_epochs: int | None = None,
     title: str | None = None,
@@ -37,9 +39,9 @@ def report(
     """Write a report on the model and its cells as one self-contained HTML page.
 
     The page needs no other files and no network. It begins with what to look at, followed by training curves
-    by term, the latent space by any keys, clusters against labels, usage of components, predictions under
-    another condition beside simple baselines, dose curves and combinations, the fit of counts, settings and
-    versions.
+    by term, the latent space by any keys, clusters against labels, usage of components, groups of donors,
+    predictions under another condition beside simple baselines, dose curves and combinations, the fit of
+    counts, settings and versions.
 
     Parameters
     ----------
@@ -52,6 +54,10 @@ def report(
     keys
         Columns of ``.obs``, or genes, by which the latent space is coloured; ``None`` uses the registered
         columns. Clusters are drawn in any case.
+    groupby
+        Column of ``.obs`` with groups of donors to compare; ``None`` uses the registered conditions.
+    donor_key
+        Column of ``.obs`` with donors; ``None`` uses the registered donors or batches.
     held_out
         Label of a cell type; for each condition but the control, the model is trained again without this type
         under the condition, and predicts it, beside simple baselines.
@@ -85,8 +91,9 @@ def report(
     if max_epochs is not None:
         positive(max_epochs=max_epochs)
     subject = _subject(model, adata, [keys] if isinstance(keys, str) else keys, seed)
+    compared = donors.columns(subject, groupby, donor_key)
     with plt.ioff(), mpl.rc_context(SVG):
-        done, made = _made(subject, held_out, max_epochs)
+        done, made = _made(subject, compared, held_out, max_epochs)
         text = _page(subject, title, done, made)
     with atomic_write.explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +114,7 @@ def _subject(model: Any, adata: Any, keys: Sequence[str] | None, seed: int) -> S
 
 
 def _made(
-    subject: Subject, held_out: str | None, max_epochs: int | None
+    subject: Subject, compared: donors.Columns | None, held_out: str | None, max_epochs: int | None
 ) -> tuple[list[checks.Check], list[Section]]:
     """Return the checks, and the sections that follow them."""
     model = subject.model
@@ -124,6 +131,8 @@ def _made(
     latent = sections.latent(subject)
     latent.parts.extend(sections.neighbours(told))
     made = [sections.training(model), latent, sections.clusters(subject), sections.usage(subject)]
+    if compared is not None:
+        made.append(donors.groups_of_donors(subject, compared))
     if predictions.can_transfer(model):
         unseen = predictions.unseen_pairs(subject)
         done.append(checks.far(unseen))
