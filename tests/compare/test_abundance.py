@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from studies import numbers
 
 import scalloy as sa
+from scalloy.compare.discoveries import adjusted
 
 ASK = {"groupby": "group", "by": "type", "donor_key": "donor"}
 
@@ -49,6 +50,22 @@ def test_others_seem_to_shrink_in_shares_of_all_and_not_against_what_is_unchange
     named = table(adata, unchanged=["t0", "t1"])
     assert named.loc["t5", "effect"] == pytest.approx(3, abs=0.3)
     assert named["unchanged"].tolist() == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("folds", [[1, 8], [1, 6, 36], [1, 1, 6, 36, 200, 1000]])
+def test_without_a_majority_that_stays_shares_of_all_cells_are_compared(folds):
+    adata = numbers(8, 8, n_types=len(folds), folds=folds, sd=0.05, cells=1500)
+    found = table(adata)
+    assert found["relative_to"].unique().tolist() == ["all cells"]
+    assert not found["unchanged"].any()
+    pd.testing.assert_frame_equal(found, table(adata, unchanged=None))
+
+
+def test_a_rare_type_that_doubles_is_not_taken_to_stay_however_uncertain():
+    adata = numbers(3, 3, folds=[1, 1, 1, 1, 1, 5], sd=0.9, seed=4)
+    found = table(adata)
+    moved = found[found["relative_to"] == "unchanged populations"]
+    assert (moved.loc[moved["unchanged"], "effect"].abs() < 2.5).all()
 
 
 def test_effects_are_folds_of_shares_or_of_odds_by_hand():
@@ -237,6 +254,8 @@ def test_neighbourhoods_find_the_spot_that_is_denser():
     assert (found.loc[far, "padj"] < 0.1).mean() < 0.05
     assert abs(found.loc[far, "effect"].median()) < 0.15
     assert (found["n_cells"] == 60).all()  # five for each of the twelve samples
+    weighted = adjusted(found["pvalue"].to_numpy(), 1 / found["radius"].to_numpy())
+    np.testing.assert_allclose(found["padj"], weighted)
 
 
 def test_neighbourhoods_are_those_of_their_cells():
@@ -265,7 +284,8 @@ def test_a_space_that_separates_the_groups_is_warned_of():
     adata = plane()
     adata.obsm["z"][(adata.obs["group"] == "b").to_numpy()] += 50
     with pytest.warns(UserWarning, match="hold cells of one group only"):
-        hoods(adata)
+        found = hoods(adata)
+    assert found["relative_to"].unique().tolist() == ["all cells"]
 
 
 def test_order_of_cells_and_of_donors_does_not_matter():

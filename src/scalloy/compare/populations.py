@@ -46,7 +46,7 @@ class Populations:
 
     @property
     def one_hot(self) -> sp.csr_matrix:
-        """Which cells belong to which part, ``(cells, parts)``."""
+        """Membership of cells in parts, ``(cells, parts)``."""
         n = len(self.part)
         return sp.csr_matrix((np.ones(n), (np.arange(n), self.part)), (n, len(self.parts)))
 
