@@ -79,7 +79,7 @@ def test_statistic_within_donors_leaves_out_pairs_of_the_same_donor():
 
 def test_statistic_of_cells_is_the_unbiased_mmd_and_energy_distance():
     adata = cells(4, 25, shift=0.5)
-    group = (adata.obs["group"] == "b").to_numpy()
+    group = np.array(adata.obs["group"] == "b")
     x = torch.tensor(np.array(adata.obsm["z"]), dtype=torch.float32)
     row = one(adata)
     assert row["design"] == "cells"

@@ -319,7 +319,7 @@ def test_cells_under_conditions_of_known_parts_are_read(model):
     ours = [str(w.message) for w in said if w.category is UserWarning]  # libraries warn, too
     assert "'drug_1 0.4+drug_2 7+drug_4 1', 'drug_3 0.2'" in ours[0]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of each condition once
+        warnings.simplefilter("error", UserWarning)  # of each condition once
         turned = model.get_latent_representation(cells[::-1].copy())
     np.testing.assert_array_equal(found[:12], z)
     np.testing.assert_allclose(turned[::-1], found, atol=1e-6)
