@@ -202,7 +202,7 @@ for ax, name in zip(axes, ["CD14+ Monocytes", "B cells"], strict=True):
 
 # %% [markdown]
 # Do not compare these numbers between types: a type with few cells has few genes that can be tested, and few
-# donors with enough cells. Whether types respond differently is a question of its own, [below](#Where-more).
+# donors with enough cells. Whether types respond differently is a question of its own, further below.
 #
 # ## The naive answer
 #
@@ -242,6 +242,10 @@ axes[0].legend(frameon=False)
 axes[1].legend(frameon=False)
 
 # %% [markdown]
+# **What to look at.** Each bar is one way to halve the donors, and its height is what the test of cells
+# claims about them. Dots are the tests of donors on the same cells, and at zero they are silent. Four people
+# always differ from four others, and the more cells there are, the more certain a test of cells is of it.
+#
 # ## Fold changes to rank by
 #
 # The largest fold changes belong to rare genes and are mostly noise. `shrunken` is the fold change that is
@@ -266,8 +270,8 @@ ax.legend(frameon=False, title="truth")
 ax.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
-# Genes that do not change (grey) are drawn to zero. Of those that do, the clear ones keep most of what they
-# have.
+# Nearly all genes that do not change (grey) are drawn to zero. Of those that do, the clear ones keep most of
+# what they have.
 #
 # ## Where more
 #
@@ -371,7 +375,7 @@ few
 # %%
 paper = shares.set_index("cell_type")
 interval = [f"{e:+.2f} ({a:+.2f} to {b:+.2f})" for e, a, b in zip(paper.effect, paper.lower, paper.upper)]
-best = genes[(genes["padj"] < 0.05) & (genes["mean"] > 100)]
+best = genes[(genes["padj"] < 0.05) & (genes["mean"] > 100)]  # not the rarest ones
 best = best.sort_values("shrunken", key=abs, ascending=False)
 pd.DataFrame(
     {
@@ -387,15 +391,17 @@ pd.DataFrame(
 
 # %% [markdown]
 # Look at `donors` before you name genes: of megakaryocytes, few donors have enough cells, and a gene of red
-# blood cells (HBB) may lead the list because it spills from one cell into another.
+# blood cells (HBB) may lead the list because its RNA spills over from cells that broke.
 #
 # And one paragraph, whose numbers come from the tables:
 
 # %%
 moved = paper[paper["padj"] <= 0.1]
-said = [f"{name} (log2 fold {row['effect']:+.2f}, FDR {row['padj']:.2f})" for name, row in moved.iterrows()]
+said = [
+    f"{name} (log2 fold {row['effect']:+.2f}, adjusted p {row['padj']:.3f})" for name, row in moved.iterrows()
+]
 still = [name for name, same in paper["unchanged"].items() if same]
-explained = alike.explained.set_index("covariate")["r2"]
+explained = 100 * alike.explained.set_index("covariate")["r2"]
 most = count.index[(count["up"] + count["down"]).argmax()]
 text = (
     f"Cells of {len(donors)} donors were compared between conditions, each donor with itself (scalloy "
@@ -405,8 +411,8 @@ text = (
     "condition and cell type and compared by quasi-likelihood regression with negative binomial variance. "
     f"At a false discovery rate of 5 %, most genes changed in {most} ({count.loc[most, 'up']} up, "
     f"{count.loc[most, 'down']} down, of {count.loc[most, 'tested']} tested). The condition explained "
-    f"{explained['condition']:.0%} of the squared distances between samples within cell types, and the donor "
-    f"{explained['donor']:.0%}. Donors, not cells, were the replicates in all tests."
+    f"{explained['condition']:.0f} % of the squared distances between samples within cell types, and the "
+    f"donor {explained['donor']:.0f} %. Donors, not cells, were the replicates in all tests."
 )
 print(fill(text, 100))
 
