@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import time
 import warnings
 from collections.abc import Sequence
@@ -68,7 +70,7 @@ def milo(adata: AnnData) -> tuple[pd.DataFrame, np.ndarray]:
         msg = "This also measures pertpy's Milo, which is not installed: pip install pertpy."
         raise ImportError(msg) from error
     cells = AnnData(adata.X, obs=adata.obs.copy(), obsm={"X_z": adata.obsm["X_z"]})
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints its tables
         warnings.simplefilter("ignore")
         sc.pp.neighbors(cells, use_rep="X_z", n_neighbors=SIZE // 2)
         cells.obs["sample"] = cells.obs["donor"].astype(str)
