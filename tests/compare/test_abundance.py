@@ -332,6 +332,43 @@ def test_bad_input():
         sa.compare.abundance(adata, groupby="group", by="neighborhoods", donor_key="donor")
 
 
+def test_each_column_has_one_role_and_names_are_lists():
+    adata = numbers(3, 3)
+    for ask in ({"by": "group"}, {"by": "donor"}, {"groupby": "donor"}):
+        with pytest.raises(ValueError, match="Pass a column of its own for each: the groups"):
+            sa.compare.abundance(adata, **(ASK | ask))
+    adata.obs["effect"] = adata.obs["type"]
+    with pytest.raises(ValueError, match="`by='effect'` is a column of the table that is returned"):
+        sa.compare.abundance(adata, **(ASK | {"by": "effect"}))
+    with pytest.raises(ValueError, match=r"`paired=0` is not known\. Pass True, False or 'auto'"):
+        table(adata, paired=0)
+    with pytest.raises(TypeError, match=r"`unchanged='t0'` is one name\. Pass a list of names"):
+        table(adata, unchanged="t0")
+    with pytest.raises(ValueError, match="`unchanged` names no population"):
+        table(adata, unchanged=[])
+    with pytest.raises(ValueError, match="`n_neighbors=0` must be above zero"):
+        table(adata, n_neighbors=0)
+
+
+def test_levels_of_a_covariate_in_one_group_only_allow_no_permutation():
+    """Two donors of each group are women; the rest, men or unknown, are in one group."""
+    adata = numbers(4, 4, seed=2)
+    kinds = {"d00": "f", "d01": "f", "d04": "f", "d05": "f", "d02": "x", "d03": "x"}
+    adata.obs["sex"] = adata.obs["donor"].map(kinds).fillna("m")
+    found = table(adata, test="permutation", covariates="sex", unchanged=None)
+    assert found["smallest"].iloc[0] == pytest.approx(2 / 6)  # either half of the women, and its opposite
+    assert (found["pvalue"] >= 2 / 6 - 1e-9).all()
+
+
+def test_populations_whose_donors_do_not_vary_have_a_note():
+    adata = numbers(3, 3)
+    adata.obs["type"] = adata.obs["group"].map({"a": "only in a", "b": "only in b"})
+    found = table(adata)
+    assert found["pvalue"].isna().all()
+    assert (found["note"] == "Donors of a group do not vary, so nothing tells the variance").all()
+    assert (table(numbers(3, 3))["note"] == "").all()
+
+
 def test_donors_of_both_kinds_use_what_allows_a_test():
     adata = numbers(4, paired=True)
     adata = adata[~((adata.obs["donor"] == "d00") & (adata.obs["group"] == "a"))].copy()
