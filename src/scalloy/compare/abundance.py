@@ -247,9 +247,8 @@ def _compared(
         rows[["lower", "upper", "pvalue"]] = np.nan
     rows.loc[alone, list(missing)] = np.nan
     notes = np.where(alone, "Nothing is left to compare it with", note)
-    notes = np.where(
-        rows["pvalue"].isna() & (notes == ""), "Too few cells to tell donors' differences", notes
-    )
+    untold = rows["pvalue"].isna() & (notes == "")
+    notes = np.where(untold, "Donors of a group do not vary, so nothing tells the variance", notes)
     rows["padj"] = adjusted(rows["pvalue"].to_numpy(), parts.weight)
     against = "all cells" if unchanged is None else "unchanged populations"
     stays = unchanged is not None and inside.sum(1) / np.maximum(counts.sum(1), 1e-12) > 0.5
