@@ -167,6 +167,26 @@ def test_a_type_that_vanishes_is_found_with_a_finite_effect():
     assert np.isfinite(found[["lower", "upper"]].to_numpy()).all()
 
 
+def test_effects_of_rare_types_are_not_those_of_frequent_ones():
+    """Few cells of a donor are of the types that grow and shrink; all types vary alike."""
+    rng, found, truth = np.random.default_rng(5), [], np.array([6, 1 / 6])
+    folds = np.repeat([1.0, *truth], [7, 1, 1])
+    for _ in range(10):
+        base = np.concatenate([rng.dirichlet(np.full(5, 3.0)) * 0.98, np.full(4, 0.005)])
+        rows = []
+        for d in range(10):
+            share = base * np.exp(rng.normal(0, 0.4, 9)) * (folds if d > 4 else 1)
+            kind = rng.choice(9, 400, p=share / share.sum())
+            rows.append(pd.DataFrame({"donor": f"d{d}", "group": "ab"[d > 4], "type": kind.astype(str)}))
+        obs = pd.concat(rows, ignore_index=True)
+        adata = ad.AnnData(
+            np.zeros((len(obs), 1), dtype=np.float32), obs=obs.set_index(obs.index.astype(str))
+        )
+        same = [str(k) for k in range(5)]
+        found.append(table(adata, unchanged=same)["effect"].reindex(["7", "8"]))
+    np.testing.assert_allclose(np.mean(found, axis=0), np.log2(truth), atol=0.6)
+
+
 def test_without_replicates_there_are_effects_and_a_note():
     adata = numbers(1, 4)
     found = table(adata)
