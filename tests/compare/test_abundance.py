@@ -380,6 +380,34 @@ def test_levels_of_a_covariate_in_one_group_only_allow_no_permutation():
     assert (found["pvalue"] >= 2 / 6 - 1e-9).all()
 
 
+def test_populations_without_cells_of_either_group_count_for_nothing():
+    """Many types are in a third group only; the others are compared as if these were not there."""
+    adata = numbers(6, 6, seed=1)
+    adata.obs["group"] = adata.obs["donor"].map(lambda d: "abc"[int(d[1:]) // 4])
+    third = adata.obs["group"] == "c"
+    adata.obs.loc[third, "type"] = "own " + pd.Series(np.arange(adata.n_obs) % 20, adata.obs_names).astype(
+        str
+    )
+    found = table(adata)
+    found = found[found["group_b"] == "b"]
+    own = found.index.str.startswith("own")
+    assert found.loc[own, ["effect", "pvalue", "padj"]].isna().all(axis=None)
+    assert (found.loc[own, "note"] == "No cells in either group").all()
+    assert not found.loc[own, "unchanged"].any()
+    pd.testing.assert_frame_equal(found[~own], table(adata[~third].copy()))
+
+
+def test_a_single_cluster_has_no_tree():
+    class Model:
+        obs = numbers(3, 3).obs
+
+        def get_cluster_tree(self):
+            return pd.DataFrame(columns=["divided", "larger", "smaller"])
+
+    with pytest.raises(ValueError, match="the model has one cluster only, which is not divided"):
+        sa.compare.abundance(Model(), groupby="group", by="tree", donor_key="donor")
+
+
 def test_populations_whose_donors_do_not_vary_have_a_note():
     adata = numbers(3, 3)
     adata.obs["type"] = adata.obs["group"].map({"a": "only in a", "b": "only in b"})

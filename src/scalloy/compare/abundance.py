@@ -212,7 +212,11 @@ def _compared(
             msg = f"`unchanged={unchanged!r}` is one name. Pass a list of names: [{unchanged!r}]."
             raise TypeError(msg)
         one_of("unchanged", unchanged, ("auto",))
-        still = None if note else _unmoved(of_part, null, chosen.group)
+        some = of_part.sum(1) > 0
+        still = None if note else _unmoved(of_part[some], null, chosen.group)
+        if still is not None:
+            some[some] = still
+            still = some
         unchanged, same = (None, same) if still is None else (unchanged, still)
     elif unchanged is not None:
         if not len(unchanged):
@@ -245,8 +249,10 @@ def _compared(
         more["smallest"] = smallest
     if note:
         rows[["lower", "upper", "pvalue"]] = np.nan
-    rows.loc[alone, list(missing)] = np.nan
+    empty = counts.sum(1) == 0
+    rows.loc[alone | empty, list(missing)] = np.nan
     notes = np.where(alone, "Nothing is left to compare it with", note)
+    notes = np.where(empty, "No cells in either group", notes)
     untold = rows["pvalue"].isna() & (notes == "")
     notes = np.where(untold, "Donors of a group do not vary, so nothing tells the variance", notes)
     rows["padj"] = adjusted(rows["pvalue"].to_numpy(), parts.weight)

@@ -14,9 +14,9 @@ family                            mean                            variance, time
 variance of the log-odds among donors, so that rare and frequent populations may share it. ``s^2`` is each
 response's own. It is the sum of squared Pearson residuals over the degrees of freedom. A group of samples
 with no or a single count says nothing about the variance, however many samples it has. Each residual
-therefore has a weight of one minus its leverage over its mean, which in the simplest case is one minus the inverse of the group's total.
-The estimates of all responses are then drawn together (:func:`squeeze`), and a difference in quasi-deviance
-is compared with an F distribution.
+therefore has a weight of one minus its leverage over its mean, which in the simplest case is one minus the
+inverse of the group's total. The estimates of all responses are then drawn together (:func:`squeeze`), and a
+difference in quasi-deviance is compared with an F distribution.
 
 Effects are estimated with Firth's penalty, which keeps them finite where a group has no counts at all.
 
