@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,8 +82,6 @@ def test_folds_and_means_are_those_of_summed_counts():
 def test_each_population_is_a_study_of_its_own():
     one, two = counts(changed=30), counts(changed=0, seed=1)
     one.obs["type"], two.obs["type"] = "x", "y"
-    import anndata as ad
-
     both = ad.concat([one, two], index_unique="-")
     both.obs["donor"] = both.obs["donor"].astype(str)
     found = sa.compare.expression(both, **ASK, by="type")
@@ -227,6 +226,28 @@ def test_rare_genes_are_left_out():
     assert none["note"].tolist() == ["No gene has 1000000 counts"]
 
 
+def test_counts_in_a_file_give_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("scalloy.compare.samples.AT_ONCE", 50)
+    adata = counts(3, 3, genes=60)
+    adata.X = sp.csr_matrix(adata.X)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    stored = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    pd.testing.assert_frame_equal(table(stored), table(adata))
+    stored.file.close()
+
+
+def test_a_type_without_pairs_has_a_note_and_does_not_stop_the_others():
+    adata = counts(4, paired=True, genes=60)
+    rare = (adata.obs["donor"] == "d00") & (np.arange(adata.n_obs) % 2 == 0)
+    adata.obs["type"] = np.where(rare, "rare", "common")
+    found = table(adata, by="type", paired=True)
+    note = "`paired=True` needs two donors in both groups or more, but 1 are"
+    assert (found.loc[found["type"] == "rare", "note"] == note).all()
+    assert (found.loc[found["type"] == "common", "design"] == "within donors").all()
+    few = table(adata, paired=True, at_least=1000)
+    assert (few["design"] == "no replicates").all()
+
+
 def test_bad_input():
     adata = counts(3, 3)
     with pytest.raises(ValueError, match="`test='t'` is not known"):
@@ -236,8 +257,12 @@ def test_bad_input():
     adata.obs["one"] = "same"
     with pytest.raises(ValueError, match="`interaction` needs two levels or more"):
         table(adata, interaction="one")
-    adata.obs["gene"] = "x"
-    with pytest.raises(ValueError, match="`by='gene'` is a column of the table"):
-        table(adata, by="gene")
+    for name in ("gene", "lower", "note", "level"):
+        adata.obs[name] = "x"
+        with pytest.raises(ValueError, match=f"`by='{name}'` is a column of the table that is returned"):
+            table(adata, by=name)
+    for ask in ({"by": "group"}, {"by": "donor"}, {"interaction": "group"}):
+        with pytest.raises(ValueError, match="Pass a column of its own for each: the groups"):
+            table(adata, **ask)
     with pytest.raises(ValueError, match="`min_counts=0` must be above zero"):
         table(adata, min_counts=0)
