@@ -362,6 +362,11 @@ def test_bad_input():
         table(adata, covariates=7)
     with pytest.raises(KeyError, match="`donor_key='nope'` is not a column"):
         sa.compare.abundance(adata, groupby="group", by="type", donor_key="nope")
+    adata.obsm["z"] = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
+    with pytest.raises(ValueError, match="Neighbourhoods have no names"):
+        hoods(adata, unchanged=["3"])
+    with pytest.raises(ValueError, match="`unchanged=0` names no population"):
+        table(adata, unchanged=0)
     with pytest.raises(KeyError, match="`use_rep=None`"):
         sa.compare.abundance(adata, groupby="group", by="neighborhoods", donor_key="donor")
 
@@ -378,7 +383,7 @@ def test_each_column_has_one_role_and_names_are_lists():
         table(adata, paired=0)
     with pytest.raises(TypeError, match=r"`unchanged='t0'` is one name\. Pass a list of names"):
         table(adata, unchanged="t0")
-    with pytest.raises(ValueError, match="`unchanged` names no population"):
+    with pytest.raises(ValueError, match=r"`unchanged=\[\]` names no population"):
         table(adata, unchanged=[])
     with pytest.raises(ValueError, match="`n_neighbors=0` must be above zero"):
         table(adata, n_neighbors=0)

@@ -202,27 +202,13 @@ def _compared(
     donors = [len(set(chosen.donor[chosen.group == k])) for k in (0, 1)]
     mean = [shares[:, chosen.group == k].mean(1) if donors[k] else np.nan for k in (0, 1)]
     rows = pd.DataFrame({"share_a": mean[0], "share_b": mean[1]}, index=range(len(counts)))
-    same, null, note = np.ones(len(of_part), dtype=bool), chosen.null(), chosen.note
+    null, note = chosen.null(), chosen.note
     missing = dict.fromkeys(("effect", "lower", "upper", "pvalue"), np.nan)
     if min(donors) == 0:
         return rows.assign(**missing, padj=np.nan, **_described(chosen, donors), note=note)
     note = note or check_separable(null, chosen.group, covariates)
-    if isinstance(unchanged, str):
-        if unchanged in parts.parts and unchanged != "auto":
-            msg = f"`unchanged={unchanged!r}` is one name. Pass a list of names: [{unchanged!r}]."
-            raise TypeError(msg)
-        one_of("unchanged", unchanged, ("auto",))
-        some = of_part.sum(1) > 0
-        still = None if note else _unmoved(of_part[some], null, chosen.group)
-        if still is not None:
-            some[some] = still
-            still = some
-        unchanged, same = (None, same) if still is None else (unchanged, still)
-    elif unchanged is not None:
-        if not len(unchanged):
-            msg = "`unchanged` names no population. Pass names, 'auto' to find them, or None for all cells."
-            raise ValueError(msg)
-        same = np.isin(parts.parts, [one_of("unchanged", str(name), parts.parts) for name in unchanged])
+    stay = _staying(unchanged, parts, of_part, null, chosen.group, bool(note))
+    same = np.ones(len(of_part), dtype=bool) if stay is None else stay
     reference = of_part[same].sum(0)
     inside = chosen.sums(parts.members.multiply(same[parts.part][:, None]).tocsr())
     total = reference - inside + counts
@@ -230,7 +216,7 @@ def _compared(
     family, found = _tested(counts, np.maximum(total, counts), null, chosen.group)
     column = chosen.group.astype(float)
     factor = np.ones(len(counts))
-    if unchanged is None:  # from odds to shares
+    if stay is None:  # from odds to shares
         factor = _of_shares(family, counts, null, column, found.effect)
     wide = stats.t.ppf(0.975, np.maximum(found.df, 1e-3)) * found.error
     low, high = (found.effect + k * wide for k in (-1, 1))
@@ -256,9 +242,42 @@ def _compared(
     untold = rows["pvalue"].isna() & (notes == "")
     notes = np.where(untold, "Donors of a group do not vary, so nothing tells the variance", notes)
     rows["padj"] = adjusted(rows["pvalue"].to_numpy(), parts.weight)
-    against = "all cells" if unchanged is None else "unchanged populations"
-    stays = unchanged is not None and inside.sum(1) / np.maximum(counts.sum(1), 1e-12) > 0.5
+    against = "all cells" if stay is None else "unchanged populations"
+    stays = stay is not None and inside.sum(1) / np.maximum(counts.sum(1), 1e-12) > 0.5
     return rows.assign(relative_to=against, unchanged=stays, **more, note=notes)
+
+
+def _staying(
+    unchanged: Literal["auto"] | Sequence[str] | None,
+    parts: Populations,
+    counts: np.ndarray,
+    null: np.ndarray,
+    group: np.ndarray,
+    untested: bool,
+) -> np.ndarray | None:
+    """Mark the parts that are taken not to change; ``None`` compares shares of all cells."""
+    if unchanged is None:
+        return None
+    if isinstance(unchanged, str) and unchanged in parts.parts and unchanged != "auto":
+        msg = f"`unchanged={unchanged!r}` is one name. Pass a list of names: [{unchanged!r}]."
+        raise TypeError(msg)
+    if isinstance(unchanged, str):
+        one_of("unchanged", unchanged, ("auto",))
+        some = counts.sum(1) > 0
+        still = None if untested else _unmoved(counts[some], null, group)
+        if still is not None:
+            some[some] = still
+        return None if still is None else some
+    if not isinstance(unchanged, list | tuple | np.ndarray | pd.Index) or not len(unchanged):
+        msg = (
+            f"`unchanged={unchanged!r}` names no population. Pass a list of names, 'auto' to find them, or "
+            "None for all cells."
+        )
+        raise ValueError(msg)
+    if parts.weight is not None:
+        msg = "Neighbourhoods have no names. Pass `unchanged='auto'`, or None for shares of all cells."
+        raise ValueError(msg)
+    return np.isin(parts.parts, [one_of("unchanged", str(name), parts.parts) for name in unchanged])
 
 
 def _described(chosen: Samples, donors: list[int]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ CLOSE_STEP = 1e-6  # largest change of the linear predictor at which a penalised
 RIDGE = 1e-7  # added to the information, so that effects of groups without counts stay finite
 LOWEST, HIGHEST = 1e-6, 10.0  # range of shared dispersions, in units of the family
 PER_BIN, BINS = 50, 25  # responses per bin of the trend at least, and bins at most
+LEAST_ERROR = 0.4  # of the error by curvature, which that by the test is not below
 LEAST_DF = 0.25  # responses with fewer degrees of freedom tell nothing about the variance
 PRIOR_DF = (10.0, 1.0)  # median and log-scale spread of the prior degrees of freedom before data are seen
 ROWS = 2000  # responses that are fitted at a time
@@ -280,7 +281,8 @@ def f_test(family: Family, y: np.ndarray, null: np.ndarray, column: np.ndarray) 
     pvalue = np.where(df > LEAST_DF, stats.f.sf(statistic, 1, np.maximum(df, LEAST_DF)), np.nan)
     effect, error = firm.coef[:, -1], np.sqrt(firm.covariance[:, -1, -1] * variance)
     clear = (statistic > 1) & np.isfinite(statistic)
-    error = np.where(clear, np.abs(effect) / np.sqrt(np.where(clear, statistic, 1)), error)
+    agreeing = np.abs(effect) / np.sqrt(np.where(clear, statistic, 1))
+    error = np.where(clear, np.maximum(agreeing, LEAST_ERROR * error), error)
     return Tested(effect, error, df, statistic, pvalue)
 
 
