@@ -18,7 +18,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 logging.getLogger("scvi").setLevel(logging.ERROR)
-torch.set_warn_always(True)  # or a warning is seen by the first test only that causes it
 ACCELERATOR = os.environ.get("SCALLOY_ACCELERATOR", "cpu")  # "gpu" tries most of it on one
 QUICK = {"max_epochs": 2, "enable_progress_bar": False, "accelerator": ACCELERATOR}
 

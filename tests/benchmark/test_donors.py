@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import time
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from scipy import stats
 from typer.testing import CliRunner
 
 import scalloy as sa
-from scalloy.benchmark import donors, donors_kang
+from scalloy.benchmark import donors, donors_kang, donors_speed
+from scalloy.benchmark import neighbourhoods as hoods
 from scalloy.cli import main
 
 
@@ -142,19 +144,39 @@ def test_real_donors(monkeypatch):
 
 
 def test_speed(monkeypatch):
-    monkeypatch.setattr(donors, "_milo", lambda _: 5.0)
-    monkeypatch.setattr(donors, "_by_type", lambda _: None)
-    found = donors.speed(n_cells=600, n_donors=6, n_genes=30)
+    monkeypatch.setattr(donors_speed, "milo", lambda _: time.sleep(0.5))
+    monkeypatch.setitem(donors.EXPRESSION, "PyDESeq2", donors.EXPRESSION["t test of log rates"])
+    found = donors_speed.speed(n_cells=600, n_donors=6, n_genes=30)
     assert found["task"].tolist()[:2] == ["abundance of types", "abundance of neighbourhoods"]
-    assert found["rival / ours"][1] == pytest.approx(5.0 / found["seconds"][1])
+    assert found["rival / ours"][1] == pytest.approx(0.5 / found["seconds"][1], rel=0.2)
     assert (found["cells"] == 600 + 6).all()
+
+
+def test_neighbourhoods_that_grow_are_told_from_others():
+    found = hoods.neighbourhoods(n_simulations=2, tests=["ours"]).set_index("fold")
+    assert found.loc[4, "found at 10 %"] > 0.6
+    assert (found["false discoveries"] < 0.3).all()
+    assert (found["time / ours"] == 1).all()
+    grows = hoods.study(4.0, 0)
+    z = grows.obsm["X_z"]
+    last = (grows.obs["cell_type"] == "type_5").to_numpy()
+    away = np.linalg.norm(z[last].mean(0) - z[(grows.obs["cell_type"] == "type_0").to_numpy()].mean(0))
+    assert away == pytest.approx(hoods.NEAR, abs=0.3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_milo_has_neighbourhoods_with_p_values():
+    pytest.importorskip("pertpy", exc_type=ImportError)
+    table, members = hoods.milo(hoods.study(4.0, 0, n_donors=4, n_cells=80))
+    assert members.shape[1] == len(table)
+    assert table["pvalue"].between(0, 1).all()
 
 
 @pytest.mark.parametrize(
     ("name", "run", "text"),
     [
         ("pydeseq2.dds", lambda a: donors.EXPRESSION["PyDESeq2"](a), "also runs PyDESeq2, which is not"),
-        ("pertpy", lambda a: donors._milo(a), "also measures pertpy's Milo, which is not installed"),
+        ("pertpy", lambda a: hoods.milo(a), "also measures pertpy's Milo, which is not installed"),
     ],
 )
 def test_a_missing_rival_names_itself(monkeypatch, name, run, text):

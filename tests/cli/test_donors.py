@@ -195,3 +195,21 @@ def test_pictures_that_cannot_be(place, tmp_path):
         "abundance", cells, *HOW, "--by", "sex", "--plot", tmp_path / "a.jpg"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_donors_are_those_of_python(place, tmp_path):
+    adata = sa.datasets.trial(500, 25, n_types=4, n_donors=5)
+    adata.obsm["X_z"] = np.random.default_rng(0).normal(size=(500, 3))
+    adata.obs["run"] = adata.obs["donor"].map(lambda d: "late" if d in {"donor_0", "donor_3"} else "early")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    args = ("--use-rep", "X_z", "--donor-key", "donor", "--by", "cell_type", "--covariate", "run")
+    more = ("-o", tmp_path / "d.csv", "--plot", tmp_path / "d.png")
+    said = ok("donors", tmp_path / "cells.h5ad", *args, "--at-least", 5, *more)
+    found = sa.compare.donors(adata, "X_z", donor_key="donor", by="cell_type", covariates="run", at_least=5)
+    written = pd.read_csv(tmp_path / "d.csv", index_col=0)
+    np.testing.assert_allclose(written, found.distances, rtol=1e-6)
+    assert list(written.index) == list(found.distances.index)
+    assert "permuted" in said
+    assert found.outlying.index[0] in said
+    assert (tmp_path / "d.png").stat().st_size > 10_000
+    assert "`use_rep=None` is not in" in error("donors", tmp_path / "cells.h5ad", "--donor-key", "donor")

@@ -86,7 +86,7 @@ def test_every_path_is_read_or_written():
     """A command cannot be forgotten: what it writes is marked, or is here to be thought about."""
     assert {w[-1] for w in WRITING} >= {
         *("train", "embed", "annotate", "transfer", "compare", "report", "search", "demo", "speed", "scale"),
-        *("abundance", "expression"),
+        *("abundance", "expression", "donors"),
     }
     found = {
         (words[-1], name)
@@ -97,7 +97,7 @@ def test_every_path_is_read_or_written():
     assert found == {
         *(("train", name) for name in ("config", "descriptors")),
         ("transfer", "trained_on"),
-        *((command, "source") for command in ("compare", "abundance", "expression")),
+        *((command, "source") for command in ("compare", "abundance", "expression", "donors")),
     }
 
 

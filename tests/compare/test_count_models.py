@@ -147,6 +147,16 @@ def test_correlation_within_donors_is_that_of_the_counts(rng):
     assert np.median(found) == pytest.approx(rho, rel=0.12)
 
 
+def test_rare_and_frequent_populations_share_the_variance_of_their_log_odds(rng):
+    """Their correlations differ by orders of magnitude, and each is that of its own counts."""
+    p, total = np.repeat([0.5, 0.1, 0.004], 8), np.full((24, 400), 500.0)
+    odds = np.log(p / (1 - p))[:, None] + rng.normal(0, 0.4, (24, 400))
+    y = rng.binomial(500, 1 / (1 + np.exp(-odds))).astype(float)
+    found = shared_dispersion(BetaBinomial, total, y, np.ones((400, 1)))[:, 0]
+    variance = y.var(1, ddof=1) / (500 * p * (1 - p))
+    np.testing.assert_allclose(1 + 499 * found, variance, rtol=0.35)
+
+
 @pytest.mark.parametrize(("prior", "centre"), [(5.0, 1.0), (20.0, 3.0)])
 def test_squeeze_finds_the_prior(rng, prior, centre):
     df = np.full(4000, 6.0)

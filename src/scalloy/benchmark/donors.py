@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -300,74 +299,3 @@ def _table(
         frame.insert(0, "study", name)
         parts.append(frame)
     return pd.concat(parts, ignore_index=True)
-
-
-def speed(*, n_cells: int = 100_000, n_donors: int = 40, n_genes: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Compare the time of our comparisons with pertpy's Milo and with PyDESeq2, in the same run.
-
-    Milo gets the graph of neighbours that it needs, whose time is not counted; ours finds its neighbours
-    itself.
-
-    Parameters
-    ----------
-    n_cells, n_donors, n_genes
-        Size of the study.
-    seed
-        Random seed of the simulation.
-    """
-    adata = cohort(n_donors // 2, n_cells // n_donors, n_genes, size=0.0, library=1000.0, seed=seed)
-    z = np.random.default_rng(seed).normal(size=(adata.n_obs, 10))
-    z += 3 * np.eye(10)[adata.obs["cell_type"].cat.codes % 10]
-    adata.obsm["X_z"] = z.astype(np.float32)
-    small = cohort(3, 30, 30)  # compilation and imports are not timed
-    compare.expression(small, **ASK, by="cell_type")
-    compare.abundance(small, **ASK, by="cell_type")
-    milo, deseq2 = _milo(adata), _seconds(lambda: _by_type(adata))
-    ours = {
-        "abundance of types": lambda: compare.abundance(adata, **ASK, by="cell_type"),
-        "abundance of neighbourhoods": lambda: compare.abundance(
-            adata, **ASK, by="neighbourhoods", use_rep="X_z"
-        ),
-        "expression by type": lambda: compare.expression(adata, **ASK, by="cell_type"),
-    }
-    rivals = {"abundance of neighbourhoods": ("Milo", milo), "expression by type": ("PyDESeq2", deseq2)}
-    rows = []
-    for name, run in ours.items():
-        rival, theirs = rivals.get(name, ("", np.nan))
-        own = _seconds(run)
-        rows.append({"task": name, "seconds": own, "rival": rival, "rival / ours": theirs / own})
-    return pd.DataFrame(rows).assign(cells=adata.n_obs, donors=n_donors, genes=n_genes)
-
-
-def _by_type(adata: AnnData) -> None:
-    for name in adata.obs["cell_type"].cat.categories:
-        _deseq2(adata[adata.obs["cell_type"] == name])
-
-
-def _milo(adata: AnnData) -> float:
-    """Return the seconds that pertpy's Milo takes from the graph of neighbours on."""
-    try:
-        import pertpy
-    except ImportError as error:
-        msg = "This also measures pertpy's Milo, which is not installed: pip install pertpy."
-        raise ImportError(msg) from error
-    cells = AnnData(adata.X, obs=adata.obs.copy(), obsm={"X_z": adata.obsm["X_z"]})
-    sc.pp.neighbors(cells, use_rep="X_z", n_neighbors=50)
-    cells.obs["sample"] = cells.obs["donor"].astype(str)
-
-    def run() -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            milo = pertpy.tl.Milo()
-            both = milo.load(cells)
-            milo.make_nhoods(both["rna"], prop=min(0.1, 2000 / cells.n_obs), seed=0)
-            both = milo.count_nhoods(both, sample_col="sample")
-            milo.da_nhoods(both, design="~group", solver="pydeseq2")
-
-    return _seconds(run)
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin

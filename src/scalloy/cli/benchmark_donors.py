@@ -12,7 +12,10 @@ from scalloy.cli.benchmark import Out, benchmark, show
 @benchmark.command()
 def donors(
     what: Annotated[
-        str, typer.Option(help="abundance, expression, kang (halves of real donors), interferon or speed.")
+        str,
+        typer.Option(
+            help="abundance, neighbourhoods, expression, kang (halves of real donors), interferon or speed."
+        ),
     ] = "abundance",
     simulations: Annotated[
         int | None,
@@ -31,7 +34,7 @@ def donors(
 
     The table holds false positives where nothing changes, and power and false discoveries where something
     does, beside simpler tests and PyDESeq2. It may also hold what real donors show, or times beside those of
-    pertpy and PyDESeq2.
+    Milo and PyDESeq2.
 
     Examples:
 
@@ -42,14 +45,17 @@ def donors(
     from scalloy._arguments import one_of
     from scalloy.benchmark import donors as tasks
     from scalloy.benchmark.donors_kang import interferon, kang
+    from scalloy.benchmark.donors_speed import speed
+    from scalloy.benchmark.neighbourhoods import neighbourhoods
 
-    one_of("what", what, ("abundance", "expression", "kang", "interferon", "speed"))
+    one_of("what", what, ("abundance", "neighbourhoods", "expression", "kang", "interferon", "speed"))
     some: dict[str, Any] = {"seed": seed} | ({} if simulations is None else {"n_simulations": simulations})
     found = {
         "abundance": lambda: tasks.abundance(tests=test, **some),
         "expression": lambda: tasks.expression(tests=test, **some),
+        "neighbourhoods": lambda: neighbourhoods(**some, **({"tests": test} if test else {})),
         "kang": kang,
         "interferon": interferon,
-        "speed": lambda: tasks.speed(n_cells=cells, seed=seed),
+        "speed": lambda: speed(n_cells=cells, seed=seed),
     }
     show(found[what](), out)

@@ -1,4 +1,4 @@
-"""Commands that compare groups of donors: ``abundance`` and ``expression``."""
+"""Commands that compare donors: ``abundance``, ``expression`` and ``donors``."""
 
 from __future__ import annotations
 
@@ -207,6 +207,66 @@ def expression(
     _draw(draws, plot, (4.4, 3.9), columns=COLUMNS)
 
 
+def donors(
+    source: Source,
+    data: Own = None,
+    donor_key: Donors = ...,  # type: ignore[assignment]
+    use_rep: Annotated[
+        Text, typer.Option(help="Key of .obsm with the latent space; needed without a model.")
+    ] = None,
+    by: Annotated[
+        Text,
+        typer.Option(help="Column of .obs, such as cell types, within whose values donors are compared."),
+    ] = None,
+    covariate: Annotated[
+        list[str] | None,
+        typer.Option("--covariate", help="Column of .obs that may explain distances; may be repeated."),
+    ] = None,
+    distance: Annotated[str, typer.Option(help="energy or mmd.")] = "energy",
+    permutations: Permutations = 1000,
+    at_least: Fewest = 10,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="CSV file for the squared distances between donors."),
+        Writes("table", TABLES),
+    ] = None,
+    plot: Plot = None,
+    force: Force = False,
+) -> None:
+    """Measure how far donors are apart, and what explains it.
+
+    It prints the variance that each covariate explains, and the donors, the farthest from the others first.
+    The picture has the matrix of distances and a map, coloured by the first covariate.
+
+    Examples:
+
+      scalloy donors annotated.h5ad --use-rep X_vae --donor-key donor --by cell_type --covariate condition
+      --plot donors.png
+    """
+    from scalloy import compare
+
+    found = compare.donors(
+        _given(source, data),
+        use_rep,
+        donor_key=donor_key,
+        by=by,
+        covariates=covariate,
+        distance=distance,  # type: ignore[arg-type]
+        n_permutations=permutations,
+        at_least=at_least,
+        rng=seed,
+    )
+    for table in (found.explained, found.outlying.reset_index()):
+        if len(table):
+            files.say(table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    _save(found.distances, out, index=True)
+    if plot is not None:
+        from scalloy import pl
+
+        _save_figure(pl.donors(found, covariate[0] if covariate else None)[0].figure, plot)
+
+
 def _given(source: Path, data: Path | None) -> Any:
     """Return cells, or a model with the cells that it was trained on."""
     if not files.is_model(source):
@@ -247,15 +307,20 @@ def _is_of_neighbourhoods(frame: pd.DataFrame) -> bool:
 
 def _show(frame: pd.DataFrame, out: Path | None) -> None:
     """Print the clearest rows, and write the whole table if a file is given."""
-    from scalloy.files import atomic_write
-
     shown = frame.sort_values("pvalue", kind="stable").head(ROWS)
     empty = [name for name in ("smallest", "note") if not frame[name].fillna("").astype(str).any()]
     files.say(shown.drop(columns=empty).to_string(index=False, float_format=lambda x: f"{x:.3g}"))
     if len(frame) > ROWS:
         files.say(f"and {len(frame) - ROWS:,} more rows")
+    _save(frame, out, index=False)
+
+
+def _save(frame: pd.DataFrame, out: Path | None, *, index: bool) -> None:
+    """Write a table if a file is given."""
+    from scalloy.files import atomic_write
+
     if out is not None:
-        atomic_write.put(out, frame.to_csv(index=False).encode())
+        atomic_write.put(out, frame.to_csv(index=index).encode())
         files.say(f"saved {out}")
 
 
@@ -266,14 +331,10 @@ def _of(function: Callable[..., Any], *given: Any, **more: Any) -> Callable[[Any
 
 def _draw(draws: list[Callable[[Any], Any]], place: Path, size: tuple[float, float], *, columns: int) -> None:
     """Draw panels into one picture, and write it."""
-    import io
-
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
-
-    from scalloy.files import atomic_write
 
     columns = min(columns, len(draws))
     rows = -(-len(draws) // columns)
@@ -283,6 +344,17 @@ def _draw(draws: list[Callable[[Any], Any]], place: Path, size: tuple[float, flo
         draw(ax)
     for ax in axes.ravel()[len(draws) :]:
         ax.remove()
+    _save_figure(figure, place)
+
+
+def _save_figure(figure: Any, place: Path) -> None:
+    """Write a figure, and close it."""
+    import io
+
+    import matplotlib.pyplot as plt
+
+    from scalloy.files import atomic_write
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format=place.suffix[1:].lower(), dpi=DPI, bbox_inches="tight")
     plt.close(figure)

@@ -76,7 +76,7 @@ def demo(
 app.command()(train)
 for command in ("embed", "annotate", "transfer", "compare", "report"):
     app.command()(getattr(models, command))
-for command in ("abundance", "expression"):
+for command in ("abundance", "expression", "donors"):
     app.command()(getattr(donors, command))
 
 

@@ -17,7 +17,7 @@ from scalloy.compare.covariates import names_of
 from scalloy.compare.discoveries import adjusted
 from scalloy.compare.groups import column, pairs_of
 from scalloy.compare.populations import Populations, populations
-from scalloy.compare.samples import Paired, Samples, check_separable, samples_of
+from scalloy.compare.samples import Paired, Samples, check_columns, check_separable, samples_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,6 +29,24 @@ ROUNDS = 10  # rounds in which the populations that do not move are looked for
 MUCH = np.log(
     2
 )  # change from the common one with which a population counts as moving however uncertain it is
+RESERVED = (  # columns of the table
+    "group_a",
+    "group_b",
+    "share_a",
+    "share_b",
+    "effect",
+    "lower",
+    "upper",
+    "pvalue",
+    "padj",
+    "relative_to",
+    "unchanged",
+    "donors_a",
+    "donors_b",
+    "design",
+    "smallest",
+    "note",
+)
 FEWEST = 3  # parts that must stay the same
 HELD = 0.05  # share of each group's cells that these must hold
 FAR = 2.0  # standard errors from the common change at which a population counts as moving
@@ -75,6 +93,7 @@ def abundance(
         Column of ``.obs`` with donors, mice, or whatever else was assigned to a group.
     covariates
         Columns of ``.obs`` with properties of donors or samples to account for, such as sex, age or batch.
+        Numbers have a slope; make codes, such as batches 1 to 4, text.
     reference
         Group with which the others are compared; ``None`` compares all pairs.
     unchanged
@@ -122,11 +141,17 @@ def abundance(
     ['cell_type', 'group_a', 'group_b', 'share_a']
     """
     one_of("test", test, TESTS)
-    positive(n_permutations=n_permutations, at_least=at_least)
-    whole(**{k: v for k, v in (("n_neighbors", n_neighbors), ("n_neighborhoods", n_neighborhoods)) if v})
+    positive(at_least=at_least)
+    whole(n_permutations=n_permutations)
+    sizes = {"n_neighbors": n_neighbors, "n_neighborhoods": n_neighborhoods}
+    whole(**{name: size for name, size in sizes.items() if size is not None})
+    if by in RESERVED:
+        msg = f"`by={by!r}` is a column of the table that is returned. Rename it in `adata.obs`."
+        raise ValueError(msg)
     rng, names = np.random.default_rng(rng), names_of(covariates)
     obs = data.obs if hasattr(data, "obs") else data.adata.obs
     of, donor = column(obs, "groupby", groupby), column(obs, "donor_key", donor_key)
+    check_columns(of, donor, paired, groupby=groupby, donor_key=donor_key, by=by)
     parts = populations(
         data,
         obs,
@@ -177,17 +202,13 @@ def _compared(
     donors = [len(set(chosen.donor[chosen.group == k])) for k in (0, 1)]
     mean = [shares[:, chosen.group == k].mean(1) if donors[k] else np.nan for k in (0, 1)]
     rows = pd.DataFrame({"share_a": mean[0], "share_b": mean[1]}, index=range(len(counts)))
-    same, null, note = np.ones(len(of_part), dtype=bool), chosen.null(), chosen.note
+    null, note = chosen.null(), chosen.note
     missing = dict.fromkeys(("effect", "lower", "upper", "pvalue"), np.nan)
     if min(donors) == 0:
         return rows.assign(**missing, padj=np.nan, **_described(chosen, donors), note=note)
     note = note or check_separable(null, chosen.group, covariates)
-    if isinstance(unchanged, str):
-        one_of("unchanged", unchanged, ("auto",))
-        still = None if note else _unmoved(of_part, null, chosen.group)
-        unchanged, same = (None, same) if still is None else (unchanged, still)
-    elif unchanged is not None:
-        same = np.isin(parts.parts, [one_of("unchanged", str(name), parts.parts) for name in unchanged])
+    stay = _staying(unchanged, parts, of_part, null, chosen.group, bool(note))
+    same = np.ones(len(of_part), dtype=bool) if stay is None else stay
     reference = of_part[same].sum(0)
     inside = chosen.sums(parts.members.multiply(same[parts.part][:, None]).tocsr())
     total = reference - inside + counts
@@ -195,7 +216,7 @@ def _compared(
     family, found = _tested(counts, np.maximum(total, counts), null, chosen.group)
     column = chosen.group.astype(float)
     factor = np.ones(len(counts))
-    if unchanged is None:  # from odds to shares
+    if stay is None:  # from odds to shares
         factor = _of_shares(family, counts, null, column, found.effect)
     wide = stats.t.ppf(0.975, np.maximum(found.df, 1e-3)) * found.error
     low, high = (found.effect + k * wide for k in (-1, 1))
@@ -214,12 +235,49 @@ def _compared(
         more["smallest"] = smallest
     if note:
         rows[["lower", "upper", "pvalue"]] = np.nan
-    rows.loc[alone, list(missing)] = np.nan
+    empty = counts.sum(1) == 0
+    rows.loc[alone | empty, list(missing)] = np.nan
     notes = np.where(alone, "Nothing is left to compare it with", note)
+    notes = np.where(empty, "No cells in either group", notes)
+    untold = rows["pvalue"].isna() & (notes == "")
+    notes = np.where(untold, "Donors of a group do not vary, so nothing tells the variance", notes)
     rows["padj"] = adjusted(rows["pvalue"].to_numpy(), parts.weight)
-    against = "all cells" if unchanged is None else "unchanged populations"
-    stays = unchanged is not None and inside.sum(1) / np.maximum(counts.sum(1), 1e-12) > 0.5
+    against = "all cells" if stay is None else "unchanged populations"
+    stays = stay is not None and inside.sum(1) / np.maximum(counts.sum(1), 1e-12) > 0.5
     return rows.assign(relative_to=against, unchanged=stays, **more, note=notes)
+
+
+def _staying(
+    unchanged: Literal["auto"] | Sequence[str] | None,
+    parts: Populations,
+    counts: np.ndarray,
+    null: np.ndarray,
+    group: np.ndarray,
+    untested: bool,
+) -> np.ndarray | None:
+    """Mark the parts that are taken not to change; ``None`` compares shares of all cells."""
+    if unchanged is None:
+        return None
+    if isinstance(unchanged, str) and unchanged in parts.parts and unchanged != "auto":
+        msg = f"`unchanged={unchanged!r}` is one name. Pass a list of names: [{unchanged!r}]."
+        raise TypeError(msg)
+    if isinstance(unchanged, str):
+        one_of("unchanged", unchanged, ("auto",))
+        some = counts.sum(1) > 0
+        still = None if untested else _unmoved(counts[some], null, group)
+        if still is not None:
+            some[some] = still
+        return None if still is None else some
+    if not isinstance(unchanged, list | tuple | np.ndarray | pd.Index) or not len(unchanged):
+        msg = (
+            f"`unchanged={unchanged!r}` names no population. Pass a list of names, 'auto' to find them, or "
+            "None for all cells."
+        )
+        raise ValueError(msg)
+    if parts.weight is not None:
+        msg = "Neighbourhoods have no names. Pass `unchanged='auto'`, or None for shares of all cells."
+        raise ValueError(msg)
+    return np.isin(parts.parts, [one_of("unchanged", str(name), parts.parts) for name in unchanged])
 
 
 def _described(chosen: Samples, donors: list[int]) -> dict[str, Any]:

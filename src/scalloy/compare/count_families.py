@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -47,6 +47,12 @@ class NegativeBinomial:
 
     offset: np.ndarray
     dispersion: np.ndarray
+    highest: ClassVar[float] = 10.0
+
+    @staticmethod
+    def unit(given: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the dispersion of each response over the one that responses share, which is the same."""
+        return np.ones((len(y), 1))
 
     def mean(self, eta: np.ndarray) -> np.ndarray:
         """Return the mean count."""
@@ -95,6 +101,13 @@ class BetaBinomial:
 
     total: np.ndarray
     correlation: np.ndarray
+    highest: ClassVar[float] = 0.9
+
+    @staticmethod
+    def unit(given: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the correlation of each response if log-odds vary by one among donors: ``p (1 - p)``."""
+        share = (y.sum(1, keepdims=True) + 0.5) / (given.sum(1, keepdims=True) + 1)
+        return share * (1 - share)
 
     @property
     def inflation(self) -> np.ndarray:

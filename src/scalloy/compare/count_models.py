@@ -10,12 +10,13 @@ family                            mean                            variance, time
 :class:`~.BetaBinomial`           ``mu = N p, logit p = eta``     ``N p (1 - p) (1 + (N - 1) rho)``
 ================================  ==============================  =========================================
 
-``phi`` and ``rho`` are shared by responses of similar abundance, ``s^2`` is each response's own. It is the
-sum of squared Pearson residuals over the degrees of freedom. A group of samples with no or a single count
-says nothing about the variance, however many samples it has. Each residual therefore has a weight of one
-minus its leverage over its mean, which in the simplest case is one minus the inverse of the group's total.
-The estimates of all responses are then drawn together (:func:`squeeze`), and a difference in quasi-deviance
-is compared with an F distribution.
+``phi``, and ``rho`` over ``p (1 - p)``, are shared by responses of similar abundance. The latter is about the
+variance of the log-odds among donors, so that rare and frequent populations may share it. ``s^2`` is each
+response's own. It is the sum of squared Pearson residuals over the degrees of freedom. A group of samples
+with no or a single count says nothing about the variance, however many samples it has. Each residual
+therefore has a weight of one minus its leverage over its mean, which in the simplest case is one minus the
+inverse of the group's total. The estimates of all responses are then drawn together (:func:`squeeze`), and a
+difference in quasi-deviance is compared with an F distribution.
 
 Effects are estimated with Firth's penalty, which keeps them finite where a group has no counts at all.
 
@@ -40,8 +41,9 @@ LONGEST = 2.0  # largest change of the linear predictor in a step
 CLOSE = 1e-8  # change of the deviance, relative, at which a fit has converged
 CLOSE_STEP = 1e-6  # largest change of the linear predictor at which a penalised fit has converged
 RIDGE = 1e-7  # added to the information, so that effects of groups without counts stay finite
-LOWEST, HIGHEST = 1e-6, 10.0  # range of shared dispersions
+LOWEST, HIGHEST = 1e-6, 10.0  # range of shared dispersions, in units of the family
 PER_BIN, BINS = 50, 25  # responses per bin of the trend at least, and bins at most
+LEAST_ERROR = 0.4  # of the error by curvature, which that by the test is not below
 LEAST_DF = 0.25  # responses with fewer degrees of freedom tell nothing about the variance
 PRIOR_DF = (10.0, 1.0)  # median and log-scale spread of the prior degrees of freedom before data are seen
 ROWS = 2000  # responses that are fitted at a time
@@ -162,16 +164,17 @@ def shared_dispersion(
     level = np.log(y.mean(1) + 0.1)
     order, n_bins = np.argsort(level, kind="stable"), int(np.clip(len(y) // PER_BIN, 1, BINS))
     bins = np.array_split(order, n_bins)
-    dispersion = np.full((len(y), 1), 0.05)
+    unit = family.unit(given, y)
+    dispersion = 0.05 * unit / unit.max()
     for _ in range(2):
         fitted = fit(family(given, dispersion), y, x)
-        found = np.array([_matching(family, given, y, fitted, rows) for rows in bins])
+        found = np.array([_matching(family, given, y, fitted, rows, unit[rows]) for rows in bins])
         smooth = np.log(found)
         if n_bins > 2:
             padded = np.concatenate([smooth[:1], smooth, smooth[-1:]])
             smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
         middle = np.array([level[rows].mean() for rows in bins])
-        dispersion = np.exp(np.interp(level, middle, smooth))[:, None]
+        dispersion = np.minimum(unit * np.exp(np.interp(level, middle, smooth))[:, None], family.highest)
     return dispersion
 
 
@@ -181,16 +184,18 @@ def _matching(
     y: np.ndarray,
     fitted: Fit,
     rows: np.ndarray,
+    unit: np.ndarray,
 ) -> float:
-    """Return the dispersion at which squared residuals of some responses equal their degrees of freedom."""
+    """Return the multiple of ``unit`` at which squared residuals equal their degrees of freedom."""
     of = given[rows] if given.ndim > 1 else given
     part = Fit(*(getattr(fitted, name)[rows] for name in ("coef", "mu", "hat", "covariance", "deviance")))
 
-    def excess(log_dispersion: float) -> float:
-        squares, df = spread(family(of, np.full((len(rows), 1), np.exp(log_dispersion))), y[rows], part)
+    def excess(log_multiple: float) -> float:
+        dispersion = np.minimum(unit * np.exp(log_multiple), family.highest)
+        squares, df = spread(family(of, dispersion), y[rows], part)
         return float(np.log(max(squares.sum(), 1e-300)) - np.log(max(df.sum(), 1e-300)))
 
-    low, high = np.log(LOWEST), np.log(HIGHEST if family is NegativeBinomial else 0.9)
+    low, high = np.log(LOWEST), np.log(HIGHEST)
     if excess(low) <= 0:
         return LOWEST
     if excess(high) >= 0:
@@ -276,7 +281,8 @@ def f_test(family: Family, y: np.ndarray, null: np.ndarray, column: np.ndarray) 
     pvalue = np.where(df > LEAST_DF, stats.f.sf(statistic, 1, np.maximum(df, LEAST_DF)), np.nan)
     effect, error = firm.coef[:, -1], np.sqrt(firm.covariance[:, -1, -1] * variance)
     clear = (statistic > 1) & np.isfinite(statistic)
-    error = np.where(clear, np.abs(effect) / np.sqrt(np.where(clear, statistic, 1)), error)
+    agreeing = np.abs(effect) / np.sqrt(np.where(clear, statistic, 1))
+    error = np.where(clear, np.maximum(agreeing, LEAST_ERROR * error), error)
     return Tested(effect, error, df, statistic, pvalue)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scalloy._arguments import one_of, positive
+from scalloy._arguments import one_of, positive, whole
 from scalloy.compare import count_models
 from scalloy.compare.count_families import NegativeBinomial
 from scalloy.compare.count_models import Tested
@@ -20,6 +20,7 @@ from scalloy.compare.pseudobulks import common, library_sizes, shrunken
 from scalloy.compare.samples import (
     Paired,
     Samples,
+    check_columns,
     check_separable,
     independent,
     samples_of,
@@ -35,7 +36,25 @@ if TYPE_CHECKING:
 TESTS = ("model", "permutation")
 MIN_COUNTS = 10  # of a gene in all samples of a comparison
 CENTRED = 2  # rounds in which library sizes are corrected by the change that most genes have in common
-RESERVED = ("gene", "group_a", "group_b", "mean", "log2_fold_change", "pvalue", "padj")
+RESERVED = (  # columns of the table
+    "gene",
+    "group_a",
+    "group_b",
+    "mean",
+    "log2_fold_change",
+    "lower",
+    "upper",
+    "shrunken",
+    "pvalue",
+    "padj",
+    "level",
+    "against",
+    "donors_a",
+    "donors_b",
+    "design",
+    "smallest",
+    "note",
+)
 
 
 def expression(
@@ -74,6 +93,7 @@ def expression(
         Column of ``.obs`` with donors, mice, or whatever else was assigned to a group.
     covariates
         Columns of ``.obs`` with properties of donors or samples to account for, such as sex, age or batch.
+        Numbers have a slope; make codes, such as batches 1 to 4, text.
     interaction
         Column of ``.obs``, such as sex or cell type, that may change the difference between the groups. The
         table then holds how much larger the difference is at each level than at the first.
@@ -121,7 +141,8 @@ def expression(
     ['cell_type', 'group_a', 'group_b', 'gene']
     """
     one_of("test", test, TESTS)
-    positive(n_permutations=n_permutations, at_least=at_least, min_counts=min_counts)
+    positive(at_least=at_least, min_counts=min_counts)
+    whole(n_permutations=n_permutations)
     if interaction is not None and test == "permutation":
         msg = "No permutation of groups leaves an interaction alone. Use `test='model'` with `interaction`."
         raise ValueError(msg)
@@ -130,6 +151,8 @@ def expression(
     check_counts(adata, layer, genes=False)
     genes, names = adata.var_names.astype(str).to_numpy(), names_of(covariates)
     of, donor = column(obs, "groupby", groupby), column(obs, "donor_key", donor_key)
+    roles = {"groupby": groupby, "donor_key": donor_key, "by": by, "interaction": interaction}
+    check_columns(of, donor, paired, **roles)
     level = None if interaction is None else column(obs, "interaction", interaction)
     if by in RESERVED:
         msg = f"`by={by!r}` is a column of the table that is returned. Rename it in `adata.obs`."

@@ -90,6 +90,11 @@ def _tree(model: Any) -> Populations:
     """Make a population of each node of the tree of clusters, the root left out."""
     rows, members = [], []
     tree = model.get_cluster_tree()
+    if not len(tree):
+        msg = (
+            "`by='tree'`, but the model has one cluster only, which is not divided. Pass a column of `.obs`."
+        )
+        raise ValueError(msg)
     for n, row in tree.iterrows():
         of = np.asarray(model.get_clusters(n=int(n))).astype(str)
         for name in (row["larger"], row["smaller"]):

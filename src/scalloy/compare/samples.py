@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from anndata.abc import CSRDataset
 
 from scalloy._arguments import few
 from scalloy.compare import designs
@@ -15,6 +16,8 @@ from scalloy.compare.covariates import covariates_of
 from scalloy.compare.designs import Design
 
 Paired = Literal["auto"] | bool
+TIED = 1e-6  # difference of two labelings, apart from the null, up to which their statistics are the same
+AT_ONCE = 10_000  # cells that are read from a file at a time
 SAME = 1e-8  # share of a column's variation that is left outside of others at which it adds nothing
 
 
@@ -62,7 +65,11 @@ class Samples:
 
         used = np.flatnonzero(self.of >= 0)
         one = sp.csr_matrix((np.ones(len(used)), (self.of[used], used)), (len(self.group), len(self.of)))
-        found = one @ x
+        if isinstance(x, CSRDataset):  # in a file, of which some cells are read at a time
+            parts = [slice(i, i + AT_ONCE) for i in range(0, len(self.of), AT_ONCE)]
+            found = sum(one[:, part] @ x[part] for part in parts)
+        else:
+            found = one @ x
         return np.asarray(found.todense() if sp.issparse(found) else found, dtype=float).T
 
     def null(self) -> np.ndarray:
@@ -88,8 +95,11 @@ class Samples:
             raise ValueError(msg)
         block = np.unique(np.column_stack([self.design.block, self.blocks]), axis=0, return_inverse=True)[1]
         design = replace(self.design, block=block.ravel())
-        labels, every = design.labelings(n, rng)
-        return labels, design.smallest if every else max(design.smallest, 1 / labels.shape[1])
+        labels, _ = design.labelings(n, rng)
+        null = self.null()
+        own = labels - null @ (np.linalg.pinv(null) @ labels)
+        same, opposite = (np.abs(own - sign * own[:, :1]).max(0) < TIED for sign in (1, -1))
+        return labels, float((same | opposite).mean())  # these tie whatever the counts are
 
 
 def independent(base: np.ndarray, more: np.ndarray) -> np.ndarray:
@@ -143,18 +153,18 @@ def samples_of(
             "`paired=True` if they were meant to, or correct `donor_key`."
         )
         raise ValueError(msg)
-    if paired is True and len(both) < 2:
-        msg = f"`paired=True` needs two donors in both groups or more, but {len(both)} are. Pass 'auto'."
-        raise ValueError(msg)
     design, note = None, ""
     try:
+        if paired is True and len(both) < 2:
+            msg = f"`paired=True` needs two donors in both groups or more, but {len(both)} are. Pass 'auto'."
+            raise ValueError(msg)
         design = designs.design(group[cells], donor[cells], "auto", at_least=at_least)
         if paired is True and design.kind != "within donors":
             kept = np.isin(donor[cells], both)
             design = designs.design(group[cells][kept], donor[cells][kept], "auto", at_least=at_least)
             cells = cells[kept]
     except ValueError as error:
-        note = str(error).split(". ")[0]
+        design, note = None, str(error).split(". ")[0]
     of = np.full(len(group), -1)
     used = cells if design is None else cells[design.unit >= 0]
     keys = pd.DataFrame({"donor": donor[used], "group": group[used]})
@@ -169,6 +179,36 @@ def samples_of(
     return Samples(
         of, donor[firsts], group[firsts], _ordered(design, used, firsts, cells), note, columns, blocks
     )
+
+
+def check_columns(group: np.ndarray, donor: np.ndarray, paired: Paired, **keys: str | None) -> None:
+    """Check that columns have a role each, and that ``paired`` can be what it is.
+
+    Parameters
+    ----------
+    group, donor
+        Group and donor of each cell.
+    paired
+        Whether donors are in both groups.
+    **keys
+        Column of ``.obs`` of each role; ``None`` for a role without one.
+    """
+    roles: dict[str, str] = {}
+    for role, key in keys.items():
+        if key is not None and roles.setdefault(key, role) != role:
+            msg = (
+                f"`{roles[key]}` and `{role}` are both {key!r}. Pass a column of its own for each: the "
+                "groups that are compared, their donors, and the populations."
+            )
+            raise ValueError(msg)
+    if not isinstance(paired, bool) and not (isinstance(paired, str) and paired == "auto"):
+        msg = f"`paired={paired!r}` is not known. Pass True, False or 'auto'."
+        raise ValueError(msg)
+    if paired is True:
+        groups = pd.Series(group).groupby(donor).nunique()
+        if (n := int((groups > 1).sum())) < 2:
+            msg = f"`paired=True` needs two donors in both groups or more, but {n} are. Pass 'auto'."
+            raise ValueError(msg)
 
 
 def _codes(keys: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
