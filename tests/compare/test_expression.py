@@ -181,6 +181,22 @@ def test_size_of_interactions_is_right():
     assert 0.02 < (pd.concat(p) <= 0.05).mean() < 0.08
 
 
+def test_levels_are_compared_with_the_one_that_is_named():
+    adata = counts(3, 3, genes=60, cells=60)
+    adata.obs["type"] = np.array(["x", "y", "z"])[np.arange(adata.n_obs) % 3]
+    found = sa.compare.expression(adata, **ASK, interaction="type", against="y")
+    assert found["level"].unique().tolist() == ["x", "z"]
+    assert found["against"].unique().tolist() == ["y"]
+    first = sa.compare.expression(adata, **ASK, interaction="type")
+    one = found[found["level"] == "x"].set_index("gene")["log2_fold_change"].sort_index()
+    other = first[first["level"] == "y"].set_index("gene")["log2_fold_change"].sort_index()
+    np.testing.assert_allclose(one, -other, atol=0.02)
+    with pytest.raises(ValueError, match="`against='w'` is not known"):
+        table(adata, interaction="type", against="w")
+    with pytest.raises(ValueError, match=r"`against` is a level of `interaction`. Pass both"):
+        table(adata, against="y")
+
+
 def test_interactions_that_cannot_be_told_have_a_note():
     adata = counts(3, 3)
     adata.obs["sex"] = np.where(adata.obs["donor"] == "d00", "f", "m")

@@ -88,7 +88,7 @@ def test_intervals_are_those_of_the_table_and_cut_off_with_an_arrow(table):
 def test_texts_say_what_was_compared(table):
     ax = sa.pl.abundance(table)
     assert ax.get_xlabel() == "log2 fold of the number, young_$x over old"
-    assert ax.get_title(loc="left") == "4 donors of old, 5 of young_$x"
+    assert ax.get_title(loc="left") == "donors: 4 old, 5 young_$x"
     said = [text.get_text() for text in ax.texts]
     assert said == [
         *("Nothing is left", "share of cells", "", "0.40%", "50.0%", "10.0%", "20.0%", "old"),

@@ -152,6 +152,10 @@ def expression(
         Text,
         typer.Option(help="Column of .obs, such as sex, that may change the difference between the groups."),
     ] = None,
+    against: Annotated[
+        Text,
+        typer.Option(help="Level of the interaction with which others are compared, instead of the first."),
+    ] = None,
     reference: Reference = None,
     test: Test = "model",
     layer: Annotated[Text, typer.Option(help="Layer with the counts, instead of .X.")] = None,
@@ -185,6 +189,7 @@ def expression(
         donor_key=donor_key,
         covariates=covariate,
         interaction=interaction,
+        against=against,
         reference=reference,
         test=test,  # type: ignore[arg-type]
         layer=layer,

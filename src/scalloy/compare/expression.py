@@ -65,6 +65,7 @@ def expression(
     donor_key: str,
     covariates: str | Sequence[str] | None = None,
     interaction: str | None = None,
+    against: str | None = None,
     reference: str | None = None,
     paired: Paired = "auto",
     test: Literal["model", "permutation"] = "model",
@@ -96,7 +97,9 @@ def expression(
         Numbers have a slope; make codes, such as batches 1 to 4, text.
     interaction
         Column of ``.obs``, such as sex or cell type, that may change the difference between the groups. The
-        table then holds how much larger the difference is at each level than at the first.
+        table then holds how much larger the difference is at each level than at another one.
+    against
+        Level of ``interaction`` with which the others are compared; ``None`` is the first.
     reference
         Group with which the others are compared; ``None`` compares all pairs.
     paired
@@ -143,6 +146,9 @@ def expression(
     one_of("test", test, TESTS)
     positive(at_least=at_least, min_counts=min_counts)
     whole(n_permutations=n_permutations)
+    if against is not None and interaction is None:
+        msg = "`against` is a level of `interaction`. Pass both, or neither."
+        raise ValueError(msg)
     if interaction is not None and test == "permutation":
         msg = "No permutation of groups leaves an interaction alone. Use `test='model'` with `interaction`."
         raise ValueError(msg)
@@ -166,7 +172,7 @@ def expression(
         for a, b in pairs_of(of, reference):
             group = np.where(inside & (of == a), 0, np.where(inside & (of == b), 1, -1))
             row = {by: part, "group_a": a, "group_b": b} if by is not None else {"group_a": a, "group_b": b}
-            for first, other in [(None, None)] if level is None else _levels(level):
+            for first, other in [(None, None)] if level is None else _levels(level, against):
                 cells = group if level is None else np.where(np.isin(level, (first, other)), group, -1)
                 chosen = samples_of(
                     obs, cells, donor, covariates=names, paired=paired, at_least=at_least, level=level
@@ -188,13 +194,14 @@ def _cells(data: Any, layer: str | None) -> tuple[AnnData, str | None]:
     return data.adata, layer if layer is not None else data.reader.set_up_with.get("layer")
 
 
-def _levels(level: np.ndarray) -> list[tuple[str, str]]:
-    """List the levels to compare, each with the first."""
+def _levels(level: np.ndarray, against: str | None) -> list[tuple[str, str]]:
+    """List the levels to compare, each with the same one."""
     names = sorted(set(level))
     if len(names) < 2:
         msg = f"`interaction` needs two levels or more, but the column has only {names}."
         raise ValueError(msg)
-    return [(names[0], name) for name in names[1:]]
+    first = names[0] if against is None else one_of("against", str(against), names)
+    return [(first, name) for name in names if name != first]
 
 
 def _firsts(chosen: Samples) -> np.ndarray:

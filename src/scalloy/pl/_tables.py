@@ -64,4 +64,4 @@ def donors_of(rows: pd.DataFrame) -> str:
     n_a, n_b = int(first["donors_a"]), int(first["donors_b"])
     if first["design"] == "within donors":
         return f"{n_a} donors in both groups"
-    return f"{n_a} donors of {first['group_a']}, {n_b} of {first['group_b']}"
+    return f"donors: {n_a} {first['group_a']}, {n_b} {first['group_b']}"
