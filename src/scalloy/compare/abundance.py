@@ -18,6 +18,7 @@ from scalloy.compare.discoveries import adjusted
 from scalloy.compare.groups import column, pairs_of
 from scalloy.compare.populations import Populations, populations
 from scalloy.compare.samples import Paired, Samples, check_columns, check_separable, samples_of
+from scalloy.compare.unequal import warn_of_unequal
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -214,6 +215,8 @@ def _compared(
     total = reference - inside + counts
     alone = (total - counts).sum(1) == 0  # nothing is left to compare with
     family, found = _tested(counts, np.maximum(total, counts), null, chosen.group)
+    if not (note or chosen.paired):
+        warn_of_unequal(family, counts, null, chosen.group)
     column = chosen.group.astype(float)
     factor = np.ones(len(counts))
     if stay is None:  # from odds to shares

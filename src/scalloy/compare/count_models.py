@@ -140,11 +140,17 @@ def _leverage(family: Family, mu: np.ndarray, x: np.ndarray, inverse: np.ndarray
     return np.clip(weight * ((x @ inverse) * x).sum(-1), 0, 1)
 
 
-def spread(family: Family, y: np.ndarray, fitted: Fit) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted sum of squared Pearson residuals and its degrees of freedom, by response."""
+def residuals(family: Family, y: np.ndarray, fitted: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted squared Pearson residual of each count, and its degrees of freedom."""
     weight = np.clip(1 - fitted.hat / np.maximum(family.slope(fitted.mu), 1e-300), 0, 1)
     squares = (y - fitted.mu) ** 2 / family.variance(fitted.mu)
-    return (weight * squares).sum(1), (weight * (1 - fitted.hat)).sum(1)
+    return weight * squares, weight * (1 - fitted.hat)
+
+
+def spread(family: Family, y: np.ndarray, fitted: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of squared residuals and its degrees of freedom, by response."""
+    squares, df = residuals(family, y, fitted)
+    return squares.sum(1), df.sum(1)
 
 
 def shared_dispersion(
@@ -290,7 +296,7 @@ def scores(family: Family, y: np.ndarray, null: np.ndarray, labels: np.ndarray) 
     """Return the size of the score statistic of each labeling, ``(responses, labelings)``.
 
     The model without groups is fitted once, since no labeling changes it. Therefore a permutation costs one
-    product, and the p-value is exact whatever the variance is.
+    product, and the p-value is exact if nothing but the labels tells the groups apart.
 
     Parameters
     ----------

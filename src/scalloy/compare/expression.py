@@ -26,6 +26,7 @@ from scalloy.compare.samples import (
     samples_of,
     within,
 )
+from scalloy.compare.unequal import warn_of_unequal
 from scalloy.data.checks import check_counts, check_layer, check_type
 
 if TYPE_CHECKING:
@@ -259,7 +260,9 @@ def compared(
         return empty.assign(**more, note=f"No gene has {min_counts} counts")
     size = library_sizes(counts)
     counts, offset = counts[often], np.log(size)
-    found, offset = _tested(counts, offset, null, tested)
+    found, offset, family = _tested(counts, offset, null, tested)
+    if not (note or chosen.paired) and second is None:
+        warn_of_unequal(family, counts, null, chosen.group)
     pvalue = found.pvalue
     if permuted is not None and not note:
         labels, more["smallest"] = chosen.labelings(*permuted)
@@ -290,18 +293,19 @@ def compared(
 
 def _tested(
     counts: np.ndarray, offset: np.ndarray, null: np.ndarray, column: np.ndarray
-) -> tuple[Tested, np.ndarray]:
-    """Test a column of the design for each gene; return the result and the offset with which it was found.
+) -> tuple[Tested, np.ndarray, NegativeBinomial]:
+    """Test a column of the design for each gene; return the result, and the offset and family it is for.
 
     The change that most genes have in common is one of library sizes, so it goes into the offset.
     """
     design = np.column_stack([null, column])
     for i in range(CENTRED + 1):
         dispersion = count_models.shared_dispersion(NegativeBinomial, offset, counts, design)
-        found = count_models.f_test(NegativeBinomial(offset, dispersion), counts, null, column)
+        family = NegativeBinomial(offset, dispersion)
+        found = count_models.f_test(family, counts, null, column)
         if i < CENTRED:
             offset = offset + common(found.effect, found.error) * (column - column.mean())
-    return found, offset
+    return found, offset, family
 
 
 def _design(
