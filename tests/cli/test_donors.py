@@ -188,8 +188,7 @@ def test_pictures_that_cannot_be(place, tmp_path):
     cells, out = place / "cells.h5ad", tmp_path / "a.png"
     near = ("--by", "neighbourhoods", "--use-rep", "X_z", "--plot", out)
     assert "`--plot` of neighbourhoods needs `--plot-by`" in error("abundance", cells, *HOW, *near)
-    alone = ("--groupby", "donor", "--donor-key", "donor", "--reference", "donor_0")
-    said = error("expression", cells, *alone, "--plot", out)
+    said = error("expression", cells, *HOW, "--at-least", 100_000, "--plot", out)
     assert "Nothing can be drawn, as there are no p-values" in said
     assert "Let its name end in .png or .pdf or .svg" in error(
         "abundance", cells, *HOW, "--by", "sex", "--plot", tmp_path / "a.jpg"

@@ -246,7 +246,7 @@ def donors(
 
     Examples:
 
-      scalloy donors annotated.h5ad --use-rep X_vae --donor-key donor --by cell_type --covariate condition
+      scalloy donors annotated.h5ad --use-rep X_vae --donor-key sample --by cell_type --covariate condition
       --plot donors.png
     """
     from scalloy import compare
