@@ -40,7 +40,9 @@ def place(tmp_path_factory):
     adata = sa.datasets.trial(500, 25, n_types=4, n_donors=5, composition=1.0)
     donor = adata.obs["donor"].astype(str)
     adata.obs["sex"] = np.where(donor.isin(["donor_0", "donor_1"]), "f", "m")
-    adata.layers = {"counts": adata.X.copy()}
+    for name in ("mean_control", "mean_treated"):
+        del adata.layers[name]
+    adata.layers["counts"] = adata.X.copy()
     adata.obsm["X_z"] = sa.pl.embedding(np.log1p(adata.X.toarray()), method="pca")
     adata.write_h5ad(folder / "cells.h5ad")
     adata[100:].write_h5ad(folder / "others.h5ad")
