@@ -313,7 +313,8 @@ def _is_of_neighbourhoods(frame: pd.DataFrame) -> bool:
 def _show(frame: pd.DataFrame, out: Path | None) -> None:
     """Print the clearest rows, and write the whole table if a file is given."""
     shown = frame.sort_values("pvalue", kind="stable").head(ROWS)
-    empty = [name for name in ("smallest", "note") if not frame[name].fillna("").astype(str).any()]
+    said = {name: frame[name].notna() & (frame[name].astype(str) != "") for name in ("smallest", "note")}
+    empty = [name for name, known in said.items() if not known.any()]
     files.say(shown.drop(columns=empty).to_string(index=False, float_format=lambda x: f"{x:.3g}"))
     if len(frame) > ROWS:
         files.say(f"and {len(frame) - ROWS:,} more rows")
