@@ -61,7 +61,8 @@ def same(path, table):
         if pd.api.types.is_float_dtype(table[name]):
             np.testing.assert_allclose(found[name].astype(float), table[name], rtol=1e-6, atol=1e-12)
         else:
-            assert found[name].fillna("").astype(str).tolist() == table[name].fillna("").astype(str).tolist()
+            text = [["" if pd.isna(v) else str(v) for v in own] for own in (found[name], table[name])]
+            assert text[0] == text[1]
 
 
 @pytest.mark.parametrize(
