@@ -220,6 +220,16 @@ def test_without_replicates_there_are_effects_and_a_note():
     assert found["note"].str.startswith("As many columns in the design as samples").all()
 
 
+def test_a_reference_of_numbers_is_named_by_its_value():
+    adata = numbers(3, 3)
+    adata.obs["group"] = adata.obs["group"].map({"a": 1.0, "b": 0.5})
+    for given in (1, 1.0, "1.0"):
+        found = sa.compare.abundance(adata, **ASK, reference=given)
+        assert found[["group_a", "group_b"]].drop_duplicates().to_numpy().tolist() == [["1.0", "0.5"]]
+    with pytest.raises(ValueError, match="`reference=2` is not known"):
+        sa.compare.abundance(adata, **ASK, reference=2)
+
+
 def test_three_groups_a_reference_and_a_model():
     adata = numbers(4, 4)
     adata.obs["group"] = adata.obs["donor"].map(lambda d: "abc"[int(d[1:]) % 3])

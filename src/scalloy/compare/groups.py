@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from scalloy._arguments import one_of, positive
+from scalloy._arguments import category, one_of, positive
 from scalloy.compare import designs, statistics
 from scalloy.compare.designs import Design
 from scalloy.data.arrays import as_numbers, check_obsm
@@ -175,7 +175,7 @@ def pairs_of(of: np.ndarray, reference: str | None) -> list[tuple[str, str]]:
         raise ValueError(msg)
     if reference is None:
         return list(itertools.combinations(names, 2))
-    reference = one_of("reference", str(reference), names)
+    reference = category("reference", reference, names)
     return [(reference, name) for name in names if name != reference]
 
 
