@@ -213,6 +213,7 @@ def test_without_replicates_there_are_effects_and_a_note():
     few = table(adata, at_least=10_000)
     assert few["effect"].isna().all()
     assert few["donors_a"].tolist() == [0] * 6
+    assert list(few) == list(found)
     covered = numbers(2, 2)
     covered.obs["age"] = covered.obs["donor"].map({"d00": 1, "d01": 5, "d02": 2, "d03": 9})
     covered.obs["height"] = covered.obs["donor"].map({"d00": 3, "d01": 5, "d02": 4, "d03": 1})

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 TESTS = ("model", "permutation")
 ROUNDS = 10  # rounds in which the populations that do not move are looked for
-MUCH = np.log(
-    2
-)  # change from the common one with which a population counts as moving however uncertain it is
+MUCH = np.log(2)  # change from the common one from which on a population moves, however uncertain it is
 RESERVED = (  # columns of the table
     "group_a",
     "group_b",
@@ -206,7 +204,8 @@ def _compared(
     null, note = chosen.null(), chosen.note
     missing = dict.fromkeys(("effect", "lower", "upper", "pvalue"), np.nan)
     if min(donors) == 0:
-        return rows.assign(**missing, padj=np.nan, **_described(chosen, donors), note=note)
+        more = {"padj": np.nan, "relative_to": "all cells", "unchanged": False} | _described(chosen, donors)
+        return rows.assign(**missing, **more, note=note)
     note = note or check_separable(null, chosen.group, covariates)
     stay = _staying(unchanged, parts, of_part, null, chosen.group, bool(note))
     same = np.ones(len(of_part), dtype=bool) if stay is None else stay
