@@ -121,6 +121,7 @@ def test_without_replicates_there_are_fold_changes_and_a_note():
     assert found["shrunken"].isna().all()
     assert np.isfinite(found["log2_fold_change"]).all()
     assert found["note"].str.startswith("At least two donors").all()
+    assert found.loc[~planted(found), "log2_fold_change"].median() == pytest.approx(0, abs=0.3)
 
 
 @pytest.mark.parametrize("paired", [False, True])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scalloy._arguments import one_of, positive, whole
+from scalloy._arguments import category, one_of, positive, whole
 from scalloy.compare import count_models
 from scalloy.compare.count_families import NegativeBinomial
 from scalloy.compare.count_models import Tested
@@ -201,7 +201,7 @@ def _levels(level: np.ndarray, against: str | None) -> list[tuple[str, str]]:
     if len(names) < 2:
         msg = f"`interaction` needs two levels or more, but the column has only {names}."
         raise ValueError(msg)
-    first = names[0] if against is None else one_of("against", str(against), names)
+    first = names[0] if against is None else category("against", against, names)
     return [(first, name) for name in names if name != first]
 
 
@@ -260,7 +260,7 @@ def compared(
         return empty.assign(**more, note=f"No gene has {min_counts} counts")
     size = library_sizes(counts)
     counts, offset = counts[often], np.log(size)
-    found, offset, family = _tested(counts, offset, null, tested)
+    found, offset, family = _tested(counts, offset, null, tested, rounds=0 if note else CENTRED)
     if not (note or chosen.paired) and second is None:
         warn_of_unequal(family, counts, null, chosen.group)
     pvalue = found.pvalue
@@ -292,18 +292,18 @@ def compared(
 
 
 def _tested(
-    counts: np.ndarray, offset: np.ndarray, null: np.ndarray, column: np.ndarray
+    counts: np.ndarray, offset: np.ndarray, null: np.ndarray, column: np.ndarray, *, rounds: int
 ) -> tuple[Tested, np.ndarray, NegativeBinomial]:
     """Test a column of the design for each gene; return the result, and the offset and family it is for.
 
     The change that most genes have in common is one of library sizes, so it goes into the offset.
     """
     design = np.column_stack([null, column])
-    for i in range(CENTRED + 1):
+    for i in range(rounds + 1):
         dispersion = count_models.shared_dispersion(NegativeBinomial, offset, counts, design)
         family = NegativeBinomial(offset, dispersion)
         found = count_models.f_test(family, counts, null, column)
-        if i < CENTRED:
+        if i < rounds:
             offset = offset + common(found.effect, found.error) * (column - column.mean())
     return found, offset, family
 
