@@ -6,32 +6,14 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
+from commands import error, ok
 
 import scalloy as sa
-from scalloy.cli import donors, main
+from scalloy.cli import donors
 
 mpl.use("Agg")
 ASKED = {"groupby": "condition", "donor_key": "donor"}
 HOW = ("--groupby", "condition", "--donor-key", "donor")
-
-
-def run(*args):
-    return CliRunner().invoke(main.app, [str(a) for a in args])
-
-
-def ok(*args):
-    done = run(*args)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
-def error(*args):
-    done = run(*args)
-    assert done.exit_code == 1, done.output
-    assert done.stderr.startswith("error: "), done.stderr
-    assert done.stderr.count("\n") == 1
-    return done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from commands import error, ok, run
 from typer.testing import CliRunner
 
 import scalloy as sa
@@ -22,25 +23,6 @@ from scalloy.files import anndata_files as files
 
 DOCS = Path(__file__).parents[2] / "docs"
 QUICK = ("--epochs", "1", "--no-progress", "--set", "n_hidden=8", "--set", "n_latent=3")
-
-
-def run(*args):
-    return CliRunner().invoke(main.app, [str(a) for a in args])
-
-
-def ok(*args):
-    done = run(*args)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
-def error(*args, code=1):
-    done = run(*args)
-    assert done.exit_code == code, done.output
-    if code == 1:  # one line, and no traceback
-        assert done.stderr.startswith("error: "), done.stderr
-        assert done.stderr.count("\n") == 1
-    return done.stderr
 
 
 @pytest.fixture(scope="module")

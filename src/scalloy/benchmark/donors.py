@@ -33,13 +33,18 @@ NULL: dict[str, dict[str, Any]] = {
 Test = Callable[[AnnData], pd.Series]
 
 
+def _samples(adata: AnnData) -> tuple[pd.Categorical, pd.Series, pd.Series]:
+    """Return the sample of each cell, and by sample whether it is of the second group, and its donor."""
+    obs = adata.obs.astype(str)
+    sample = pd.Categorical(obs["donor"] + " " + obs["group"])
+    of = obs.groupby(np.asarray(sample))[["group", "donor"]].first().loc[sample.categories]
+    return sample, of["group"] == "sick", of["donor"]
+
+
 def _sums(adata: AnnData) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
     """Return numbers of cells of each type, the group and the donor, by sample."""
-    obs = adata.obs.astype(str)
-    sample = obs["donor"] + " " + obs["group"]
-    table = pd.crosstab(sample, obs["cell_type"])
-    of = obs.groupby(sample)[["group", "donor"]].first().loc[table.index]
-    return table, of["group"] == "sick", of["donor"]
+    sample, second, donor = _samples(adata)
+    return pd.crosstab(np.asarray(sample), adata.obs["cell_type"].astype(str)), second, donor
 
 
 def _t(
@@ -106,12 +111,10 @@ def _rates(adata: AnnData) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
 
 def _pseudobulks(adata: AnnData) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
     """Return summed counts of genes with ten counts or more, the group and the donor, by sample."""
-    obs = adata.obs.astype(str)
-    sample = pd.Categorical(obs["donor"] + " " + obs["group"])
+    sample, second, donor = _samples(adata)
     one = pd.get_dummies(sample).to_numpy(float)
     sums = pd.DataFrame(one.T @ adata.X, index=sample.categories, columns=adata.var_names)
-    of = obs.groupby(np.asarray(sample))[["group", "donor"]].first().loc[sums.index]
-    return sums.loc[:, sums.sum() >= 10], of["group"] == "sick", of["donor"]
+    return sums.loc[:, sums.sum() >= 10], second, donor
 
 
 def _deseq2(adata: AnnData) -> pd.Series:
@@ -159,16 +162,14 @@ def _denoised(adata: AnnData, *, uncertain: bool) -> pd.Series:
     VAE.setup_anndata(cells)
     model = VAE(cells, n_latent=10)
     model.train(**QUIET)
-    obs = cells.obs.astype(str)
-    sample = pd.Categorical(obs["donor"] + " " + obs["group"])
+    sample, second, donor = _samples(cells)
     mean_of = pd.get_dummies(sample).to_numpy(float).T
     mean_of = mean_of / mean_of.sum(1, keepdims=True)
     drawn = model.get_normalized_expression(n_samples=DRAWS, return_mean=False, return_numpy=True, seed=0)
     rates = np.log(np.stack([mean_of @ draw for draw in drawn]))
     values = pd.DataFrame(rates.mean(0), index=sample.categories, columns=cells.var_names)
-    of = obs.groupby(np.asarray(sample))[["group", "donor"]].first().loc[values.index]
     added = pd.Series((1 + 1 / DRAWS) * rates.var(0, ddof=1).mean(0), cells.var_names) if uncertain else 0.0
-    return _t(values, of["group"] == "sick", of["donor"], moderated=True, added=added)
+    return _t(values, second, donor, moderated=True, added=added)
 
 
 def _genes(adata: AnnData, **more: Any) -> pd.Series:

@@ -19,10 +19,7 @@ from scalloy.datasets import cohort
 
 N_DIMS, N_TYPES = 10, 6
 APART, NEAR = 5.0, 2.5  # distance of cell types from the centre, and of the changing one from the first
-MOST, FEW = (
-    0.5,
-    0.1,
-)  # share of changing cells from which on a neighbourhood changes, or below which it does not
+MOST, FEW = 0.5, 0.1  # share of changing cells at which a neighbourhood changes, or does not
 SIZE = 60  # cells of a neighbourhood
 
 

@@ -41,6 +41,16 @@ Model = Annotated[
 _cells = typer.Option("--out", "-o", help="File of cells to write, ending in .h5ad, .h5mu or .zarr.")
 Result = Annotated[Path, _cells, Writes("file of cells", CELLS, over=("data",))]
 New = Annotated[Path, _cells, Writes("file of cells", CELLS)]
+Text = str | None
+Seed = Annotated[int, typer.Option(help="Random seed.")]
+Within = Annotated[
+    Text, typer.Option(help="Column of .obs, such as cell types, within whose values groups are compared.")
+]
+UseRep = Annotated[Text, typer.Option(help="Key of .obsm with the latent space; needed without a model.")]
+Reference = Annotated[
+    Text, typer.Option(help="Group with which the others are compared, instead of all pairs.")
+]
+Permutations = Annotated[int, typer.Option(help="Maximum number of permutations.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing results.")]
 Key = Annotated[
     str | None, typer.Option("--key-added", help="Name used in the keys, instead of the model's name.")

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalloy.cli import console as files
-from scalloy.cli.console import Force
+from scalloy.cli.console import Force, Permutations, Reference, Seed, Text, UseRep, Within
 from scalloy.cli.paths import PICTURES, TABLES, Writes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Text = str | None
 Source = Annotated[Path, typer.Argument(metavar="DATA|MODELDIR", help="Cells with raw counts, or a model.")]
 Own = Annotated[
     Path | None,
@@ -33,14 +32,9 @@ Covariates = Annotated[
         "repeated.",
     ),
 ]
-Reference = Annotated[
-    Text, typer.Option(help="Group with which the others are compared, instead of all pairs.")
-]
 Test = Annotated[str, typer.Option(help="model (regression) or permutation (of the groups of donors).")]
-Permutations = Annotated[int, typer.Option(help="Maximum number of permutations.")]
 Fewest = Annotated[int, typer.Option(help="Minimum number of cells of a sample; smaller ones are left out.")]
 Level = Annotated[float, typer.Option(help="Largest adjusted p-value that counts as significant.")]
-Seed = Annotated[int, typer.Option(help="Random seed.")]
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="CSV file for the whole table; the clearest rows are printed."),
@@ -127,9 +121,10 @@ def abundance(
     if plot is None:
         return
     from scalloy import pl
+    from scalloy.compare.populations import is_of_neighbourhoods
 
     pairs = list(dict.fromkeys(zip(frame["group_a"], frame["group_b"])))
-    if _is_of_neighbourhoods(frame):
+    if is_of_neighbourhoods(frame):
         draws = [
             _of(pl.neighbourhoods, frame, cells, groupby=plot_by, groups=pair, level=level) for pair in pairs
         ]
@@ -142,10 +137,7 @@ def expression(
     source: Source,
     data: Own = None,
     groupby: Groups = ...,  # type: ignore[assignment]
-    by: Annotated[
-        Text,
-        typer.Option(help="Column of .obs, such as cell types, within whose values groups are compared."),
-    ] = None,
+    by: Within = None,
     donor_key: Donors = ...,  # type: ignore[assignment]
     covariate: Covariates = None,
     interaction: Annotated[
@@ -216,9 +208,7 @@ def donors(
     source: Source,
     data: Own = None,
     donor_key: Donors = ...,  # type: ignore[assignment]
-    use_rep: Annotated[
-        Text, typer.Option(help="Key of .obsm with the latent space; needed without a model.")
-    ] = None,
+    use_rep: UseRep = None,
     by: Annotated[
         Text,
         typer.Option(help="Column of .obs, such as cell types, within whose values donors are compared."),
@@ -303,11 +293,6 @@ def _check_drawn(by: str, plot: Path | None, plot_by: str | None) -> None:
     if plot is not None and by in NEIGHBOURHOODS and plot_by is None:
         msg = "`--plot` of neighbourhoods needs `--plot-by`, a column of .obs such as cell types."
         raise ValueError(msg)
-
-
-def _is_of_neighbourhoods(frame: pd.DataFrame) -> bool:
-    """Tell whether the populations of a table are neighbourhoods."""
-    return frame.columns[0] == "cell" and "radius" in frame
 
 
 def _show(frame: pd.DataFrame, out: Path | None) -> None:

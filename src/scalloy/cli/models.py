@@ -8,14 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalloy.cli import console as files
-from scalloy.cli.console import Data, Force, Key, Model, New, Result
+from scalloy.cli.console import (
+    Data,
+    Force,
+    Key,
+    Model,
+    New,
+    Permutations,
+    Reference,
+    Result,
+    Seed,
+    Text,
+    UseRep,
+    Within,
+)
 from scalloy.cli.paths import PAGES, TABLES, Writes
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-Text = str | None
-Seed = Annotated[int, typer.Option(help="Random seed.")]
 
 
 def embed(model: Model, data: Data, out: Result, key_added: Key = None, force: Force = False) -> None:
@@ -170,21 +180,14 @@ def compare(
         Path | None, typer.Argument(help="Cells for a model; needed if it was saved without its own.")
     ] = None,
     groupby: Annotated[str, typer.Option(help="Column of .obs with the groups.")] = ...,  # type: ignore[assignment]
-    by: Annotated[
-        Text,
-        typer.Option(help="Column of .obs, such as cell types, within whose values groups are compared."),
-    ] = None,
+    by: Within = None,
     donor_key: Annotated[
         Text, typer.Option(help="Column of .obs with donors, which are permuted instead of cells.")
     ] = None,
-    use_rep: Annotated[
-        Text, typer.Option(help="Key of .obsm with the latent space; needed without a model.")
-    ] = None,
-    reference: Annotated[
-        Text, typer.Option(help="Group with which the others are compared, instead of all pairs.")
-    ] = None,
+    use_rep: UseRep = None,
+    reference: Reference = None,
     test: Annotated[str, typer.Option(help="mmd, energy or classifier.")] = "mmd",
-    permutations: Annotated[int, typer.Option(help="Maximum number of permutations.")] = 1000,
+    permutations: Permutations = 1000,
     seed: Seed = 0,
     out: Annotated[
         Path | None,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from scalloy._arguments import one_of, positive, warn, whole
 from scalloy.compare import count_models
@@ -15,7 +14,7 @@ from scalloy.compare.count_families import BetaBinomial
 from scalloy.compare.count_models import Tested
 from scalloy.compare.covariates import names_of
 from scalloy.compare.discoveries import adjusted
-from scalloy.compare.groups import column, pairs_of
+from scalloy.compare.groups import check_free, column, pairs_of
 from scalloy.compare.populations import Populations, populations
 from scalloy.compare.samples import Paired, Samples, check_columns, check_separable, samples_of
 from scalloy.compare.unequal import warn_of_unequal
@@ -144,9 +143,7 @@ def abundance(
     whole(n_permutations=n_permutations)
     sizes = {"n_neighbors": n_neighbors, "n_neighborhoods": n_neighborhoods}
     whole(**{name: size for name, size in sizes.items() if size is not None})
-    if by in RESERVED:
-        msg = f"`by={by!r}` is a column of the table that is returned. Rename it in `adata.obs`."
-        raise ValueError(msg)
+    check_free(by, RESERVED)
     rng, names = np.random.default_rng(rng), names_of(covariates)
     obs = data.obs if hasattr(data, "obs") else data.adata.obs
     of, donor = column(obs, "groupby", groupby), column(obs, "donor_key", donor_key)
@@ -166,17 +163,13 @@ def abundance(
         group = np.where(of == a, 0, np.where(of == b, 1, -1))
         chosen = samples_of(obs, group, donor, covariates=names, paired=paired, at_least=at_least)
         frame = _compared(chosen, parts, unchanged, names, test, n_permutations, rng)
-        _warn_of_separate(parts, chosen)
         frames.append(pd.concat([parts.table.assign(group_a=a, group_b=b), frame], axis=1))
     return pd.concat(frames, ignore_index=True)
 
 
-def _warn_of_separate(parts: Populations, chosen: Samples) -> None:
+def _warn_of_separate(counts: np.ndarray, group: np.ndarray) -> None:
     """Warn if most neighbourhoods have cells of one group only."""
-    if parts.weight is None or len(set(chosen.group)) < 2:
-        return
-    counts = chosen.sums(parts.members)
-    one = np.mean([(counts[:, chosen.group == k].sum(1) == 0) for k in (0, 1)], axis=1).sum()
+    one = np.mean([(counts[:, group == k].sum(1) == 0) for k in (0, 1)], axis=1).sum()
     if one > 0.5:
         warn(
             f"{one:.0%} of the neighbourhoods hold cells of one group only: this latent space separates the "
@@ -195,12 +188,13 @@ def _compared(
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """Compare two groups; return a row for each population."""
-    counts, one_hot = chosen.sums(parts.members), parts.one_hot
-    of_part = chosen.sums(one_hot)
+    counts, of_part = chosen.sums(parts.members), chosen.sums(parts.one_hot)
     shares = counts / np.maximum(of_part.sum(0), 1)
     donors = [len(set(chosen.donor[chosen.group == k])) for k in (0, 1)]
     mean = [shares[:, chosen.group == k].mean(1) if donors[k] else np.nan for k in (0, 1)]
     rows = pd.DataFrame({"share_a": mean[0], "share_b": mean[1]}, index=range(len(counts)))
+    if parts.weight is not None and min(donors) > 0:
+        _warn_of_separate(counts, chosen.group)
     null, note = chosen.null(), chosen.note
     missing = dict.fromkeys(("effect", "lower", "upper", "pvalue"), np.nan)
     if min(donors) == 0:
@@ -215,13 +209,9 @@ def _compared(
     alone = (total - counts).sum(1) == 0  # nothing is left to compare with
     family, found = _tested(counts, np.maximum(total, counts), null, chosen.group)
     if not (note or chosen.paired):
-        warn_of_unequal(family, counts, null, chosen.group)
-    column = chosen.group.astype(float)
-    factor = np.ones(len(counts))
-    if stay is None:  # from odds to shares
-        factor = _of_shares(family, counts, null, column, found.effect)
-    wide = stats.t.ppf(0.975, np.maximum(found.df, 1e-3)) * found.error
-    low, high = (found.effect + k * wide for k in (-1, 1))
+        warn_of_unequal(family, counts, found.full, chosen.group)
+    factor = _of_shares(found, null) if stay is None else np.ones(len(counts))  # from odds to shares
+    low, high = found.interval
     rows = rows.assign(
         effect=found.effect * factor, lower=low * factor, upper=high * factor, pvalue=found.pvalue
     )
@@ -229,11 +219,7 @@ def _compared(
     more = _described(chosen, donors)
     if test == "permutation" and not note:
         labels, smallest = chosen.labelings(n_permutations, rng)
-        family = BetaBinomial(
-            family.total, count_models.shared_dispersion(BetaBinomial, family.total, counts, null)
-        )
-        size = count_models.scores(family, counts, null, labels)
-        rows["pvalue"] = (size >= size[:, :1] * (1 - 1e-9) - 1e-9).mean(1)
+        rows["pvalue"] = count_models.permuted(BetaBinomial, family.total, counts, null, labels)
         more["smallest"] = smallest
     if note:
         rows[["lower", "upper", "pvalue"]] = np.nan
@@ -297,16 +283,13 @@ def _tested(
     return family, count_models.f_test(family, counts, null, column)
 
 
-def _of_shares(
-    family: BetaBinomial, counts: np.ndarray, null: np.ndarray, column: np.ndarray, effect: np.ndarray
-) -> np.ndarray:
+def _of_shares(found: Tested, null: np.ndarray) -> np.ndarray:
     """Return the log fold of the mean share over the log odds ratio, by population.
 
     Mean shares are those of all samples, as if all were in the one group or in the other.
     """
-    fitted = count_models.fit(family, counts, np.column_stack([null, column]), firth=True)
-    base = fitted.coef[:, :-1] @ null.T
-    folds = [1 / (1 + np.exp(-(base + k * fitted.coef[:, -1:]))) for k in (0, 1)]
+    base, effect = found.firm.coef[:, :-1] @ null.T, found.effect
+    folds = [1 / (1 + np.exp(-(base + k * effect[:, None]))) for k in (0, 1)]
     change = np.log(folds[1].mean(1) / folds[0].mean(1))
     flat = np.abs(effect) < 1e-6
     return np.where(flat, 1 - folds[0].mean(1), change / np.where(flat, 1, effect))

@@ -251,16 +251,24 @@ class Tested:
     """Result of a test of one column of the design.
 
     ``effect`` and ``error`` are estimates and standard errors of the column's coefficient on the natural-log
-    scale (log fold or log odds), ``df`` the degrees of freedom of the errors, ``statistic`` and ``pvalue``
-    those of the F test. Where the statistic is above 1, the error is the one that agrees with it, since the
-    curvature of the likelihood tells it badly where a group has hardly any counts.
+    scale (log fold or log odds), ``df`` the degrees of freedom of the errors, and ``pvalue`` that of the F
+    test. Where its statistic is above 1, the error is the one that agrees with it, since the curvature of the
+    likelihood tells it badly where a group has hardly any counts. ``full`` is the fit with the column, and
+    ``firm`` the one with Firth's penalty.
     """
 
     effect: np.ndarray
     error: np.ndarray
     df: np.ndarray
-    statistic: np.ndarray
     pvalue: np.ndarray
+    full: Fit
+    firm: Fit
+
+    @property
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Limits of the 95 % interval of the effect."""
+        wide = stats.t.ppf(0.975, np.maximum(self.df, 1e-3)) * self.error
+        return self.effect - wide, self.effect + wide
 
 
 def f_test(family: Family, y: np.ndarray, null: np.ndarray, column: np.ndarray) -> Tested:
@@ -289,7 +297,7 @@ def f_test(family: Family, y: np.ndarray, null: np.ndarray, column: np.ndarray) 
     clear = (statistic > 1) & np.isfinite(statistic)
     agreeing = np.abs(effect) / np.sqrt(np.where(clear, statistic, 1))
     error = np.where(clear, np.maximum(agreeing, LEAST_ERROR * error), error)
-    return Tested(effect, error, df, statistic, pvalue)
+    return Tested(effect, error, df, pvalue, full, firm)
 
 
 def scores(family: Family, y: np.ndarray, null: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -311,5 +319,31 @@ def scores(family: Family, y: np.ndarray, null: np.ndarray, labels: np.ndarray) 
     """
     fitted = fit(family, y, null)
     residual = family.slope(fitted.mu) / family.variance(fitted.mu) * (y - fitted.mu)
-    own = labels - null @ (np.linalg.pinv(null) @ labels)  # so that groups that change places tie
-    return np.abs(residual @ own)
+    return np.abs(residual @ outside(null, labels))  # so that groups that change places tie
+
+
+def outside(base: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return what is left of columns outside of the span of the columns of ``base``."""
+    return columns - base @ (np.linalg.pinv(base) @ columns)
+
+
+def permuted(
+    family: type[NegativeBinomial] | type[BetaBinomial],
+    given: np.ndarray,
+    y: np.ndarray,
+    null: np.ndarray,
+    labels: np.ndarray,
+) -> np.ndarray:
+    """Return the p-value of each response by permutation; no label goes into the model that is compared.
+
+    Parameters
+    ----------
+    family
+        Family of the counts.
+    given
+        First argument of the family: the offset or the totals.
+    y, null, labels
+        Counts, design matrix without the group, and the labelings, of which the first is the real one.
+    """
+    size = scores(family(given, shared_dispersion(family, given, y, null)), y, null, labels)
+    return (size >= size[:, :1] * (1 - 1e-9) - 1e-9).mean(1)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from scalloy._arguments import category, one_of, positive, whole
 from scalloy.compare import count_models
@@ -15,7 +14,7 @@ from scalloy.compare.count_families import NegativeBinomial
 from scalloy.compare.count_models import Tested
 from scalloy.compare.covariates import names_of
 from scalloy.compare.discoveries import adjusted
-from scalloy.compare.groups import column, pairs_of
+from scalloy.compare.groups import check_free, column, pairs_of
 from scalloy.compare.pseudobulks import common, library_sizes, shrunken
 from scalloy.compare.samples import (
     Paired,
@@ -161,9 +160,7 @@ def expression(
     roles = {"groupby": groupby, "donor_key": donor_key, "by": by, "interaction": interaction}
     check_columns(of, donor, paired, **roles)
     level = None if interaction is None else column(obs, "interaction", interaction)
-    if by in RESERVED:
-        msg = f"`by={by!r}` is a column of the table that is returned. Rename it in `adata.obs`."
-        raise ValueError(msg)
+    check_free(by, RESERVED)
     parts = [("", np.ones(len(obs), dtype=bool))]
     if by is not None:
         within_each = column(obs, "by", by)
@@ -262,24 +259,21 @@ def compared(
     counts, offset = counts[often], np.log(size)
     found, offset, family = _tested(counts, offset, null, tested, rounds=0 if note else CENTRED)
     if not (note or chosen.paired) and second is None:
-        warn_of_unequal(family, counts, null, chosen.group)
+        warn_of_unequal(family, counts, found.full, chosen.group)
     pvalue = found.pvalue
     if permuted is not None and not note:
         labels, more["smallest"] = chosen.labelings(*permuted)
         plain = np.log(size)  # no label may go into an exact test
-        dispersion = count_models.shared_dispersion(NegativeBinomial, plain, counts, null)
-        family = NegativeBinomial(plain, dispersion)
-        statistic = count_models.scores(family, counts, null, labels)
-        pvalue = (statistic >= statistic[:, :1] * (1 - 1e-9) - 1e-9).mean(1)
-    wide = stats.t.ppf(0.975, np.maximum(found.df, 1e-3)) * found.error
+        pvalue = count_models.permuted(NegativeBinomial, plain, counts, null, labels)
+    low, high = found.interval
     drawn = shrunken(found.effect, np.full(len(counts), np.nan) if note else found.error)
     frame = pd.DataFrame(
         {
             "gene": genes[often],
             "mean": 1e6 * np.exp(np.log((counts + 0.5) / size).mean(1)),
             "log2_fold_change": found.effect / np.log(2),
-            "lower": (found.effect - wide) / np.log(2),
-            "upper": (found.effect + wide) / np.log(2),
+            "lower": low / np.log(2),
+            "upper": high / np.log(2),
             "shrunken": drawn / np.log(2),
             "pvalue": pvalue,
         }

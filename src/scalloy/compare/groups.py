@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -103,9 +104,7 @@ def groups(
     if by is not None:
         within = column(obs, "by", by)
         parts = [(level, within == level) for level in sorted(set(within))]
-        if by in RESERVED:
-            msg = f"`by={by!r}` is a column of the table that is returned. Rename it in `adata.obs`."
-            raise ValueError(msg)
+        check_free(by, RESERVED)
     donors = None if donor_key is None else column(obs, "donor_key", donor_key)
     rows, nulls = [], {}
     for (level, inside), (a, b) in itertools.product(parts, pairs_of(of, reference)):
@@ -141,6 +140,13 @@ def check(unit: str, donor_key: str | None, **numbers: int) -> None:
     positive(**numbers)
     if donor_key is None and unit == "donor":
         msg = "`unit='donor'` needs `donor_key`."
+        raise ValueError(msg)
+
+
+def check_free(by: str | None, reserved: Sequence[str]) -> None:
+    """Check that a column of ``.obs`` is not called like one of the table that is returned."""
+    if by in reserved:
+        msg = f"`by={by!r}` is a column of the table that is returned. Rename it in `adata.obs`."
         raise ValueError(msg)
 
 

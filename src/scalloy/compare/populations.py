@@ -47,8 +47,16 @@ class Populations:
     @property
     def one_hot(self) -> sp.csr_matrix:
         """Membership of cells in parts, ``(cells, parts)``."""
-        n = len(self.part)
-        return sp.csr_matrix((np.ones(n), (np.arange(n), self.part)), (n, len(self.parts)))
+        return _one_hot(self.part, len(self.parts))
+
+
+def _one_hot(code: np.ndarray, n: int) -> sp.csr_matrix:
+    return sp.csr_matrix((np.ones(len(code)), (np.arange(len(code)), code)), (len(code), n))
+
+
+def is_of_neighbourhoods(table: pd.DataFrame) -> bool:
+    """Return whether the populations of a table of abundances are neighbourhoods."""
+    return {"cell", "radius"} <= set(getattr(table, "columns", ()))
 
 
 def populations(
@@ -82,8 +90,7 @@ def populations(
 def _labelled(of: np.ndarray, name: str) -> Populations:
     """Make populations of labels."""
     names, part = np.unique(of, return_inverse=True)
-    made = Populations(pd.DataFrame({name: names}), sp.csr_matrix((0, 0)), part, names.tolist())
-    return Populations(made.table, made.one_hot, part, made.parts)
+    return Populations(pd.DataFrame({name: names}), _one_hot(part, len(names)), part, names.tolist())
 
 
 def _tree(model: Any) -> Populations:

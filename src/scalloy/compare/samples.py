@@ -8,14 +8,17 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata.abc import CSRDataset
 
 from scalloy._arguments import few
 from scalloy.compare import designs
+from scalloy.compare.count_models import outside
 from scalloy.compare.covariates import covariates_of
 from scalloy.compare.designs import Design
 
 Paired = Literal["auto"] | bool
+PAIRS = "`paired=True` needs two donors in both groups or more, but {} are. Pass 'auto'."
 TIED = 1e-6  # difference of two labelings, apart from the null, up to which their statistics are the same
 AT_ONCE = 10_000  # cells that are read from a file at a time
 SAME = 1e-8  # share of a column's variation that is left outside of others at which it adds nothing
@@ -61,8 +64,6 @@ class Samples:
 
     def sums(self, x: object) -> np.ndarray:
         """Return the sums of rows of a matrix over the cells of each sample, ``(columns, samples)``."""
-        import scipy.sparse as sp
-
         used = np.flatnonzero(self.of >= 0)
         one = sp.csr_matrix((np.ones(len(used)), (self.of[used], used)), (len(self.group), len(self.of)))
         if isinstance(x, CSRDataset):  # in a file, of which some cells are read at a time
@@ -96,8 +97,7 @@ class Samples:
         block = np.unique(np.column_stack([self.design.block, self.blocks]), axis=0, return_inverse=True)[1]
         design = replace(self.design, block=block.ravel())
         labels, _ = design.labelings(n, rng)
-        null = self.null()
-        own = labels - null @ (np.linalg.pinv(null) @ labels)
+        own = outside(self.null(), labels)
         same, opposite = (np.abs(own - sign * own[:, :1]).max(0) < TIED for sign in (1, -1))
         return labels, float((same | opposite).mean())  # these tie whatever the counts are
 
@@ -112,7 +112,7 @@ def independent(base: np.ndarray, more: np.ndarray) -> np.ndarray:
 
 def within(base: np.ndarray, column: np.ndarray) -> bool:
     """Return whether a column is a combination of the columns of ``base``."""
-    left = column - base @ np.linalg.lstsq(base, column, rcond=None)[0]
+    left = outside(base, column)
     return float(left @ left) <= SAME * max(float(column @ column), 1e-300)
 
 
@@ -156,8 +156,7 @@ def samples_of(
     design, note = None, ""
     try:
         if paired is True and len(both) < 2:
-            msg = f"`paired=True` needs two donors in both groups or more, but {len(both)} are. Pass 'auto'."
-            raise ValueError(msg)
+            raise ValueError(PAIRS.format(len(both)))
         design = designs.design(group[cells], donor[cells], "auto", at_least=at_least)
         if paired is True and design.kind != "within donors":
             kept = np.isin(donor[cells], both)
@@ -207,8 +206,7 @@ def check_columns(group: np.ndarray, donor: np.ndarray, paired: Paired, **keys: 
     if paired is True:
         groups = pd.Series(group).groupby(donor).nunique()
         if (n := int((groups > 1).sum())) < 2:
-            msg = f"`paired=True` needs two donors in both groups or more, but {n} are. Pass 'auto'."
-            raise ValueError(msg)
+            raise ValueError(PAIRS.format(n))
 
 
 def _codes(keys: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib import transforms
 from matplotlib.lines import Line2D
 
+from scalloy.compare.populations import is_of_neighbourhoods
 from scalloy.pl._legend import legend
 from scalloy.pl._tables import DOWN, OTHER, UP, comparison, donors_of, effect_name
 
@@ -54,7 +55,7 @@ def abundance(
     >>> found = sa.compare.abundance(cells, groupby="condition", by="cell_type", donor_key="donor")
     >>> ax = sa.pl.abundance(found)
     """
-    if "cell" in getattr(found, "columns", ()) and "radius" in found:
+    if is_of_neighbourhoods(found):
         msg = (
             "`found` holds neighbourhoods. Call `pl.neighbourhoods(found, adata, groupby=...)` to draw them."
         )
