@@ -20,9 +20,9 @@ where       key                                    content
 ``.obs``    ``<model>_sparsity``                   share of the latents that are off, by
                                                    :meth:`annotate` of :class:`scalloy.BetaVSC`
 ``.obsm``   ``X_<model>_<modality>``               code of each modality, by :meth:`annotate` of
-            ``<model>_<second modality>``          :class:`scalloy.POISEVAE`; expected counts of the
-                                                   second modality, given everything that was measured
-                                                   (a DataFrame)
+            ``<model>_<modality>``                 :class:`scalloy.POISEVAE`; expected counts of each
+                                                   modality in ``.obsm``, given everything that was
+                                                   measured (a DataFrame)
 ``.uns``    ``<model>``                            settings and versions of the model, and the names of the
                                                    clusters, by :meth:`annotate`
 ``.obs``    ``conditions``                         name of each cell's condition, by ``setup_anndata`` with
@@ -54,7 +54,7 @@ from urllib.parse import unquote
 
 CONDITION_KEY = "condition"  # field name in the registry of scvi-tools
 LABEL_TREE = "label_tree"  # column of `.obs` with the finest label, if several columns have labels
-SECOND_KEY = "second"  # field name of the second modality in the registry of scvi-tools
+OTHER_KEYS = ("second", *(f"modality_{i}" for i in range(3, 11)))  # field names of further modalities there
 
 SETUP_OBS = ("_scvi_batch", "_scvi_labels", "_scvi_condition")
 SETUP_OBSM = ("_scvi_extra_categorical_covs", "_scvi_extra_continuous_covs")

@@ -44,8 +44,18 @@ def on_grid(g, nu=(0 * NU[0], 0 * NU[1]), half=9.0, n=1201):
     return z, t, density
 
 
+def two(g):
+    """The coupling of two latents by this matrix."""
+    return {(0, 1): g}
+
+
 def chains(g, nu=(0.0, 0.0), n=40_000, sweeps=60):
-    return gibbs.run(gibbs.start(g, n), g, sweeps, nu)
+    return gibbs.run(gibbs.start(two(g), n), two(g), sweeps, nu)
+
+
+def potential(z2, g):
+    """What a second latent says of the first."""
+    return gibbs.log_normaliser(gibbs.statistics(z2) @ g.T)
 
 
 def test_the_grid_gives_the_published_values():
@@ -57,26 +67,26 @@ def test_the_grid_gives_the_published_values():
 
 
 def test_annealing_finds_the_log_partition():
-    value, se = gibbs.log_partition(G, n_chains=20_000)
+    value, se = gibbs.log_partition(two(G), n_chains=20_000)
     assert abs(value + math.log(2 * math.pi) - LOG_Z) < 3 * se
     assert se < 0.01
 
 
 def test_annealing_in_two_dimensions_of_the_second_latent():
-    coupling = SecondOrder(3, 2, kappa=0.9)
-    g = coupling().detach().double() * 1.0
+    coupling = SecondOrder((3, 2), kappa=0.9)
+    g = coupling()[0, 1].detach().double()
     axis = torch.linspace(-9, 9, 401, dtype=torch.double)
     z2 = torch.cartesian_prod(axis, axis)
-    log_density = gibbs.log_normaliser(gibbs.message(z2, g.T)) - 0.5 * z2.square().sum(-1)
+    log_density = potential(z2, g) - 0.5 * z2.square().sum(-1)
     exact = torch.logsumexp(log_density, 0) + 2 * math.log(axis[1] - axis[0]) - math.log(2 * math.pi)
-    value, se = gibbs.log_partition(g, n_chains=20_000)
+    value, se = gibbs.log_partition(two(g), n_chains=20_000)
     assert abs(value - exact) < 3 * se
 
 
 def test_chains_have_the_moments_of_the_prior_and_of_the_posterior():
     state = chains(G)
-    torch.testing.assert_close(gibbs.moments(state, G), MOMENTS, atol=0.01, rtol=0)
-    naive = gibbs.statistics(state.first).T @ gibbs.statistics(state.second) / len(state.first)
+    torch.testing.assert_close(gibbs.moments(state, two(G))[0, 1], MOMENTS, atol=0.01, rtol=0)
+    naive = gibbs.statistics(state[0]).T @ gibbs.statistics(state[1]) / len(state[0])
     torch.testing.assert_close(naive, MOMENTS, atol=0.02, rtol=0)
     state = chains(G, NU)
     found = [gibbs.statistics(v).mean(0) for v in state]
@@ -90,10 +100,10 @@ def test_annealed_draws_have_both_modes_in_the_right_proportions():
     exact = float(density[z > 0].sum() / density.sum())
     assert 0.6 < exact < 0.95
     torch.manual_seed(0)
-    drawn = gibbs.sample(g, 20_000, 200)
-    assert float((drawn.first > 0).double().mean()) == pytest.approx(exact, abs=0.03)
+    drawn = gibbs.sample(two(g), 20_000, 200)
+    assert float((drawn[0] > 0).double().mean()) == pytest.approx(exact, abs=0.03)
     expected = t.T @ density @ t / density.sum()
-    torch.testing.assert_close(gibbs.moments(drawn, g), expected, rtol=0.05, atol=0.3)
+    torch.testing.assert_close(gibbs.moments(drawn, two(g))[0, 1], expected, rtol=0.05, atol=0.3)
 
 
 def test_marginal_of_the_chains_is_that_of_the_grid():
@@ -101,7 +111,7 @@ def test_marginal_of_the_chains_is_that_of_the_grid():
     marginal = density.sum(1) / density.sum()
     state = chains(G, NU)
     ends, cdf = z.numpy() + 0.5 * float(z[1] - z[0]), np.cumsum(marginal.numpy())
-    assert kstest(state.first[:, 0].numpy(), lambda v: np.interp(v, ends, cdf)).pvalue > 0.01
+    assert kstest(state[0][:, 0].numpy(), lambda v: np.interp(v, ends, cdf)).pvalue > 0.01
 
 
 def test_gaussian_case_has_its_mean_covariance_and_autocorrelation():
@@ -115,14 +125,14 @@ def test_gaussian_case_has_its_mean_covariance_and_autocorrelation():
     expected = torch.tensor([[0.6097561, 0.3658537], [0.3658537, 1.2195122]], dtype=torch.double)
     torch.testing.assert_close(torch.cov(values.T), expected, atol=0.02, rtol=0)
     state = chains(g, n=100_000, sweeps=30)
-    later = gibbs.sweep(state, g)
-    lag = np.corrcoef(state.second[:, 0], later.second[:, 0])[0, 1]
+    later = gibbs.sweep(state, two(g))
+    lag = np.corrcoef(state[1][:, 0], later[1][:, 0])[0, 1]
     assert lag == pytest.approx(0.6**2, abs=0.01)
 
 
 def test_first_order_is_a_gaussian_whose_canonical_correlations_are_its_singular_values():
-    coupling = FirstOrder(3, 2)
-    g11 = coupling.g11().detach()
+    coupling = FirstOrder((3, 2))
+    g11 = coupling.g11()[0].detach()
     precision = torch.eye(5)
     precision[:3, 3:], precision[3:, :3] = -g11, -g11.T
     covariance = torch.linalg.inv(precision)
@@ -133,19 +143,19 @@ def test_first_order_is_a_gaussian_whose_canonical_correlations_are_its_singular
     whitened = torch.linalg.inv(torch.linalg.cholesky(first)) @ covariance[:3, 3:]
     whitened = whitened @ torch.linalg.inv(torch.linalg.cholesky(second)).T
     torch.testing.assert_close(torch.linalg.svdvals(whitened), torch.linalg.svdvals(g11), atol=1e-5, rtol=0)
-    coupling.raw.data *= 1e3
-    assert torch.linalg.svdvals(coupling.g11()).max() <= 1 + 1e-5
+    coupling.raw[0].data *= 1e3
+    assert torch.linalg.svdvals(coupling.g11()[0]).max() <= 1 + 1e-5
 
 
 @pytest.mark.parametrize("kappa", [0.3, 0.7, 0.95])
 def test_no_precision_falls_below_what_kappa_allows(kappa):
     for _ in range(20):
-        coupling = SecondOrder(3, 4, kappa=kappa)
+        coupling = SecondOrder((3, 4), kappa=kappa)
         for p in coupling.parameters():
             p.data = 5 * torch.randn_like(p)
-        g = coupling().detach()
+        g = coupling()[0, 1].detach()
         for size, matrix in ((3, g), (4, g.T)):
-            natural = gibbs.message(10 * torch.randn(500, size), matrix)
+            natural = gibbs.statistics(10 * torch.randn(500, size)) @ matrix
             assert (1 - 2 * natural.chunk(2, -1)[1]).min() >= 1 - kappa**2 - 1e-4
 
 
@@ -159,13 +169,14 @@ def test_normalisable_prior_does_not_depend_on_the_box():
 
 def one_dimensional():
     """A coupling of one dimension each with the values of ``G``."""
-    coupling = SecondOrder(1, 1, kappa=0.99, n_chains=4096, n_sweeps=5)
+    coupling = SecondOrder((1, 1), kappa=0.99, n_chains=4096, n_sweeps=5)
     reach = 0.99 * math.sqrt(2 * 0.6)
-    coupling.g11.data.fill_(0.7)
-    coupling.log_g22.data.fill_(math.log(0.6))
-    coupling.raw12.data.fill_(math.atanh(0.3 / reach))
-    coupling.raw21.data.fill_(math.atanh(-0.4 / reach))
-    torch.testing.assert_close(coupling().detach(), G.float())
+    (pair,) = coupling.pairs
+    pair.g11.data.fill_(0.7)
+    pair.log_g22.data.fill_(math.log(0.6))
+    pair.raw12.data.fill_(math.atanh(0.3 / reach))
+    pair.raw21.data.fill_(math.atanh(-0.4 / reach))
+    torch.testing.assert_close(coupling()[0, 1].detach(), G.float())
     return coupling
 
 
@@ -183,7 +194,7 @@ def test_gradient_of_the_log_partition_is_that_of_finite_differences():
         ends = []
         for step in (1e-3, -1e-3):
             p.data.fill_(value + step)
-            ends.append(on_grid(coupling().detach().double())[2].sum().log().item())
+            ends.append(on_grid(coupling()[0, 1].detach().double())[2].sum().log().item())
         p.data.fill_(value)
         assert total[k].item() == pytest.approx((ends[0] - ends[1]) / 2e-3, abs=0.01), k
 
@@ -191,11 +202,10 @@ def test_gradient_of_the_log_partition_is_that_of_finite_differences():
 def test_restarted_chains_give_the_same_gradient_where_they_mix():
     coupling = one_dimensional()
     coupling.chains, coupling.n_sweeps = "restarted", 20
-    first = coupling.first.clone()
-    coupling.first.fill_(100.0)  # kept chains would still be there
-    slope = coupling._follow(coupling().detach())
-    torch.testing.assert_close(slope.double(), MOMENTS, atol=0.06, rtol=0)
-    assert first.shape == coupling.first.shape
+    coupling.chains_0.fill_(100.0)  # kept chains would still be there
+    slope = coupling._follow(two(coupling()[0, 1].detach()))
+    torch.testing.assert_close(slope[0, 1].double(), MOMENTS, atol=0.06, rtol=0)
+    assert coupling.chains_0.abs().max() < 10
 
 
 def test_value_follows_the_parameters_and_is_computed_anew_in_evaluation():
@@ -208,9 +218,9 @@ def test_value_follows_the_parameters_and_is_computed_anew_in_evaluation():
     for _ in range(20):
         coupling.log_partition()
     for _ in range(50):
-        coupling.g11.data += 0.01
+        coupling.pairs[0].g11.data += 0.01
         followed = coupling.log_partition().item()
-    exact = float(on_grid(coupling().detach().double())[2].sum().log())
+    exact = float(on_grid(coupling()[0, 1].detach().double())[2].sum().log())
     assert exact - before > 0.1
     assert followed == pytest.approx(exact, abs=0.02)
     coupling.eval()
@@ -219,14 +229,21 @@ def test_value_follows_the_parameters_and_is_computed_anew_in_evaluation():
 
 def experts(n=6, d=(1, 1), seen=(1.0, 1.0)):
     """What two encoders might have told of some cells."""
-    told = tuple(ExpertHead(4, d[i], d[1 - i])(torch.randn(n, 4)) for i in (0, 1))
-    told = tuple(Told(*(v.detach() for v in t)) for t in told)
-    return told, torch.tensor(seen).expand(n, 2)
+    told = tuple(
+        ExpertHead(4, d[i], [d[k] for k in gibbs.others(len(d), i)])(torch.randn(n, 4)) for i in range(len(d))
+    )
+    told = each(told, torch.Tensor.detach)
+    return told, torch.tensor(seen).expand(n, len(d))
+
+
+def each(told, function):
+    """What was told, with a function of each of its tensors."""
+    return tuple(Told(function(t.own), tuple(function(v) for v in t.others)) for t in told)
 
 
 def many(joint, told, seen, n=4000):
     """Posterior and latents of each cell, ``n`` times."""
-    q = joint.posterior(tuple(Told(*(v.repeat(n, 1) for v in t)) for t in told), seen.repeat(n, 1))
+    q = joint.posterior(each(told, lambda v: v.repeat(n, 1)), seen.repeat(n, 1))
     return q, joint.draw(q)
 
 
@@ -235,7 +252,7 @@ def many(joint, told, seen, n=4000):
 def test_kl_is_the_mean_of_the_log_ratio(kind, seen):
     makers = {
         "poise": lambda: Coupled(one_dimensional()),
-        "gaussian": lambda: Coupled(FirstOrder(1, 1)),
+        "gaussian": lambda: Coupled(FirstOrder((1, 1))),
         "product": lambda: Shared(1, ProductOfExperts()),
         "mixture": lambda: Shared(1, MixtureOfExperts()),
     }
@@ -253,7 +270,7 @@ def test_log_ratio_of_the_coupled_posterior_integrates_to_one():
     """``E_q[p / q] = 1``: the importance weights of a normalised prior."""
     joint = Coupled(one_dimensional()).eval()
     told, here = experts()
-    told = tuple(Told(t.own * 0.2, t.other * 0.2) for t in told)
+    told = each(told, lambda v: v * 0.2)
     with torch.no_grad():
         q, latents = many(joint, told, here, 40_000)
         weight = joint.log_ratio(q, latents).exp().view(-1, 6)
@@ -262,9 +279,9 @@ def test_log_ratio_of_the_coupled_posterior_integrates_to_one():
 
 
 def test_without_coupling_the_kl_is_that_of_two_independent_posteriors():
-    joint = Coupled(Uncoupled(2, 2))
+    joint = Coupled(Uncoupled((2, 2)))
     told, here = experts(d=(2, 2))
-    told = tuple(Told(t.own, torch.zeros_like(t.other)) for t in told)
+    told = tuple(Told(t.own, ()) for t in told)
     q = joint.posterior(told, here)
     expected = 0.0
     for k, t in zip(("z", "z2"), told, strict=True):
@@ -282,9 +299,9 @@ def test_unseen_modality_is_drawn_by_the_message_and_the_other_one_given_it():
     with torch.no_grad():
         q, latents = many(joint, told, here, 20_000)
         z, z2 = latents["z"], latents["z2"]
-        assert not latents["z_first"].any()
-        by_message = gibbs.normal(told[0].other)
-        given = gibbs.normal(gibbs.message(z2, joint.coupling().T) + told[0].own)
+        assert (latents["order"][:, 1] < latents["order"][:, 0]).all()
+        by_message = gibbs.normal(told[0].others[0])
+        given = gibbs.normal(gibbs.statistics(z2) @ joint.coupling()[0, 1].T + told[0].own)
     for value, p in ((z2, by_message), (z, given)):
         u = norm.cdf(((value - p.mean) / p.stddev).numpy().ravel())
         assert kstest(u, "uniform").pvalue > 0.01
@@ -294,8 +311,8 @@ def test_unseen_modality_is_drawn_by_the_message_and_the_other_one_given_it():
 @pytest.mark.parametrize("seen", [(1.0, 0.0), (0.0, 1.0)])
 def test_code_is_the_mean_of_the_draws(seen):
     torch.manual_seed(0)
-    joint = Coupled(FirstOrder(2, 2)).eval()
-    joint.coupling.raw.data = torch.diag(torch.tensor([3.0, -1.5]))
+    joint = Coupled(FirstOrder((2, 2))).eval()
+    joint.coupling.raw[0].data = torch.diag(torch.tensor([3.0, -1.5]))
     told, here = experts(n=1, d=(2, 2), seen=seen)
     with torch.no_grad():
         q, latents = many(joint, told, here, 20_000)
@@ -305,9 +322,9 @@ def test_code_is_the_mean_of_the_draws(seen):
 
 
 def test_hidden_modality_tells_nothing():
-    for joint in (Coupled(FirstOrder(1, 1)), Shared(1, ProductOfExperts()), Shared(1, MixtureOfExperts())):
+    for joint in (Coupled(FirstOrder((1, 1))), Shared(1, ProductOfExperts()), Shared(1, MixtureOfExperts())):
         told, here = experts(seen=(1.0, 0.0))
-        other = told[0], Told(told[1].own + 1, told[1].other + 1)
+        other = told[0], *each(told[1:], lambda v: v + 1)
         a, b = joint.posterior(told, here), joint.posterior(other, here)
         torch.testing.assert_close(a["z"].mean, b["z"].mean)
         for one, same in zip(joint.code(a), joint.code(b), strict=True):

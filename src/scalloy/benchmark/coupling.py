@@ -219,7 +219,7 @@ def starvation(
                     row[f"from_{name}"] = float((k == truth).mean())
                 made = model.generate(2000, seed=seed).obsm["prot"].to_numpy()
                 row["distance"] = _nearest(made, centres)[0].mean() / real.mean()
-                row["sigma"] = float(model.module.likelihood2.log_sigma.detach().exp().mean()) / NOISE
+                row["sigma"] = float(model.module.likelihoods[1].log_sigma.detach().exp().mean()) / NOISE
                 rows.append(row)
     return pd.DataFrame(rows)
 

@@ -31,16 +31,21 @@ from scalloy.blocks.networks import Head
 from scalloy.kernels.csr import dense, log_normalise, map_values
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
+Depth = Literal["total", "own", "other"]
 
 
 class Likelihood(nn.Module):
     """Base class of all likelihoods.
 
     ``counts`` says whether the data must be integer counts, ``draws_counts`` whether samples are counts too.
+    ``depth`` says how the depth of a cell enters if this is the likelihood of one of several modalities:
+    ``"total"`` (rates are shares of the cell's own total), ``"own"`` (the decoder sees this total) or
+    ``"other"`` (the decoder sees the total of the first modality).
     """
 
     counts = True
     draws_counts = True
+    depth: Depth = "other"
 
     def __init__(self, n_hidden: int, n_vars: int) -> None:
         super().__init__()
@@ -115,6 +120,7 @@ class Poisson(Likelihood):
     def __init__(self, n_hidden: int, n_vars: int, *, library: bool = True) -> None:
         super().__init__(n_hidden, n_vars)
         self.library = library
+        self.depth = "total" if library else "other"
 
     def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.Poisson:
         return dist.Poisson(dist.Rate(self.head(h), log_ell if self.library else None))
@@ -144,6 +150,7 @@ class NB(Likelihood):
     ) -> None:
         super().__init__(n_hidden, n_vars)
         self.library, self.dispersion = library, dispersion
+        self.depth = "total" if library else "other"
         if dispersion == "gene-cell":
             self.theta_head = Head(n_hidden, n_vars)
         else:
@@ -177,7 +184,7 @@ class ZeroInflated(Likelihood):
 
     def __init__(self, base: Poisson | NB) -> None:
         nn.Module.__init__(self)
-        self.base = base
+        self.base, self.depth = base, base.depth
         self.gate = Head(base.head.in_features, base.head.out_features)
 
     def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> dist.ZeroInflated:
@@ -343,6 +350,7 @@ class Bernoulli(Likelihood):
     def __init__(self, n_hidden: int, n_vars: int, *, on: Literal["detected", "given"] = "detected") -> None:
         super().__init__(n_hidden, n_vars)
         self.on, self.counts = on, on == "detected"
+        self.depth = "own" if on == "detected" else "other"
 
     def forward(self, h: Tensor, log_ell: Tensor, b: Tensor) -> Independent:
         return Independent(TorchBernoulli(logits=self.head(h), validate_args=False), 1)

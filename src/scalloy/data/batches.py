@@ -83,7 +83,7 @@ class CellLoader:
 
     def cuts(self) -> np.ndarray:
         """Return the number of the first batch of each gathered group, then the number of batches."""
-        per_batch = self.cells.entries / max(1, self.cells.x.shape[0]) * self.batch_size
+        per_batch = self.cells.entries_of_all / max(1, self.cells.x.shape[0]) * self.batch_size
         at_once = int(GATHER_ENTRIES / max(1.0, per_batch))
         if isinstance(self.cells.x, DiskRows):
             at_once = self.cells.x.per_buffer // self.batch_size
@@ -121,9 +121,12 @@ class CellLoader:
         for first, last, rows, x in ahead(gathered) if self.cells.on_disk else gathered:
             positions = torch.from_numpy(rows)
             columns = {k: v[positions] for k, v in self.cells.columns.items()}
+            sparse = {k: v[rows] for k, v in self.cells.sparse.items()}
             for i in range(first, last):
                 part = slice(bounds[i] - bounds[first], bounds[i + 1] - bounds[first])
-                batch = {k: v[part] for k, v in columns.items()}
+                batch = {k: v[part] for k, v in columns.items()} | {
+                    k: rows_of(v, part) for k, v in sparse.items()
+                }
                 batch[REGISTRY_KEYS.INDICES_KEY] = positions[part]
                 yield {REGISTRY_KEYS.X_KEY: rows_of(x, part), **batch}
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,21 +31,29 @@ INTEGER_KEYS = {
 
 @dataclass
 class Cells:
-    """Counts and registered columns of cells; counts are CSR, dense if mostly non-zero, or on disk."""
+    """Counts and registered columns of cells; counts are CSR, dense if mostly non-zero, or on disk.
+
+    ``sparse`` holds further modalities that are sparse.
+    """
 
     x: sp.csr_matrix | np.ndarray | DiskRows
     columns: dict[str, Tensor]
+    sparse: dict[str, sp.csr_matrix] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manager: AnnDataManager) -> Cells:
-        columns = {}
+        columns, sparse = {}, {}
         for key in manager.data_registry:
             if key == REGISTRY_KEYS.X_KEY:
                 continue
-            values = np.asarray(manager.get_from_registry(key))
+            given = manager.get_from_registry(key)
+            if sp.issparse(given):
+                sparse[key] = _canonical(given)
+                continue
+            values = np.asarray(given)
             dtype = np.int64 if key in INTEGER_KEYS else np.float32
             columns[key] = torch.from_numpy(values.astype(dtype)).reshape(len(values), -1)
-        return cls(as_rows(manager.get_from_registry(REGISTRY_KEYS.X_KEY)), columns)
+        return cls(as_rows(manager.get_from_registry(REGISTRY_KEYS.X_KEY)), columns, sparse)
 
     @property
     def log_ell(self) -> Tensor:
@@ -64,6 +72,11 @@ class Cells:
         """`True` if the counts stay on disk and are read when needed."""
         return isinstance(self.x, DiskRows)
 
+    @property
+    def entries_of_all(self) -> int:
+        """Number of stored entries of the counts and of all sparse modalities."""
+        return self.entries + sum(x.nnz for x in self.sparse.values())
+
     def gather(self, rows: np.ndarray) -> sp.csr_matrix | Tensor:
         return torch.from_numpy(self.x[rows]) if isinstance(self.x, np.ndarray) else self.x[rows]
 
@@ -79,6 +92,11 @@ def as_rows(x: Any) -> sp.csr_matrix | np.ndarray | DiskRows:
         x = np.asarray(x, dtype=np.float32)
         if np.count_nonzero(x) > 0.5 * x.size:
             return x
+    return _canonical(x)
+
+
+def _canonical(x: Any) -> sp.csr_matrix:
+    """Return float32 CSR without explicit zeros; the same object if it is that already."""
     rows = sp.csr_matrix(x, dtype=np.float32)
     if rows.has_canonical_format and (rows.data != 0).all():
         return rows

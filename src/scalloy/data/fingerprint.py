@@ -47,12 +47,15 @@ def of_set_up(manager: AnnDataManager) -> dict[str, Any]:
     for field, about in manager.registry["field_registries"].items():
         if field == REGISTRY_KEYS.X_KEY or not about["data_registry"]:
             continue
-        values = np.ascontiguousarray(manager.get_from_registry(field))
+        given = manager.get_from_registry(field)
+        values = (
+            str(_of_matrix(given)).encode() if sp.issparse(given) else np.ascontiguousarray(given).tobytes()
+        )
         known = about["state_registry"]
         named = known.get("categorical_mapping", known.get("mappings", known.get("column_names", ())))
         names = named.items() if hasattr(named, "items") else enumerate(named)
         said = (f"{k}: {list(v) if np.ndim(v) else v}" for k, v in names)
-        columns[field] = blake2b(of_names(said).encode() + values.tobytes(), digest_size=8).hexdigest()
+        columns[field] = blake2b(of_names(said).encode() + values, digest_size=8).hexdigest()
     return {**of_data(manager), "columns": columns}
 
 

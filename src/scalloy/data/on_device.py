@@ -20,20 +20,18 @@ from scalloy.kernels import gpu
 from scalloy.kernels.csr import dense
 
 
-class DeviceCells:
-    """Copy of the matrix and columns on a device, from which batches are gathered (dense if supported)."""
+class DeviceMatrix:
+    """Copy of a sparse matrix on a device, from which rows are gathered."""
 
-    def __init__(self, cells: Cells, device: torch.device) -> None:
-        assert sp.issparse(cells.x)
-        self.device, self.shape = device, cells.x.shape
-        self.lengths = np.diff(cells.x.indptr)  # on the host, so that sizes are known at once
-        self.indptr = torch.from_numpy(cells.x.indptr.astype(np.int64)).to(device)
-        self.col = torch.from_numpy(cells.x.indices.astype(np.int32)).to(device)
-        self.values = torch.from_numpy(cells.x.data).to(device)
-        self.columns = {k: v.to(device) for k, v in cells.columns.items()}
+    def __init__(self, x: sp.csr_matrix, device: torch.device) -> None:
+        self.device, self.shape = device, x.shape
+        self.lengths = np.diff(x.indptr)  # on the host, so that sizes are known at once
+        self.indptr = torch.from_numpy(x.indptr.astype(np.int64)).to(device)
+        self.col = torch.from_numpy(x.indices.astype(np.int32)).to(device)
+        self.values = torch.from_numpy(x.data).to(device)
 
-    def gather(self, rows: Tensor, n_entries: int) -> Tensor:
-        if gpu.serves(self.values):
+    def gather(self, rows: Tensor, n_entries: int, *, to_dense: bool) -> Tensor:
+        if to_dense and gpu.serves(self.values):
             return gpu.rows_of(self.indptr, self.col, self.values, rows, self.shape[1])
         start, length = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
         crow = torch.zeros(len(rows) + 1, dtype=torch.long, device=self.device)
@@ -42,6 +40,30 @@ class DeviceCells:
         entry = torch.arange(n_entries, device=self.device) + shift
         size = (len(rows), self.shape[1])
         return torch.sparse_csr_tensor(crow, self.col[entry].long(), self.values[entry], size=size)
+
+
+class DeviceCells:
+    """Copy of the counts and columns on a device.
+
+    Batches of counts are dense if the device supports that; further sparse modalities stay sparse, since a
+    row of zeros says that a modality was not measured.
+    """
+
+    def __init__(self, cells: Cells, device: torch.device) -> None:
+        assert sp.issparse(cells.x)
+        self.device = device
+        self.matrices = {
+            k: DeviceMatrix(x, device) for k, x in {REGISTRY_KEYS.X_KEY: cells.x, **cells.sparse}.items()
+        }
+        self.columns = {k: v.to(device) for k, v in cells.columns.items()}
+
+    def gather(self, rows: Tensor, on_host: np.ndarray) -> dict[str, Tensor]:
+        """Return counts and columns of some rows, whose numbers are known on the host too."""
+        batch = {
+            k: of.gather(rows, int(of.lengths[on_host].sum()), to_dense=k == REGISTRY_KEYS.X_KEY)
+            for k, of in self.matrices.items()
+        }
+        return batch | {k: v[rows] for k, v in self.columns.items()}
 
 
 class DeviceLoader(CellLoader):
@@ -56,9 +78,8 @@ class DeviceLoader(CellLoader):
         on_device = torch.from_numpy(order).to(self.store.device)
         for first, last in pairwise(bounds):
             rows = on_device[first:last]
-            x = self.store.gather(rows, int(self.store.lengths[order[first:last]].sum()))
-            columns = {k: v[rows] for k, v in self.store.columns.items()}
-            yield {REGISTRY_KEYS.X_KEY: x, REGISTRY_KEYS.INDICES_KEY: rows, **columns}
+            batch = self.store.gather(rows, order[first:last])
+            yield {REGISTRY_KEYS.INDICES_KEY: rows, **batch}
 
 
 AHEAD = 2  # batches that a second thread prepares while the device computes
@@ -82,16 +103,16 @@ class StagedLoader(CellLoader):
             ahead = deque(thread.submit(prepare) for _ in range(AHEAD))
             while (batch := ahead.popleft().result()) is not None:
                 ahead.append(thread.submit(prepare))
-                yield {k: self.sent(v) for k, v in batch.items()}
+                yield {k: self.sent(v, to_dense=k == REGISTRY_KEYS.X_KEY) for k, v in batch.items()}
 
     def pinned(self, value: Tensor) -> Tensor:
         """Move a tensor to pinned memory, from which a GPU copies asynchronously."""
         return each_part(value, Tensor.pin_memory) if self.device.type == "cuda" else value
 
-    def sent(self, value: Tensor) -> Tensor:
-        """Start copying a tensor to the device, which makes sparse rows dense if it supports that."""
+    def sent(self, value: Tensor, *, to_dense: bool) -> Tensor:
+        """Start copying a tensor to the device, which makes sparse counts dense if it supports that."""
         there = each_part(value, lambda v: v.to(self.device, non_blocking=True))
-        return dense(there) if there.layout == torch.sparse_csr and gpu.serves(there) else there
+        return dense(there) if to_dense and there.layout == torch.sparse_csr and gpu.serves(there) else there
 
 
 def each_part(value: Tensor, function: Any) -> Tensor:

@@ -106,7 +106,7 @@ class CellSplitter(pl.LightningDataModule):
         if self.resident is not None or device.type != "cuda":
             return bool(self.resident)
         free, _ = torch.cuda.mem_get_info(device)
-        return self.cells.entries * 8 < 0.4 * free
+        return self.cells.entries_of_all * 8 < 0.4 * free
 
     def train_dataloader(self) -> CellLoader:
         return self.loader(self.train_idx, batch_size=self.batch_size, shuffle=True, **self.repeats)

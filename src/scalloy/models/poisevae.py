@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
 from scalloy import _keys
-from scalloy._arguments import shares, whole
-from scalloy._keys import SECOND_KEY
+from scalloy._arguments import few, one_of, shares, whole
+from scalloy._keys import OTHER_KEYS
 from scalloy._seeds import repeatable
-from scalloy.blocks.joint_posteriors import BOTH, Posterior
+from scalloy.blocks.joint_posteriors import Posterior
 from scalloy.blocks.networks import NetworkSettings
 from scalloy.data import checks
 from scalloy.data.disk import DiskRows
 from scalloy.data.modalities import joined
 from scalloy.files.anndata_files import is_mudata
-from scalloy.models._core import factories, pair_prior, pairs
+from scalloy.models._core import cross_modal, factories, joint_prior
 from scalloy.models._core.annotations import Annotator, Found, Written
 from scalloy.models._core.base import ScalloyModel
-from scalloy.models._core.factories import GeneLikelihood, JointKind, SecondLikelihood
+from scalloy.models._core.factories import GeneLikelihood, JointKind, OtherLikelihood
+from scalloy.models._core.modality_layout import SeveralModalities, columns
 from scalloy.models._core.moments import moments
-from scalloy.models._core.pair_layout import TwoModalities, columns
 from scalloy.models._core.setup import set_up
 from scalloy.vae.base import Batch, Distributions
 from scalloy.vae.poisevae import POISEVAE as POISEVAEMath
@@ -36,7 +37,7 @@ logger = logging.getLogger("scalloy")
 
 
 class POISEVAE(ScalloyModel):
-    """VAE of two modalities, such as RNA and protein: a code for each, and a prior that couples them.
+    """VAE of several modalities, such as RNA, ATAC and protein: a code for each, under a coupled prior.
 
     Parameters
     ----------
@@ -47,28 +48,36 @@ class POISEVAE(ScalloyModel):
     n_hidden, n_layers, dropout_rate, gene_likelihood
         As in :class:`~scalloy.VAE`; ``gene_likelihood`` is the likelihood of the first modality.
     n_latent
-        Number of dimensions of each of the two codes.
+        Number of dimensions of the code of each modality.
     protein_likelihood
-        Likelihood of the second modality. For counts: ``"background"`` (antibodies, a mixture of background
-        and foreground) and ``"nb"``. For data as given: ``"normal"`` and ``"bernoulli"`` (from 0 to 1).
+        Likelihood of the other modalities that are dense, unless ``likelihoods`` says otherwise. For counts:
+        ``"background"`` (antibodies, a mixture of background and foreground) and ``"nb"``. For data as given:
+        ``"normal"``, ``"bernoulli"`` (from 0 to 1) and ``"categorical"`` (one column per category).
     joint
-        Prior of the codes. With ``"poise"`` each modality has its own code, and their first and second
-        powers are coupled; ``"gaussian"`` couples only the first powers, a probabilistic CCA of the codes;
-        ``"independent"`` does not couple them. For comparison, ``"product"`` and ``"mixture"`` have one
-        shared code, whose posterior is a product or a mixture of experts.
+        Prior of the codes. With ``"poise"`` each modality has its own code, and the first and second powers
+        of each two are coupled; ``"gaussian"`` couples only the first powers, a probabilistic CCA of the
+        codes; ``"independent"`` does not couple them. For comparison, ``"product"`` and ``"mixture"`` have
+        one shared code, whose posterior is a product or a mixture of experts.
     kappa
         Bound on the strength of the coupling, from 0 to 1; at 1 the prior could no longer be normalised.
     hide
-        Shares of the cells with both modalities in which the first, and the second, is hidden from the
-        encoders in training, so that each modality learns to predict the other one.
+        Share of the cells in which each modality is hidden from the encoders in training, so that each learns
+        to predict the others; of more than two, one is chosen by these shares, and each other one is then
+        hidden with probability 1/2, but never all that were measured. ``None`` hides the first in a quarter
+        of the cells, and one of the others in a half.
     hidden_rate
-        Share of the counts of genes that is hidden from the encoder in training.
+        Share of the counts that is hidden from the encoder in training, of genes and of other modalities
+        whose rates are shares of a total.
     encode_covariates
         Whether the encoders see batch and covariates too; the decoders always do.
     n_chains, n_sweeps
         Number of Gibbs chains that follow the prior in training, and number of sweeps of each per step.
     chains
         Whether the chains are ``"kept"`` from one step to the next, or ``"restarted"`` at each.
+    likelihoods
+        Likelihood of modalities by their names. Besides those of ``protein_likelihood``: ``"poisson"`` and
+        ``"nb_total"``, whose rates are shares of the cell's total in this modality (fragments in peaks; the
+        default of sparse modalities is ``"poisson"``), and ``"detected"`` (presence of fragments).
     seed
         Random seed, as in :class:`~scalloy.VAE`.
 
@@ -83,19 +92,19 @@ class POISEVAE(ScalloyModel):
     >>> proteins = model.predict("prot", from_="rna", adata=rna_only)
     """
 
-    layout = TwoModalities()
+    layout = SeveralModalities()
     module: POISEVAEMath
 
-    modalities = property(pairs.modalities)
-    get_variables = pairs.get_variables
-    get_latent_representation = pairs.get_latent_representation
-    get_reconstruction_error = pairs.get_reconstruction_error
-    predict = pairs.predict
-    get_coupling = pair_prior.get_coupling
-    get_log_partition = pair_prior.get_log_partition
-    get_mixing = pair_prior.get_mixing
-    generate = pair_prior.generate
-    get_cross_traversal = pair_prior.get_cross_traversal
+    modalities = property(cross_modal.modalities)
+    get_variables = cross_modal.get_variables
+    get_latent_representation = cross_modal.get_latent_representation
+    get_reconstruction_error = cross_modal.get_reconstruction_error
+    predict = cross_modal.predict
+    get_coupling = joint_prior.get_coupling
+    get_log_partition = joint_prior.get_log_partition
+    get_mixing = joint_prior.get_mixing
+    generate = joint_prior.generate
+    get_cross_traversal = joint_prior.get_cross_traversal
 
     _default_steps = 6000
     _mudata: ClassVar[WeakValueDictionary[str, Any]] = WeakValueDictionary()  # MuData by set-up identifier
@@ -110,57 +119,79 @@ class POISEVAE(ScalloyModel):
         n_layers: int = 1,
         dropout_rate: float = 0.1,
         gene_likelihood: GeneLikelihood = "nb",
-        protein_likelihood: SecondLikelihood = "background",
+        protein_likelihood: OtherLikelihood = "background",
         joint: JointKind = "poise",
         kappa: float = 0.7,
-        hide: tuple[float, float] = (0.25, 0.5),
+        hide: Sequence[float] | None = None,
         hidden_rate: float = 0.5,
         encode_covariates: bool = False,
         n_chains: int = 256,
         n_sweeps: int = 2,
         chains: Literal["kept", "restarted"] = "kept",
         *,
+        likelihoods: Mapping[str, GeneLikelihood | OtherLikelihood] | None = None,
         seed: int | None = None,
     ) -> None:
         networks = NetworkSettings(
             n_hidden, n_latent, n_layers, dropout_rate, encode_covariates=encode_covariates
         )
         whole(n_chains=n_chains, n_sweeps=n_sweeps)
-        shares(hidden_rate=hidden_rate, hide=hide[0])
-        shares(hide=hide[1])
-        shares(hide=sum(hide))
+        shares(hidden_rate=hidden_rate)
         super().__init__(self._registered(adata), registry)
         self.reader.given = adata if is_mudata(adata) else None
-        sizes = self.sizes
+        sizes, first = self.sizes, self.modalities[0]
+        self._asked = dict(likelihoods or {})  # likelihoods by the names of modalities
+        self.likelihoods = self._likelihoods(gene_likelihood, protein_likelihood)
+        others = zip(self.modalities[1:], sizes.n_others, strict=True)
+        chosen: Any = {"kappa": kappa, "n_chains": n_chains, "n_sweeps": n_sweeps, "chains": chains}
         self.module = POISEVAEMath(
             sizes,
-            self.make_likelihood(gene_likelihood, n_hidden),
-            factories.second_likelihood(protein_likelihood, sizes, n_hidden),
-            factories.joint(
-                joint, n_latent, kappa=kappa, n_chains=n_chains, n_sweeps=n_sweeps, chains=chains
-            ),
+            [
+                self.make_likelihood(self.likelihoods[first], n_hidden),
+                *(self._other_likelihood(name, n, n_hidden) for name, n in others),
+            ],
+            factories.joint(joint, n_latent, len(self.modalities), **chosen),
             networks,
-            hide=(hide[0], hide[1]),
+            hide=self._hide(hide),
             hidden_rate=hidden_rate,
         )
         if self.adata is not None:
-            self._start_at_data(protein_likelihood)
-        self._model_summary_string = (
-            f"POISEVAE: {gene_likelihood} and {protein_likelihood}, joint {joint}, n_latent {n_latent} each"
-        )
+            self._start_at_data()
+        named = ", ".join(f"{name} {likelihood}" for name, likelihood in self.likelihoods.items())
+        self._model_summary_string = f"POISEVAE: {named}; joint {joint}, n_latent {n_latent} each"
         self.init_params_ = self._get_init_params(locals())
 
-    def _start_at_data(self, protein_likelihood: str) -> None:
-        """Start at the moments of the second modality, where measured, and the mean log library size."""
-        cells, likelihood = self.reader.table(), self.module.likelihood2
-        x2 = cells.columns[SECOND_KEY]
-        values = x2[~x2.isnan()].numpy()
-        if len(values) == 0:
-            msg = f"{self.modalities[1]!r} is NaN throughout: there is nothing to learn it from."
+    def _likelihoods(self, of_genes: str, of_others: str) -> dict[str, str]:
+        """Return the name of the likelihood of each modality."""
+        first, *others = self.modalities
+        for name in self._asked:
+            one_of("likelihoods", name, self.modalities)
+        sparse = {name for k, name in enumerate(others, 1) if cross_modal.held_sparse(self, k)}
+        default = {first: of_genes, **{k: "poisson" if k in sparse else of_others for k in others}}
+        return default | self._asked
+
+    def _argument(self, name: str) -> str:
+        """Return the argument that names the likelihood of a modality, for messages."""
+        usual = "gene_likelihood" if name == self.modalities[0] else "protein_likelihood"
+        return f"likelihoods[{name!r}]" if len(self.modalities) > 2 or name in self._asked else usual
+
+    def _other_likelihood(self, name: str, n_vars: int, n_hidden: int) -> Any:
+        return factories.other_likelihood(self._argument(name), self.likelihoods[name], n_vars, n_hidden)
+
+    def _hide(self, given: Sequence[float] | None) -> tuple[float, ...]:
+        """Return the share of the cells of which each modality is the first to be hidden."""
+        n = len(self.modalities)
+        hide = (0.25, *[0.5 / (n - 1)] * (n - 1)) if given is None else tuple(given)
+        if len(hide) != n:
+            msg = f"`hide={hide}` has {len(hide)} shares for {n} modalities: {few(self.modalities)}."
             raise ValueError(msg)
-        factories.check_range(protein_likelihood, likelihood, values, argument="protein_likelihood")
-        mean, variance = moments(x2.numpy())
-        likelihood.start_at(mean, variance, cells.log_ell)
+        for share in (*hide, sum(hide)):
+            shares(hide=share)
+        return hide
+
+    def _start_at_data(self) -> None:
+        """Start at the moments of each modality, where measured, and the mean of its log totals."""
+        cells = self.reader.table()
         if isinstance(cells.x, DiskRows):
             msg = "POISEVAE reads cells in memory, not from a store. Set up `adata.to_memory()` instead."
             raise TypeError(msg)
@@ -168,12 +199,34 @@ class POISEVAE(ScalloyModel):
         if not counted.any():
             msg = f"{self.modalities[0]!r} is zero throughout: there is nothing to learn it from."
             raise ValueError(msg)
-        self.module.start_at(likelihood.features(x2).nanmean(0).nan_to_num(0.0), cells.log_ell[counted])
+        self.module.start_at(0, None, cells.log_ell[counted])
+        for k, name in enumerate(self.modalities[1:], 1):
+            key = OTHER_KEYS[k - 1]
+            self._start_one(k, name, cells.sparse.get(key, cells.columns.get(key)), cells.log_ell)
+
+    def _start_one(self, k: int, name: str, x: Any, log_ell: torch.Tensor) -> None:
+        """Start at the moments of one modality beside the first."""
+        likelihood, sparse = self.module.likelihoods[k], sp.issparse(x)
+        there = np.diff(x.indptr) > 0 if sparse else ~x.isnan().all(-1).numpy()
+        if not there.any():
+            kind = "zero" if sparse else "NaN"
+            msg = f"{name!r} is {kind} throughout: there is nothing to learn it from."
+            raise ValueError(msg)
+        values, argument = x.data if sparse else x[~x.isnan()].numpy(), self._argument(name)
+        factories.check_range(self.likelihoods[name], likelihood, values, argument=argument)
+        if self.likelihoods[name] == "categorical":
+            factories.check_categories(argument, x[there] if sparse else x.numpy()[there])
+        rows = x[there] if sparse else x.numpy()
+        total = np.asarray(rows.sum(1)).ravel() if sparse else np.nansum(rows[there], 1)
+        log_total = torch.from_numpy(np.log(np.maximum(total, 1e-6))).float().unsqueeze(-1)
+        likelihood.start_at(*moments(rows), log_total if likelihood.depth == "total" else log_ell)
+        middle = None if sparse else likelihood.features(x).nanmean(0).nan_to_num(0.0)
+        self.module.start_at(k, middle, log_total)
 
     # set-up -------------------------------------------------------------------------------------
 
     @classmethod
-    def setup_anndata(  # type: ignore[override]  # two modalities need other arguments
+    def setup_anndata(  # type: ignore[override]  # several modalities need other arguments
         cls,
         adata: AnnData,
         protein_obsm_key: str | None = None,
@@ -184,10 +237,11 @@ class POISEVAE(ScalloyModel):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
         allow_non_counts: bool = False,
-        modalities: Sequence[str] = ("rna", "prot"),
+        modalities: Sequence[str] | None = None,
+        obsm_keys: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Register cells for the model: say where the two modalities and the columns are in ``adata``.
+        """Register cells for the model: say where the modalities and the columns are in ``adata``.
 
         Parameters
         ----------
@@ -195,29 +249,40 @@ class POISEVAE(ScalloyModel):
             Raw counts of genes, cells x genes. In a cell without any counts, RNA was not measured.
         protein_obsm_key
             Key of ``.obsm`` with the second modality, such as raw counts of proteins: a DataFrame or an
-            array, NaN where it was not measured (in some cells, or some proteins in a batch). ``None`` uses
-            the only key that begins with "protein", or else the name of the second modality.
+            array, NaN where it was not measured (in some cells, or some proteins in a batch); or a sparse
+            array, such as fragments in peaks, with a row of zeros where it was not measured and, if they
+            have names, the names of its columns in ``.uns`` under ``<key>_names``. ``None`` uses the only key
+            that begins with "protein", or else the name of the second modality.
         layer, batch_key, labels_key, size_factor_key, categorical_covariate_keys, \
 continuous_covariate_keys, allow_non_counts
-            As in :meth:`scalloy.VAE.setup_anndata`. The effect of the batch is removed from both codes.
+            As in :meth:`scalloy.VAE.setup_anndata`. The effect of the batch is removed from all codes.
         modalities
-            Names for the first and the second modality.
+            Names for the first and the other modalities; ``None`` is ``("rna", "prot")``, or "rna" and the
+            names in ``obsm_keys``.
+        obsm_keys
+            Key of ``.obsm`` of each modality after the first, by its name; one that is not named is under its
+            own name.
 
         Examples
         --------
         >>> sa.POISEVAE.setup_anndata(adata, protein_obsm_key="protein_counts", batch_key="batch")
+        >>> sa.POISEVAE.setup_anndata(adata, obsm_keys={"prot": "protein_counts"})
         """
-        if protein_obsm_key is None:
+        if protein_obsm_key is None and not obsm_keys:
             found = [k for k in checks.check_type(adata).obsm if k.startswith("protein")]
             protein_obsm_key = found[0] if len(found) == 1 else None
+        obsm_keys = dict(obsm_keys or {})
+        modalities = _named(modalities or (("rna", *obsm_keys) if obsm_keys else ("rna", "prot")))
+        for name in obsm_keys:
+            one_of("obsm_keys", name, modalities[1:])
         set_up(cls, adata, cls._get_setup_method_args(**_arguments(locals())), **kwargs)
 
     @classmethod
     def setup_mudata(
         cls,
         mdata: Any,
-        modalities: Sequence[str] = ("rna", "prot"),
-        layers: Sequence[str | None] = (None, None),
+        modalities: Sequence[str] | None = None,
+        layers: Sequence[str | None] | None = None,
         batch_key: str | None = None,
         labels_key: str | None = None,
         size_factor_key: str | None = None,
@@ -226,14 +291,15 @@ continuous_covariate_keys, allow_non_counts
         allow_non_counts: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Register a MuData for the model; its cells need not all have both modalities.
+        """Register a MuData for the model; its cells need not all have all modalities.
 
         Parameters
         ----------
         mdata
             MuData with raw counts.
         modalities
-            Names of the first modality (genes) and the second one in ``mdata``.
+            Names of the first modality (genes) and the others in ``mdata``; ``None`` is all of them, "rna"
+            first. A sparse modality of more than 1,000 variables stays sparse.
         layers
             Layer with the counts of each modality; ``None`` is ``.X``.
         batch_key, labels_key, size_factor_key, categorical_covariate_keys, continuous_covariate_keys, \
@@ -252,6 +318,7 @@ allow_non_counts
         if not is_mudata(mdata):
             msg = f"`mdata` is a {type(mdata).__name__}. Pass a MuData, or call `setup_anndata`."
             raise TypeError(msg)
+        modalities = _named(modalities or sorted(mdata.mod, key=lambda name: name != "rna"))
         args = cls._get_setup_method_args(**_arguments(locals()))
         adata = joined(mdata, modalities, layers, keys=columns(args["setup_args"]))
         set_up(cls, adata, args, **kwargs)
@@ -264,8 +331,8 @@ allow_non_counts
         if not is_mudata(data):
             return data
         if cls._mudata.get(data.uns.get("_scvi_uuid")) is not data:  # a copy counts as not set up
-            logger.warning("POISEVAE(mdata) without `setup_mudata`: modelling `.X` of 'rna' and 'prot'.")
             cls.setup_mudata(data)
+            logger.warning("POISEVAE(mdata) without `setup_mudata`: modelling `.X` of %s.", few(data.mod))
         return cls._setup_adata_manager_store[data.uns["_scvi_uuid"]].adata
 
 
@@ -274,24 +341,43 @@ def _arguments(local: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in local.items() if k not in {"__class__", "found", "kwargs"}}
 
 
-def _look(model: pairs.Model, batch: Batch, q: Distributions) -> dict[str, torch.Tensor]:
-    """Return the codes of both modalities, and the second modality completed where it was not measured."""
+def _named(given: Sequence[str]) -> list[str]:
+    """Check the names of modalities, and return them."""
+    names = [str(name) for name in given]
+    if isinstance(given, str) or not 2 <= len(set(names)) == len(names) <= 1 + len(OTHER_KEYS):
+        msg = (
+            f"`modalities={given!r}`: expected 2 to {1 + len(OTHER_KEYS)} different names, that of the first "
+            "modality (genes) and those of the others."
+        )
+        raise ValueError(msg)
+    return names
+
+
+def _completed(model: cross_modal.Model) -> list[int]:
+    """Return the numbers of the modalities that are completed: those in `.obsm` that are dense."""
+    others = range(1, len(cross_modal.modalities(model)))
+    return [k for k in others if not cross_modal.held_sparse(model, k)]
+
+
+def _look(model: cross_modal.Model, batch: Batch, q: Distributions) -> dict[str, torch.Tensor]:
+    """Return the codes of all modalities, and those in `.obsm` completed where they were not measured."""
     assert isinstance(q, Posterior)
-    joint, names = model.module.joint, pairs.modalities(model)
+    joint, names = model.module.joint, cross_modal.modalities(model)
     codes = joint.codes(q)
-    out = {f"code {name}": codes[latent][0] for name, latent in zip(names, BOTH, strict=True)}
-    completed = pairs.predicted(model, batch, 1, q=q)[0]
-    return {"joint": joint.code(q)[0], **out, "completed": completed}
+    out = {f"code {name}": codes[latent][0] for name, latent in zip(names, joint.letters, strict=True)}
+    for k in _completed(model):
+        out[f"completed {names[k]}"] = cross_modal.predicted(model, batch, k, q=q)[0]
+    return {"joint": joint.code(q)[0], **out}
 
 
-def _write(model: pairs.Model, key: str, found: Found, names: pd.Index) -> Written:
-    """Return the codes and the completed second modality under their keys."""
-    modalities = pairs.modalities(model)
-    second = modalities[1]
+def _write(model: cross_modal.Model, key: str, found: Found, cells: pd.Index) -> Written:
+    """Return the codes and the completed modalities under their keys."""
+    names = cross_modal.modalities(model)
     out: dict[str, np.ndarray | pd.DataFrame] = {_keys.latent(key): found["joint"]}
-    out |= {_keys.latent(f"{key}_{name}"): found[f"code {name}"] for name in modalities}
-    variables = pairs.get_variables(model, second)
-    out[_keys.completed(key, second)] = pd.DataFrame(found["completed"], index=names, columns=variables)
+    out |= {_keys.latent(f"{key}_{name}"): found[f"code {name}"] for name in names}
+    for k in _completed(model):
+        variables, values = cross_modal.get_variables(model, names[k]), found[f"completed {names[k]}"]
+        out[_keys.completed(key, names[k])] = pd.DataFrame(values, index=cells, columns=variables)
     return {"obsm": out}
 
 

@@ -25,7 +25,7 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from scalloy._keys import CONDITION_KEY, SECOND_KEY
+from scalloy._keys import CONDITION_KEY, OTHER_KEYS
 from scalloy.blocks.composed import Categories, Rows
 from scalloy.blocks.label_readers import Readers
 from scalloy.blocks.likelihoods import Likelihood
@@ -46,13 +46,18 @@ class Sizes:
     n_conditions: int = 1
     n_cats: tuple[int, ...] = ()
     n_cont: int = 0
-    n_vars2: int = 0
+    n_others: tuple[int, ...] = ()
     rows: Rows | None = None
 
     @property
     def conditions(self) -> Categories:
         """Number of conditions or, if they are made of parts, the parts of each."""
         return self.n_conditions if self.rows is None else self.rows
+
+    @property
+    def n_decoded(self) -> int:
+        """Number of variables of all modalities."""
+        return self.n_vars + sum(self.n_others)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -69,7 +74,7 @@ class Sizes:
 class Batch:
     """Counts ``x`` of some cells (dense or sparse CSR), and the codes of what is known about each cell.
 
-    ``x2`` holds a second modality, dense, with NaN where it was not measured.
+    ``others`` holds further modalities: dense, with NaN where they were not measured, or sparse CSR.
     """
 
     x: Tensor
@@ -79,7 +84,7 @@ class Batch:
     y: Tensor | None = None
     cats: Tensor | None = None
     cont: Tensor | None = None
-    x2: Tensor | None = None
+    others: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Batch:
@@ -95,18 +100,24 @@ class Batch:
             y=codes(tensors.get(REGISTRY_KEYS.LABELS_KEY)),
             cats=tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
             cont=tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
-            x2=tensors.get(SECOND_KEY),
+            others=tuple(tensors[k] for k in OTHER_KEYS if k in tensors),
         )
 
     @cached_property
     def measured(self) -> Tensor:
-        """Mask of the modalities that were measured in each cell, ``(n, 2)`` of 0 and 1.
+        """Mask of the modalities that were measured in each cell, ``(n, M)`` of 0 and 1.
 
-        ``x`` counts as measured unless it is all zeros, ``x2`` unless it is all NaN.
+        ``x`` and sparse modalities count as measured unless they are all zeros, dense ones unless they are
+        all NaN.
         """
-        assert self.x2 is not None
-        anything = cell_totals(map_values(self.x, torch.abs)) > 0
-        return torch.stack([anything, ~self.x2.isnan().all(-1)], -1).to(self.x2)
+        others = (_anything(x) if is_sparse(x) else ~x.isnan().all(-1) for x in self.others)
+        each = [_anything(self.x), *others]
+        return torch.stack(each, -1).to(self.log_ell)
+
+    @property
+    def modalities(self) -> tuple[Tensor, ...]:
+        """All modalities: ``x`` and the others."""
+        return (self.x, *self.others)
 
     @property
     def label(self) -> Tensor:
@@ -123,6 +134,15 @@ class Batch:
     def removed(self) -> tuple[Tensor, ...]:
         """Codes of the batch and of each further categorical covariate."""
         return (self.b,) if self.cats is None else (self.b, *self.cats.long().unbind(-1))
+
+
+def is_sparse(x: Tensor) -> bool:
+    """Return whether a modality is sparse CSR."""
+    return x.layout == torch.sparse_csr
+
+
+def _anything(x: Tensor) -> Tensor:
+    return cell_totals(map_values(x, torch.abs)) > 0
 
 
 def codes(column: Tensor | None) -> Any:

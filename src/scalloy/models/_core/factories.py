@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 
 from scalloy._arguments import one_of, positive, shares
 from scalloy._registry import taken_by
 from scalloy.blocks import likelihoods as lik
 from scalloy.blocks import mixtures as mix
+from scalloy.blocks.categorical import Categorical
 from scalloy.blocks.coupled_prior import FirstOrder, SecondOrder, Uncoupled
 from scalloy.blocks.gene_likelihoods import LIKELIHOODS
 from scalloy.blocks.joint_posteriors import Coupled, Joint, MixtureOfExperts, ProductOfExperts, Shared
@@ -34,7 +37,9 @@ GeneLikelihood = (
     | str  # a name that users registered
 )
 MixtureWeights = Literal["global", "condition", "empirical", "uniform", "local"] | str
-SecondLikelihood = Literal["background", "nb", "normal", "bernoulli"]
+OtherLikelihood = Literal[
+    "background", "nb", "nb_total", "poisson", "detected", "normal", "bernoulli", "categorical"
+]
 JointKind = Literal["poise", "gaussian", "independent", "product", "mixture"]
 Library = Literal["observed", "learned", "none"]
 CONDITIONING = ("decoder", "shared", "interaction", "full")
@@ -54,6 +59,18 @@ def check_range(name: str, made: Likelihood, x: Any, argument: str = "gene_likel
         raise ValueError(msg)
     if isinstance(made, lik.Bernoulli) and made.on == "given" and not 0 <= low <= high <= 1:
         msg = f"`{argument}={name!r}` needs values within [0, 1]; the data lie in [{low:.4g}, {high:.4g}]."
+        raise ValueError(msg)
+
+
+def check_categories(argument: str, x: Any) -> None:
+    """Check that each row has a one in the column of its category, and zeros elsewhere."""
+    square = x.multiply(x) if sp.issparse(x) else np.square(x)
+    sums = [np.asarray(v.sum(1)).ravel() for v in (x, square)]
+    if not all(np.allclose(v, 1.0) for v in sums):
+        msg = (
+            f"`{argument}='categorical'` needs one category per cell: a one in its column and zeros "
+            "elsewhere, as `pd.get_dummies(adata.obs[column])` has; NaN throughout where not measured."
+        )
         raise ValueError(msg)
 
 
@@ -137,28 +154,32 @@ def cluster_weights(given: str | Sequence[float], n_clusters: int) -> mix.Weight
     return mix.Fixed(torch.tensor(given))
 
 
-def joint(name: str, n_latent: int, *, kappa: float, **chains: Any) -> Joint:
-    """Return the joint distribution of this name for the codes of two modalities."""
+def joint(name: str, n_latent: int, n_modalities: int = 2, *, kappa: float, **chains: Any) -> Joint:
+    """Return the joint distribution of this name for the codes of several modalities."""
     shares(kappa=kappa)
     one_of("chains", chains["chains"], ("kept", "restarted"))
-    both = (n_latent, n_latent)
+    sizes = (n_latent,) * n_modalities
     makers: dict[str, Callable[[], Joint]] = {
-        "poise": lambda: Coupled(SecondOrder(*both, kappa=kappa, **chains)),
-        "gaussian": lambda: Coupled(FirstOrder(*both)),
-        "independent": lambda: Coupled(Uncoupled(*both)),
-        "product": lambda: Shared(n_latent, ProductOfExperts()),
-        "mixture": lambda: Shared(n_latent, MixtureOfExperts()),
+        "poise": lambda: Coupled(SecondOrder(sizes, kappa=kappa, **chains)),
+        "gaussian": lambda: Coupled(FirstOrder(sizes)),
+        "independent": lambda: Coupled(Uncoupled(sizes)),
+        "product": lambda: Shared(n_latent, ProductOfExperts(), n_modalities),
+        "mixture": lambda: Shared(n_latent, MixtureOfExperts(), n_modalities),
     }
     return makers[one_of("joint", name, makers)]()
 
 
-def second_likelihood(name: str, sizes: Sizes, n_hidden: int) -> Likelihood:
-    """Return the likelihood of this name for a second modality, of which single entries may be missing."""
-    at = (n_hidden, sizes.n_vars2)
+def other_likelihood(argument: str, name: str, n_vars: int, n_hidden: int) -> Likelihood:
+    """Return the likelihood of this name for a modality beside the first; single entries may be missing."""
+    at = (n_hidden, n_vars)
     makers: dict[str, Callable[[], Likelihood]] = {
         "background": lambda: lik.Background(*at),
         "nb": lambda: lik.NB(*at, library=False),
+        "nb_total": lambda: lik.NB(*at),
+        "poisson": lambda: lik.Poisson(*at),
+        "detected": lambda: lik.Bernoulli(*at),
         "normal": lambda: lik.Gaussian(*at, on="given"),
         "bernoulli": lambda: lik.Bernoulli(*at, on="given"),
+        "categorical": lambda: Categorical(*at),
     }
-    return makers[one_of("protein_likelihood", name, makers)]()
+    return makers[one_of(argument, name, makers)]()

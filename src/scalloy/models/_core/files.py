@@ -38,6 +38,7 @@ from scalloy.models._core.files_format import (
     check_names,
     check_sizes,
     finite,
+    name_now,
     read_about,
 )
 from scalloy.models._core.query import own_cells
@@ -283,7 +284,8 @@ def _checked(path: Path, name: Any) -> Path:
 def _read_tensors(cls: ModelClass, path: Path, about: dict[str, Any]) -> dict[str, Tensors]:
     """Read weights and rows, after checking that names, shapes and types are those of such a model."""
     with safe_open(_checked(path, about["files"]["weights"]), "pt") as file:
-        names = {k if "/" in k else f"weights/{k}": k for k in file.keys()}  # noqa: SIM118
+        renamed = about.get("renamed", [])
+        names = {name_now(k, renamed): k for k in file.keys()}  # noqa: SIM118
         shapes = {k: tuple(file.get_slice(name).get_shape()) for k, name in names.items()}
         check_sizes(about["init"], shapes)
         with torch.device("meta"):  # needs no memory, whatever the sizes

@@ -15,12 +15,27 @@ import torch
 
 from scalloy.files import plain_json, reading
 
-FORMAT = 5
+FORMAT = 6
 ABOUT = "model.json"
 NAMES = re.compile(r"(weights|cells)-[0-9a-f]{16}\.(safetensors|h5ad)")
 NAMES_OF_1 = {"weights": "model.safetensors", "cells": "adata.h5ad"}
 BENT = re.compile(r"readers\.of_[xz]\.(middle|axes|spots|gamma|bent_weight|bent_bias|share)")
 LATER = re.compile(r"prior\.(tree|evidence|agreement)|unknowns\..*")
+OF_TWO = [  # names of the weights of POISEVAE when it had exactly two modalities, and now
+    (r"likelihood\.(.*)", r"likelihoods.0.\1"),
+    (r"likelihood2\.(.*)", r"likelihoods.1.\1"),
+    (r"enc_z\.(.*)", r"encoders.0.\1"),
+    (r"enc_z2\.(.*)", r"encoders.1.\1"),
+    (r"dec_x\.(.*)", r"decoders.0.\1"),
+    (r"dec_x2\.(.*)", r"decoders.1.\1"),
+    (r"middle", r"middle_1"),
+    (r"joint\.coupling\.(g11|log_g22|raw12|raw21)", r"joint.coupling.pairs.0.\1"),
+    (r"joint\.coupling\.raw", r"joint.coupling.raw.0"),
+    (r"joint\.coupling\.valid_at", r"joint.coupling.valid_at_0"),
+    (r"joint\.coupling\.first", r"joint.coupling.chains_0"),
+    (r"joint\.coupling\.second", r"joint.coupling.chains_1"),
+]
+TOTALS = re.compile(r"usual_totals")
 PARTS = ("train", "validation", "test")
 MUST_HAVE: dict[str, type] = {
     "model": str,
@@ -68,7 +83,8 @@ def read_about(path: Path) -> dict[str, Any]:
             f"Install scalloy {str(needs)[:20]} or later."
         )
         raise ValueError(msg)
-    about.pop("without", None)  # what only older formats lack is said by their conversion
+    for key in ("without", "renamed"):  # in what older formats differ is said by their conversion
+        about.pop(key, None)
     with reading.refused(path, KIND):
         while about["format"] < FORMAT:
             about = MIGRATIONS[about["format"]](about, path)
@@ -103,12 +119,29 @@ def _from_4(about: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**about, "format": 5, "without": [*about.get("without", []), LATER]}
 
 
+def _from_5(about: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Convert format 5, whose POISEVAE had exactly two modalities."""
+    if about["model"] != "POISEVAE":
+        return {**about, "format": 6}
+    return {**about, "format": 6, "renamed": OF_TWO, "without": [*about.get("without", []), TOTALS]}
+
+
 MIGRATIONS: dict[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
     1: _from_1,
     2: _from_2,
     3: _from_3,
     4: _from_4,
+    5: _from_5,
 }
+
+
+def name_now(name: str, renamed: list[tuple[str, str]]) -> str:
+    """Return the present name of weights, or of the mask of which are free, in a file of an older format."""
+    group, slash, of = name.partition("/") if "/" in name else ("weights", "/", name)
+    for old, new in renamed if group in ("weights", "free") else ():
+        if re.fullmatch(old, of):
+            return f"{group}{slash}{re.sub(old, new, of)}"
+    return f"{group}{slash}{of}"
 
 
 def _check_about(about: dict[str, Any]) -> None:

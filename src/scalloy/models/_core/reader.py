@@ -18,7 +18,7 @@ from scvi.data import AnnDataManager
 from scvi.data._constants import _MANAGER_UUID_KEY
 
 from scalloy._arguments import category, few
-from scalloy._keys import CONDITION_KEY, SECOND_KEY
+from scalloy._keys import CONDITION_KEY, OTHER_KEYS
 from scalloy._seeds import seeded
 from scalloy._threads import keep_to_cores
 from scalloy.blocks.composed import Rows
@@ -131,7 +131,7 @@ class CellReader:
             n_labels=stats.get("n_labels", 1),
             n_conditions=len(self.conditions) if CONDITION_KEY in fields else 1,
             n_cont=stats.get("n_extra_continuous_covs", 0),
-            n_vars2=stats.get(f"n_{SECOND_KEY}", 0),
+            n_others=tuple(stats[f"n_{k}"] for k in OTHER_KEYS if k in fields),
             rows=self._rows(),
             **covariates,
         )
@@ -283,7 +283,7 @@ class CellReader:
         """
         self._model._check_if_trained(warn=True)
         if batch_size is None:
-            most = DECODED_ENTRIES / self.sizes.n_vars if decodes else 4096
+            most = DECODED_ENTRIES / self.sizes.n_decoded if decodes else 4096
             batch_size = int(np.clip(most, 64, 4096))
         keep_to_cores()
         module = self._model.module.eval()

@@ -1,4 +1,4 @@
-"""Codes of two modalities, reconstruction errors, and prediction of one modality from the other.
+"""Codes of several modalities, reconstruction errors, and prediction of one modality from others.
 
 The functions for users are methods of :class:`scalloy.POISEVAE`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,35 +18,39 @@ from scalloy._arguments import one_of, whole
 from scalloy._seeds import seeded
 from scalloy.blocks.distributions import CountDistribution
 from scalloy.blocks.expected_log1p import mean_log1p
-from scalloy.blocks.joint_posteriors import BOTH
 from scalloy.blocks.likelihoods import Likelihood
 from scalloy.kernels.csr import log_normalise, map_values
 from scalloy.models._core.evidence import or_held_out
+from scalloy.models._core.modality_layout import SPARSE
 from scalloy.models._core.protocols import ModelOf
-from scalloy.vae.base import Batch, Distributions
+from scalloy.vae.base import Batch, Distributions, is_sparse
 from scalloy.vae.poisevae import POISEVAE
 
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
-Model = ModelOf[POISEVAE]
-LIKELIHOODS = ("likelihood", "likelihood2")
-X = ("x", "x2")
+
+
+class Model(ModelOf[POISEVAE], Protocol):
+    """A model of several modalities, with the name of the likelihood of each."""
+
+    likelihoods: dict[str, str]
+
+
 N_SAMPLES = 50  # samples of the codes over which a prediction is averaged
 
 
-def modalities(model: Model) -> tuple[str, str]:
-    """Names of the two modalities.
+def modalities(model: Model) -> tuple[str, ...]:
+    """Names of the modalities.
 
     Examples
     --------
     >>> poisevae.modalities
     ('rna', 'prot')
     """
-    first, second = model.reader.set_up_with["modalities"]
-    return first, second
+    return tuple(model.reader.set_up_with["modalities"])
 
 
-def _side(model: Model, argument: str, name: str) -> int:
-    """Return 0 for the first modality and 1 for the second."""
+def number(model: Model, argument: str, name: str) -> int:
+    """Return the number of a modality, from 0."""
     return modalities(model).index(one_of(argument, name, modalities(model)))
 
 
@@ -63,9 +67,20 @@ def get_variables(model: Model, modality: str) -> list[str]:
     >>> poisevae.get_variables("prot")
     ['protein_0', 'protein_1', 'protein_2']
     """
-    state = model.registry["field_registries"][_keys.SECOND_KEY]["state_registry"]
-    names = (model.reader.var_names, state["column_names"])[_side(model, "modality", modality)]
+    k, fields = number(model, "modality", modality), model.registry["field_registries"]
+    first = k == 0
+    names = model.reader.var_names if first else _state(fields, k)["column_names"]
     return [str(name) for name in names]
+
+
+def _state(fields: dict[str, Any], k: int) -> dict[str, Any]:
+    """Return what the registry knows of a modality in ``.obsm``."""
+    return fields[_keys.OTHER_KEYS[k - 1]]["state_registry"]
+
+
+def held_sparse(model: Model, k: int) -> bool:
+    """Return whether a modality in ``.obsm`` is sparse, so that a row of zeros was not measured."""
+    return bool(_state(model.registry["field_registries"], k).get(SPARSE))
 
 
 # codes --------------------------------------------------------------------------------------
@@ -97,7 +112,7 @@ def get_latent_representation(
     return_dist
         Whether to return the mean and the variance of the posterior.
     which
-        ``"joint"`` returns the codes of both modalities side by side (or the shared code, if there is one);
+        ``"joint"`` returns the codes of all modalities side by side (or the shared code, if there is one);
         the name of a modality returns its code.
     seed
         Random seed of the sample; ``None`` is that of the model.
@@ -109,8 +124,9 @@ def get_latent_representation(
     >>> poisevae.get_latent_representation(which="prot").shape
     (200, 10)
     """
-    which = one_of("which", which, ("joint", *modalities(model), *BOTH))
-    latent = dict(zip(modalities(model), BOTH, strict=True)).get(which, which)
+    letters = model.module.joint.letters
+    which = one_of("which", which, ("joint", *modalities(model), *letters))
+    latent = dict(zip(modalities(model), letters, strict=True)).get(which, which)
     out: list[tuple[torch.Tensor, ...]] = []
     with seeded(seed, model.seed):
         for batch in model.reader.batches(adata, indices, batch_size):
@@ -134,7 +150,7 @@ def get_reconstruction_error(
     return_mean: bool = True,
     seed: int | None = None,
 ) -> dict[str, float | np.ndarray]:
-    """Return ``-log p(x | latents)`` in nats per cell, of both modalities and of each; lower is better.
+    """Return ``-log p(x | latents)`` in nats per cell, of all modalities and of each; lower is better.
 
     Parameters
     ----------
@@ -166,14 +182,14 @@ def get_reconstruction_error(
     return {k: float(v.mean()) for k, v in values.items()} if return_mean else values
 
 
-# from one to the other ----------------------------------------------------------------------
+# from some to another -----------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def predict(
     model: Model,
     modality: str,
-    from_: str | None = None,
+    from_: str | Sequence[str] | None = None,
     adata: Any = None,
     indices: Sequence[int] | None = None,
     *,
@@ -184,23 +200,23 @@ def predict(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame | Frames:
-    """Predict a modality of each cell, from the other one or from everything that was measured.
+    """Predict a modality of each cell, from others or from everything that was measured.
 
     Parameters
     ----------
     modality
         Name of the modality to predict, such as ``"prot"``.
     from_
-        Name of the modality to predict from. ``None`` uses everything that was measured of each cell: it
-        completes cells that lack a modality, and removes noise from the others.
+        Name or names of the modalities to predict from. ``None`` uses everything that was measured of each
+        cell: it completes cells that lack a modality, and removes noise from the others.
     adata
         New cells, AnnData or MuData, which may lack a modality; ``None`` is the model's own.
     indices
         Row numbers or a mask; ``None`` is all cells.
     scale
-        ``"counts"`` returns expected counts (with the mean library size in cells whose genes are not used),
-        or other data as they are. ``"log1p"`` returns the expected ``log1p`` of counts; those of the first
-        modality are scaled to 10,000 per cell.
+        ``"counts"`` returns expected counts (with the mean total in cells of which it is not used), or other
+        data as they are. ``"log1p"`` returns the expected ``log1p`` of counts; those of the first modality,
+        and of others whose rates are shares of a total, are scaled to 10,000 per cell.
     n_samples
         Number of samples of the codes over which the mean is taken.
     interval
@@ -224,7 +240,8 @@ def predict(
     >>> poisevae.predict("prot", from_="rna", adata=rna_only).shape
     (20, 3)
     """
-    side, seen = _side(model, "modality", modality), None if from_ is None else _side(model, "from_", from_)
+    side, names = number(model, "modality", modality), [from_] if isinstance(from_, str) else from_
+    seen = None if names is None else [number(model, "from_", name) for name in names]
     _check_scale(model, scale, side)
     whole(n_samples=n_samples)
     if interval is not None and not 0 < interval < 1:
@@ -246,13 +263,11 @@ def predict(
 
 def _check_scale(model: Model, scale: str, side: int) -> None:
     """Raise an error if the values of a modality do not have this scale."""
-    likelihood = getattr(model.module, LIKELIHOODS[side])
+    likelihood, name = model.module.likelihoods[side], modalities(model)[side]
     if one_of("scale", scale, ("counts", "log1p")) == "log1p" and not likelihood.has_log_scale:
-        argument = ("gene_likelihood", "protein_likelihood")[side]
-        given = model.init_params_["non_kwargs"][argument]
         msg = (
-            f"`scale='log1p'` has no meaning for {modalities(model)[side]!r}, whose "
-            f"`{argument}={given!r}` is not for counts. Pass `scale='counts'` for the values as they are."
+            f"`scale='log1p'` has no meaning for {name!r}, whose likelihood {model.likelihoods[name]!r} "
+            "is not for counts. Pass `scale='counts'` for the values as they are."
         )
         raise ValueError(msg)
 
@@ -275,22 +290,23 @@ def predicted(
     batch
         Cells, as the encoders are to see them.
     side
-        Modality to predict: 0 for the first, 1 for the second.
+        Number of the modality to predict.
     scale, n_samples, interval
         As in :meth:`~scalloy.POISEVAE.predict`.
     q
         Posterior of the cells; ``None`` encodes them.
     """
     q, total, drawn = q or model.module.encode(batch), torch.zeros(()), []
-    likelihood, log_ell = getattr(model.module, LIKELIHOODS[side]), model.module.log_ell(batch)
+    likelihood, log_ell = model.module.likelihoods[side], model.module.log_total(side, batch)
+    shares = side == 0 or likelihood.depth == "total"
     for _ in range(n_samples):
-        p = model.module.decode_one(X[side], batch, model.module.draw(q))
+        p = model.module.decode_one(side, batch, model.module.draw(q))
         if interval is not None:
             x, logs = p.sample(), scale == "log1p"
-            drawn.append(_logged(likelihood, x, side) if logs else likelihood.unlogged(x, log_ell))
+            drawn.append(_logged(likelihood, x, shares) if logs else likelihood.unlogged(x, log_ell))
         if scale == "counts":
             total = total + likelihood.expected(p, log_ell)
-        elif side == 0:
+        elif shares:
             total = total + likelihood.mean_observed(p)
         else:
             assert isinstance(p, CountDistribution)
@@ -302,25 +318,29 @@ def predicted(
     return mean, *(values.quantile(k, 0) for k in (0.5 - interval / 2, 0.5 + interval / 2))
 
 
-def _logged(likelihood: Likelihood, x: torch.Tensor, side: int) -> torch.Tensor:
-    """Return samples as ``log1p``, unless the likelihood draws them so already."""
-    logged = log_normalise if side == 0 else torch.log1p
+def _logged(likelihood: Likelihood, x: torch.Tensor, shares: bool) -> torch.Tensor:
+    """Return samples as ``log1p``, scaled if they are shares, unless the likelihood draws them so already."""
+    logged = log_normalise if shares else torch.log1p
     return logged(x) if likelihood.draws_counts else x
 
 
-def only(batch: Batch, side: int | None) -> Batch:
-    """Return the cells with only one modality; the other one then counts as not measured.
+def only(batch: Batch, sides: Sequence[int] | None) -> Batch:
+    """Return the cells with only some modalities; the others then count as not measured.
 
     Parameters
     ----------
     batch
         Cells.
-    side
-        Modality to keep: 0 for the first, 1 for the second, ``None`` for both.
+    sides
+        Numbers of the modalities to keep; ``None`` keeps all.
     """
-    assert batch.x2 is not None
-    if side is None:
+    if sides is None:
         return batch
-    if side == 0:
-        return replace(batch, x2=torch.full_like(batch.x2, torch.nan))
-    return replace(batch, x=map_values(batch.x, torch.zeros_like))
+    x = batch.x if 0 in sides else map_values(batch.x, torch.zeros_like)
+    return replace(
+        batch, x=x, others=tuple(v if k in sides else _hidden(v) for k, v in enumerate(batch.others, 1))
+    )
+
+
+def _hidden(x: torch.Tensor) -> torch.Tensor:
+    return map_values(x, torch.zeros_like) if is_sparse(x) else torch.full_like(x, torch.nan)

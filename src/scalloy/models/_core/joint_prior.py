@@ -1,4 +1,4 @@
-"""Prior that couples the codes of two modalities: its weights, its normalisation, and samples of it.
+"""Prior that couples the codes of several modalities: its weights, its normalisation, and samples of it.
 
 Each public function is a method of :class:`scalloy.POISEVAE`.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
@@ -17,15 +18,15 @@ from scalloy._arguments import check_latent, whole
 from scalloy._seeds import seeded
 from scalloy.blocks import gibbs
 from scalloy.blocks.coupled_prior import SecondOrder
-from scalloy.blocks.joint_posteriors import BOTH, Coupled
-from scalloy.models._core.pairs import (
-    LIKELIHOODS,
+from scalloy.blocks.joint_posteriors import Coupled
+from scalloy.data.modalities import names_key
+from scalloy.models._core.cross_modal import (
     Model,
-    X,
-    _side,
     get_latent_representation,
     get_variables,
+    held_sparse,
     modalities,
+    number,
 )
 from scalloy.models._core.traverse import span
 
@@ -38,22 +39,39 @@ def _coupled(model: Model) -> Coupled:
     return model.module.joint
 
 
+def other_than(model: Model, k: int, to: str | None) -> int:
+    """Return the number of a modality; if it is not named, that of the first one that is not ``k``."""
+    return int(k == 0) if to is None else number(model, "to", to)
+
+
 @torch.inference_mode()
-def get_coupling(model: Model) -> pd.DataFrame:
-    """Return the matrix that couples the two codes, powers of the first code x powers of the second.
+def get_coupling(model: Model, of: str | None = None, to: str | None = None) -> pd.DataFrame:
+    """Return the matrix that couples two codes, powers of the one x powers of the other.
 
     Rows and columns are named such as ``rna_0`` and ``prot_3^2``; an entry is the weight of the product of
     the two in the logarithm of the prior density.
+
+    Parameters
+    ----------
+    of, to
+        Names of two modalities, of the rows and the columns; by default the first and the second.
 
     Examples
     --------
     >>> poisevae.get_coupling().shape
     (20, 20)
     """
-    g = _coupled(model).coupling().cpu().numpy()
+    pairs = _coupled(model).coupling()
+    a = 0 if of is None else number(model, "of", of)
+    b = other_than(model, a, to)
+    if a == b:
+        name = modalities(model)[a]
+        msg = f"`of` and `to` both name {name!r}. A code is coupled with that of another modality."
+        raise ValueError(msg)
+    g = gibbs.toward(pairs, a, b).cpu().numpy()
     names = [
-        [f"{name}_{i}{power}" for power in ("", "^2") for i in range(n // 2)]
-        for name, n in zip(modalities(model), g.shape, strict=True)
+        [f"{modalities(model)[k]}_{i}{power}" for power in ("", "^2") for i in range(n // 2)]
+        for k, n in zip((a, b), g.shape, strict=True)
     ]
     return pd.DataFrame(g, index=names[0], columns=names[1])
 
@@ -108,7 +126,7 @@ def get_mixing(model: Model, n_sweeps: int = 200, n_chains: int = 64, seed: int 
 
     Returns
     -------
-    Columns ``r_hat`` and ``autocorrelation``; one row for each latent of both modalities.
+    Columns ``r_hat`` and ``autocorrelation``; one row for each latent of all modalities.
 
     Examples
     --------
@@ -116,11 +134,11 @@ def get_mixing(model: Model, n_sweeps: int = 200, n_chains: int = 64, seed: int 
     ['r_hat', 'autocorrelation']
     """
     whole(n_sweeps=n_sweeps, n_chains=n_chains)
-    g = _coupled(model).coupling()
-    generator = torch.Generator(g.device).manual_seed(seed)
-    state, kept = gibbs.start(g, n_chains, generator), []
+    pairs = _coupled(model).coupling()
+    generator = torch.Generator(model.module.device).manual_seed(seed)
+    state, kept = gibbs.start(pairs, n_chains, generator), []
     for _ in range(n_sweeps):
-        state = gibbs.sweep(state, g, generator=generator)
+        state = gibbs.sweep(state, pairs, generator=generator)
         kept.append(torch.cat(state, -1))
     values = torch.stack(kept)[n_sweeps // 2 :].cpu().numpy()
     within, between = values.var(0, ddof=1).mean(0), values.mean(0).var(0, ddof=1)
@@ -135,7 +153,7 @@ def get_mixing(model: Model, n_sweeps: int = 200, n_chains: int = 64, seed: int 
 
 @torch.inference_mode()
 def generate(model: Model, n: int = 100, *, n_steps: int = 200, seed: int = 0) -> AnnData:
-    """Generate new cells with both modalities.
+    """Generate new cells with all modalities.
 
     Codes are drawn from the prior. Batch, covariates and library size of each new cell are those of one of
     the model's own cells, drawn at random.
@@ -152,7 +170,7 @@ def generate(model: Model, n: int = 100, *, n_steps: int = 200, seed: int = 0) -
 
     Returns
     -------
-    AnnData with samples of the first modality in ``.X`` and of the second in ``.obsm`` under its name:
+    AnnData with samples of the first modality in ``.X`` and of the others in ``.obsm`` under their names:
     counts, or values that other likelihoods draw. The codes are in ``.obsm["X_poisevae"]``.
 
     Examples
@@ -164,17 +182,25 @@ def generate(model: Model, n: int = 100, *, n_steps: int = 200, seed: int = 0) -
     whole(n=n, n_steps=n_steps)
     n_obs = len(model.reader.names())
     rows, parts = np.random.default_rng(seed).integers(n_obs, size=n), []
+    sparse = [k for k in range(1, len(modalities(model))) if held_sparse(model, k)]
     with seeded(seed):
         for batch in model.reader.batches(None, rows, None, decodes=True):
             drawn = model.module.joint.prior(len(batch.x), n_steps)
             latents = {k: v.to(batch.x.device) for k, v in drawn.items()}
             p = model.module.decode(batch, latents)
-            parts.append((p["x"].sample(), p["x2"].sample(), model.module.joint.together(latents)))
-    x, x2, code = (torch.cat(v).cpu().numpy() for v in zip(*parts, strict=True))
-    first, second = modalities(model)
+            samples = [p[letter].sample() for letter in model.module.letters]
+            arrays = [v.cpu().numpy() for v in (*samples, model.module.joint.together(latents))]
+            parts.append([sp.csr_matrix(v) if k in sparse else v for k, v in enumerate(arrays)])
+    x, *others, code = (sp.vstack(v, "csr") if sp.issparse(v[0]) else np.concatenate(v) for v in zip(*parts))
+    first, *names = modalities(model)
     out = AnnData(x, var=pd.DataFrame(index=get_variables(model, first)))
     out.obs_names = [f"generated_{i}" for i in range(n)]
-    out.obsm[second] = pd.DataFrame(x2, index=out.obs_names, columns=get_variables(model, second))
+    for name, values in zip(names, others, strict=True):
+        variables = get_variables(model, name)
+        if sp.issparse(values):
+            out.obsm[name], out.uns[names_key(name)] = values, np.asarray(variables)
+        else:
+            out.obsm[name] = pd.DataFrame(values, index=out.obs_names, columns=variables)
     out.obsm[_keys.latent(model.name)] = code
     return out
 
@@ -191,7 +217,7 @@ def get_cross_traversal(
     n_samples: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return mean expression in one modality along a latent of the other, through the prior.
+    """Return mean expression in one modality along a latent of another, through the prior.
 
     The code of the one is drawn from the prior, given that of the other.
 
@@ -202,7 +228,7 @@ def get_cross_traversal(
     of
         Modality of the latent.
     to
-        Modality whose expression is returned; ``None`` is the other one.
+        Modality whose expression is returned; ``None`` is the first other one.
     values
         Values that the latent takes; ``None`` is ``n_steps`` values from low to high among the cells.
     n_steps
@@ -223,8 +249,8 @@ def get_cross_traversal(
     (3, 40)
     """
     whole(n_steps=n_steps, n_samples=n_samples)
-    a = _side(model, "of", of)
-    b = 1 - a if to is None else _side(model, "to", to)
+    a = number(model, "of", of)
+    b = other_than(model, a, to)
     coupled, codes = _coupled(model), get_latent_representation(model, which=of)
     check_latent(latent, codes.shape[1])
     at = np.linspace(*span(codes[:, latent]), n_steps) if values is None else np.asarray(values, float)
@@ -234,11 +260,11 @@ def get_cross_traversal(
         total = []
         with seeded(seed):  # the same draws for each value
             for batch in model.reader.batches(None, rows, None, decodes=True):
-                z = model.module.encode(batch)[BOTH[a]].mean.clone()
+                z = model.module.encode(batch)[coupled.letters[a]].mean.clone()
                 z[:, latent] = float(value)
-                p = model.module.decode_one(X[b], batch, coupled.from_one(z, a))
-                likelihood = getattr(model.module, LIKELIHOODS[b])
-                logged = b == 1 and likelihood.has_log_scale
+                p = model.module.decode_one(b, batch, coupled.from_one(z, a))
+                likelihood = model.module.likelihoods[b]
+                logged = b > 0 and likelihood.depth != "total" and likelihood.has_log_scale
                 total.append(p.mean.log1p() if logged else likelihood.predicted(p))
             out.append(torch.cat(total).mean(0).cpu().numpy())
     return pd.DataFrame(np.stack(out), index=at, columns=get_variables(model, modalities(model)[b]))
