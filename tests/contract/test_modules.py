@@ -23,7 +23,7 @@ from scalloy.vae.trvae import TRVAE
 from scalloy.vae.vae import VAE, library_prior
 from scalloy.vae.vsc import VSC
 
-SIZES = Sizes(n_vars=12, n_batch=2, n_cats=(3,), n_cont=1, n_vars2=4)
+SIZES = Sizes(n_vars=12, n_batch=2, n_cats=(3,), n_cont=1, n_others=(4, 30))
 SMALL = NetworkSettings(n_hidden=8, n_latent=3, dropout_rate=0.0)
 
 
@@ -45,10 +45,11 @@ def gmvae(lik, networks=SMALL, n_clusters=4, **more):
     return GMVAE(SIZES, lik, prior, networks, **more)
 
 
-def poisevae(lik, joint, second="background"):
-    prior = factories.joint(joint, 3, kappa=0.7, n_chains=16, n_sweeps=1, chains="kept")
-    lik2 = factories.second_likelihood(second, SIZES, 8)
-    return POISEVAE(SIZES, lik, lik2, prior, SMALL, hidden_rate=0.0)
+def poisevae(lik, joint, *others):
+    prior = factories.joint(joint, 3, 3, kappa=0.7, n_chains=16, n_sweeps=1, chains="kept")
+    sizes = zip(others, SIZES.n_others, strict=True)
+    liks = [factories.other_likelihood("likelihoods", name, n, 8) for name, n in sizes]
+    return POISEVAE(SIZES, [lik, *liks], prior, SMALL, hide=(0.25, 0.25, 0.25), hidden_rate=0.0)
 
 
 MODULES = {
@@ -63,9 +64,9 @@ MODULES = {
     "vsc_pseudo": lambda lik: VSC(SIZES, lik, SMALL, pseudo_inputs=torch.rand(4, 12)),
     "ae": lambda lik: AE(SIZES, lik, SMALL),
     "ae_deep_encode": lambda lik: AE(SIZES, lik, replace(SMALL, n_layers=2, encode_covariates=True)),
-    "poisevae": lambda lik: poisevae(lik, "poise"),
-    "poisevae_independent": lambda lik: poisevae(lik, "independent", "normal"),
-    "poisevae_product": lambda lik: poisevae(lik, "product", "nb"),
+    "poisevae": lambda lik: poisevae(lik, "poise", "background", "poisson"),
+    "poisevae_independent": lambda lik: poisevae(lik, "independent", "normal", "detected"),
+    "poisevae_product": lambda lik: poisevae(lik, "product", "nb", "nb_total"),
     "vae": lambda lik: VAE(SIZES, lik, SMALL),
     "vae_batch_norm": lambda lik: VAE(SIZES, lik, replace(SMALL, norm="batch")),
     "vae_learned_library": lambda lik: VAE(
@@ -94,6 +95,7 @@ def tensors(n=20, seed=0, *, sparse=True):
         "batch": torch.tensor(rng.integers(2, size=(n, 1))),
         "extra_categorical_covs": torch.tensor(rng.integers(3, size=(n, 1))),
         "second": torch.tensor(rng.poisson(5, (n, 4)), dtype=torch.float32),
+        "modality_3": torch.tensor(rng.poisson(0.3, (n, 30)), dtype=torch.float32).to_sparse_csr(),
         "extra_continuous_covs": torch.tensor(rng.normal(size=(n, 1)), dtype=torch.float32),
     }
 
@@ -175,7 +177,10 @@ def test_sparse_equals_dense(module, likelihood):
 def test_permuting_cells_permutes_terms(module, likelihood):
     made = build(module, likelihood).eval()
     given, order = tensors(), torch.randperm(20)
-    moved = {k: (v.to_dense()[order].to_sparse_csr() if k == "X" else v[order]) for k, v in given.items()}
+    moved = {
+        k: v[order] if v.layout == torch.strided else v.to_dense()[order].to_sparse_csr()
+        for k, v in given.items()
+    }
     code = made.encode(Batch.of(given))["z"].mean
     torch.testing.assert_close(made.encode(Batch.of(moved))["z"].mean, code[order], rtol=1e-4, atol=1e-5)
     batch, moved = Batch.of(given), Batch.of(moved)

@@ -15,7 +15,7 @@ from scalloy.models._core import factories
 from scalloy.vae.base import Batch, Sizes
 from scalloy.vae.poisevae import POISEVAE
 
-SIZES = Sizes(n_vars=12, n_vars2=4)
+SIZES = Sizes(n_vars=12, n_others=(4,))
 SMALL = NetworkSettings(n_hidden=8, n_latent=3, dropout_rate=0.0)
 
 
@@ -27,15 +27,15 @@ def joint(name, n_latent=3, **more):
 
 def made(name="poise", **more):
     torch.manual_seed(0)
-    likelihoods = NB(8, 12), factories.second_likelihood("background", SIZES, 8)
-    return POISEVAE(SIZES, *likelihoods, joint(name), SMALL, hidden_rate=0.0, **more)
+    likelihoods = NB(8, 12), factories.other_likelihood("protein_likelihood", "background", 4, 8)
+    return POISEVAE(SIZES, likelihoods, joint(name), SMALL, hidden_rate=0.0, **more)
 
 
 def cells(n=30, seed=0):
     g = torch.Generator().manual_seed(seed)
     x = torch.poisson(torch.full((n, 12), 4.0), generator=g) + 1
     x2 = torch.poisson(torch.full((n, 4), 20.0), generator=g)
-    return Batch(x=x, log_ell=x.sum(1, keepdim=True).log(), b=torch.zeros(n, dtype=torch.long), x2=x2)
+    return Batch(x=x, log_ell=x.sum(1, keepdim=True).log(), b=torch.zeros(n, dtype=torch.long), others=(x2,))
 
 
 def test_without_coupling_it_is_two_vaes():
@@ -47,8 +47,8 @@ def test_without_coupling_it_is_two_vaes():
     kl = recon = 0.0
     for i, (x, enc, dec, lik) in enumerate(
         [
-            (module.likelihood.features(batch.x), module.enc_z, module.dec_x, module.likelihood),
-            (batch.x2.log1p() - module.middle, module.enc_z2, module.dec_x2, module.likelihood2),
+            (module.likelihood.features(batch.x), module.encoders[0], module.decoders[0], module.likelihood),
+            (batch.others[0].log1p() - module.middle_1, module.encoders[1], module.decoders[1], module.likelihoods[1]),
         ]
     ):
         mean, log_precision = enc.head.own(enc.stack(x)).chunk(2, -1)
@@ -57,7 +57,7 @@ def test_without_coupling_it_is_two_vaes():
         kl = kl + torch.distributions.kl_divergence(posterior, Normal(0.0, 1.0)).sum(-1)
         cont = (batch.log_ell - module.usual_log_ell,) if i else ()
         h = dec(latents["z2" if i else "z"], (batch.b,), *cont)
-        recon = recon - lik(h, batch.log_ell, batch.b).log_prob((batch.x, batch.x2)[i])
+        recon = recon - lik(h, batch.log_ell, batch.b).log_prob((batch.x, batch.others[0])[i])
     torch.testing.assert_close(terms.kl["z"], kl, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(terms.recon, recon, rtol=1e-4, atol=1e-3)
 
@@ -66,22 +66,23 @@ def test_what_was_not_measured_costs_nothing_and_tells_nothing():
     module, batch = made().eval(), cells()
     whole = module.log_likelihoods(batch, module.decode(batch, module.draw(module.encode(batch))))
     assert all((v < 0).all() for v in whole)
-    x2 = batch.x2.clone()
+    x2 = batch.others[0].clone()
     x2[:10] = torch.nan
     x2[10:20, 1] = torch.nan
     x = batch.x.clone()
     x[20:] = 0.0
-    other = Batch(x=x, log_ell=x.sum(1, keepdim=True).clamp_min(1e-6).log(), b=batch.b, x2=x2)
+    other = Batch(x=x, log_ell=x.sum(1, keepdim=True).clamp_min(1e-6).log(), b=batch.b, others=(x2,))
     assert other.measured.tolist() == [[1.0, 0.0]] * 10 + [[1.0, 1.0]] * 10 + [[0.0, 1.0]] * 10
     q = module.encode(other)
     latents = module.draw(q)
     log_p, log_p2 = module.log_likelihoods(other, module.decode(other, latents))
     assert (log_p2[:10] == 0).all()
     assert (log_p[20:] == 0).all()
-    each = module.likelihood2.log_prob_entries(module.decode(other, latents)["x2"], batch.x2)
+    each = module.likelihoods[1].log_prob_entries(module.decode(other, latents)["x2"], batch.others[0])
     torch.testing.assert_close(log_p2[10:20], each[10:20, [0, 2, 3]].sum(-1))
-    assert not latents["z_first"][:10].any()  # what is not seen comes first
-    assert latents["z_first"][20:].all()
+    order = latents["order"]
+    assert (order[:10, 1] < order[:10, 0]).all()  # what is not seen comes first
+    assert (order[20:, 0] < order[20:, 1]).all()
     for key in ("z", "z2"):  # a measured protein that is hidden changes nothing in the others
         assert torch.isfinite(q[key].mean).all()
     expected = module.decode(other, latents)["x"].mean[20:].sum(-1)
@@ -94,18 +95,18 @@ def test_modalities_are_hidden_in_training_only_and_in_the_shares_asked_for():
     assert seen.mean(0).tolist() == pytest.approx([0.8, 0.5], abs=0.03)
     assert (seen.sum(-1) >= 1).all()
     assert (module.eval().seen(batch) == 1).all()
-    alone = Batch(x=batch.x, log_ell=batch.log_ell, b=batch.b, x2=torch.full_like(batch.x2, torch.nan))
+    alone = Batch(x=batch.x, log_ell=batch.log_ell, b=batch.b, others=(torch.full_like(batch.others[0], torch.nan),))
     assert (module.train().seen(alone)[:, 0] == 1).all()
 
 
 def linear(name="poise"):
     """One latent each, two Gaussian variables each: the exact evidence is an integral in two dimensions."""
-    sizes = Sizes(n_vars=2, n_vars2=2)
+    sizes = Sizes(n_vars=2, n_others=(2,))
     torch.manual_seed(1)
     likelihoods = [Gaussian(1, 2, on="given", variance="fixed") for _ in range(2)]
     networks = NetworkSettings(n_latent=1, n_hidden=1, dropout_rate=0.0)
-    module = POISEVAE(sizes, *likelihoods, joint(name, 1), networks, hidden_rate=0.0)
-    for head in (module.enc_z.head, module.enc_z2.head):  # wide posteriors, from which weights vary little
+    module = POISEVAE(sizes, likelihoods, joint(name, 1), networks, hidden_rate=0.0)
+    for head in (module.encoders[0].head, module.encoders[1].head):  # wide posteriors, from which weights vary little
         for part in (head.own, head.other):
             part.bias.data = torch.tensor([0.3, -3.0])
     return module.eval()
@@ -113,7 +114,7 @@ def linear(name="poise"):
 
 def exact_log_p(module, batch):
     z = torch.linspace(-9, 9, 601)
-    g = module.joint.coupling().detach()
+    g = module.joint.coupling()[0, 1].detach()
     t = torch.stack([z, z.square()], -1)
     log_prior = -0.5 * z.square().unsqueeze(-1) - 0.5 * z.square() - math.log(2 * math.pi) + t @ g @ t.T
     step = 2 * math.log(float(z[1] - z[0]))
@@ -124,7 +125,7 @@ def exact_log_p(module, batch):
             x=batch.x[i].expand(601, 2),
             log_ell=batch.log_ell[i].expand(601, 1),
             b=batch.b[:1].expand(601),
-            x2=batch.x2[i].expand(601, 2),
+            others=(batch.others[0][i].expand(601, 2),),
         )
         p = module.decode(one, {"z": z.unsqueeze(-1), "z2": z.unsqueeze(-1)})
         log_p, log_p2 = module.log_likelihoods(one, p)
@@ -140,7 +141,7 @@ def test_elbo_is_below_the_exact_evidence_and_importance_sampling_reaches_it(nam
     x, x2 = (torch.randn(4, 2) + 2 for _ in range(2))
     x2 = x2 if missing is None else torch.full_like(x2, torch.nan)
     x = x.abs() + 0.1
-    batch = Batch(x=x, log_ell=x.sum(1, keepdim=True).log(), b=torch.zeros(4, dtype=torch.long), x2=x2)
+    batch = Batch(x=x, log_ell=x.sum(1, keepdim=True).log(), b=torch.zeros(4, dtype=torch.long), others=(x2,))
     with torch.no_grad():
         exact = exact_log_p(module, batch)
         elbo = []
@@ -150,14 +151,14 @@ def test_elbo_is_below_the_exact_evidence_and_importance_sampling_reaches_it(nam
         elbo = torch.stack(elbo)
         se = elbo.std(0) / math.sqrt(len(elbo))
         assert (elbo.mean(0) <= exact + 3 * se + 0.01).all()
-        tensors = {"X": batch.x, "second": batch.x2}
+        tensors = {"X": batch.x, "second": batch.others[0]}
         estimate = module.marginal_ll(tensors, n_mc_samples=3000)
     torch.testing.assert_close(estimate, exact, atol=0.05, rtol=0)
 
 
 def test_gradient_of_the_loss_is_that_of_finite_differences_where_log_z_is_exact():
     module, batch = made("gaussian").double().eval(), cells(6)
-    batch = Batch(x=batch.x.double(), log_ell=batch.log_ell.double(), b=batch.b, x2=batch.x2.double())
+    batch = Batch(x=batch.x.double(), log_ell=batch.log_ell.double(), b=batch.b, others=(batch.others[0].double(),))
 
     def loss():
         torch.manual_seed(3)
@@ -165,7 +166,7 @@ def test_gradient_of_the_loss_is_that_of_finite_differences_where_log_z_is_exact
         return terms.recon.mean() + terms.kl["z"].mean()
 
     loss().backward()
-    raw = module.joint.coupling.raw
+    (raw,) = module.joint.coupling.raw
     for place in ((0, 0), (1, 2)):
         ends = []
         for step in (1e-5, -1e-5):
@@ -179,7 +180,7 @@ def test_coupling_carries_one_modality_to_the_other():
     """With a strong coupling by hand, what is predicted of one follows the other."""
     module = made("gaussian").eval()
     assert isinstance(module.joint, Coupled)
-    module.joint.coupling.raw.data = 5.0 * torch.eye(3)
+    module.joint.coupling.raw[0].data = 5.0 * torch.eye(3)
     z = torch.linspace(-2, 2, 400).unsqueeze(-1).expand(400, 3)
     z2 = module.joint.from_one(z, 0)["z2"]
     slope = (5.0 / math.sqrt(26.0)) * torch.ones(3)
@@ -194,7 +195,7 @@ def test_gaussian_noise_is_learned_from_cells_whose_encoders_see_the_modality(si
     likelihoods = [Gaussian(8, 12, on="given"), Gaussian(8, 4, on="given")]
     module = POISEVAE(
         SIZES,
-        *likelihoods,
+        likelihoods,
         joint("poise"),
         SMALL,
         hidden_rate=0.0,
@@ -209,12 +210,12 @@ def test_gaussian_noise_is_learned_from_cells_whose_encoders_see_the_modality(si
     p = module.decode(batch, latents)
     terms = module.terms(batch, q, latents, p)
     torch.testing.assert_close(terms.recon, -sum(module.log_likelihoods(batch, p)))
-    likelihood, x = likelihoods[side], (batch.x, batch.x2)[side]
+    likelihood, x = likelihoods[side], (batch.x, batch.others[0])[side]
     found = torch.autograd.grad(terms.recon.sum(), likelihood.log_sigma, retain_graph=True)[0]
     residual, sigma = x - p[("x", "x2")[side]].mean, likelihood.log_sigma.exp()
     expected = (1 - (residual / sigma).square())[~hidden].sum(0)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-3, atol=1e-2)
-    decoder = (module.dec_x, module.dec_x2)[side]
+    decoder = (module.decoders[0], module.decoders[1])[side]
     of_hidden = torch.autograd.grad(terms.recon[hidden].sum(), decoder.parameters(), allow_unused=True)
     assert sum(g.abs().sum() for g in of_hidden if g is not None) > 0  # the mean learns from all
 
@@ -227,5 +228,5 @@ def test_dispersions_of_counts_learn_from_all_cells():
     p = module.decode(batch, latents)
     terms = module.terms(batch, q, latents, p)
     hidden = q.seen[:, 1] == 0
-    slope = torch.autograd.grad(terms.recon[hidden].sum(), module.likelihood2.log_theta)[0]
+    slope = torch.autograd.grad(terms.recon[hidden].sum(), module.likelihoods[1].log_theta)[0]
     assert slope.abs().sum() > 0

@@ -37,7 +37,7 @@ from scalloy.baselines.predictors import normalised
 from scalloy.data import checks
 from scalloy.data.arrays import as_numbers
 from scalloy.data.genes import aligned
-from scalloy.data.modalities import check_second, with_columns
+from scalloy.data.modalities import check_modality, with_columns
 from scalloy.metrics._given import numbers
 
 N_PCS, N_NEAREST, N_CANONICAL = 50, 50, 10
@@ -77,7 +77,7 @@ class CrossModal:
     ) -> None:
         checks.check_object(adata)
         checks.check_counts(adata)
-        check_second(adata, "protein_obsm_key", protein_obsm_key)
+        check_modality(adata, "protein_obsm_key", protein_obsm_key)
         self.adata, self.method = adata, one_of("method", method, CROSS_METHODS)
         self.key, self.seed = protein_obsm_key, seed
         self._fitted: dict[str, Any] = {}
@@ -140,7 +140,7 @@ class CrossModal:
         if modality == "prot":
             x, names = self._genes(cells), getattr(proteins, "columns", range(proteins.shape[1]))
         else:
-            check_second(cells, "protein_obsm_key", self.key)
+            check_modality(cells, "protein_obsm_key", self.key)
             cells = with_columns(cells, self.key, getattr(proteins, "columns", np.arange(proteins.shape[1])))
             x, names = self._proteins(cells), self.adata.var_names
         return pd.DataFrame(self._fitted[modality].predict(x), index=cells.obs_names, columns=names)
