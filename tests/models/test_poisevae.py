@@ -16,7 +16,7 @@ import torch
 import scalloy as sa
 from scalloy import metrics
 from scalloy.kernels.csr import log_normalise
-from scalloy.models._core.pairs import X, only
+from scalloy.models._core.cross_modal import only
 
 mpl.use("Agg")
 SMALL = {"n_hidden": 16, "n_latent": 3, "n_chains": 32}
@@ -175,8 +175,8 @@ def test_expected_logarithms_are_the_means_of_sampled_ones(trained, side):
         for _ in range(n):
             parts = []
             for batch in batches(trained):
-                seen = only(batch, 1 - side)
-                p = trained.module.decode_one(X[side], seen, trained.module.draw(trained.module.encode(seen)))
+                seen = only(batch, [1 - side])
+                p = trained.module.decode_one(side, seen, trained.module.draw(trained.module.encode(seen)))
                 x = p.sample()
                 parts.append(log_normalise(x) if side == 0 else torch.log1p(x))
             total = total + torch.cat(parts)
@@ -228,7 +228,7 @@ def of_likelihoods():
         sa.POISEVAE.setup_anndata(adata, allow_non_counts=True)
         model = sa.POISEVAE(adata, gene_likelihood=first, protein_likelihood=second, **SMALL)
         model.is_trained_ = True
-        for likelihood, kind in ((model.module.likelihood, first), (model.module.likelihood2, second)):
+        for likelihood, kind in ((model.module.likelihood, first), (model.module.likelihoods[1], second)):
             if kind in (*NO_LOGARITHM, "gaussian"):
                 likelihood.head.weight.data.zero_()
                 likelihood.head.bias.data.fill_(2.0 if kind == "gaussian" else -1.0)
@@ -253,10 +253,8 @@ def test_only_counts_have_logarithms(first, second, of_likelihoods):
             exact = -1.0 if kind == "normal" else 1 / (1 + np.e)
             np.testing.assert_allclose(parts[0], exact, rtol=1e-5)
             np.testing.assert_allclose(along, exact, rtol=1e-5)
-            argument = ("gene_likelihood", "protein_likelihood")[side]
-            with pytest.raises(
-                ValueError, match=rf"`scale='log1p'` has no meaning for '{name}'.*`{argument}="
-            ):
+            message = f"`scale='log1p'` has no meaning for '{name}', whose likelihood '{kind}' is not"
+            with pytest.raises(ValueError, match=message):
                 model.predict(name, scale="log1p", n_samples=3)
             continue
         logged = model.predict(name, scale="log1p", n_samples=40, interval=0.8)
@@ -399,6 +397,10 @@ def test_cross_generation_needs_the_coupling():
         ({"kappa": 1.0}, "`kappa=1.0` is a share"),
         ({"hide": (0.6, 0.5)}, "`hide=1.1` is a share"),
         ({"hide": (-0.2, 0.5)}, "`hide=-0.2` is a share"),
+        ({"hide": (0.2, 0.2, 0.2)}, "has 3 shares for 2 modalities: rna, prot"),
+        ({"likelihoods": {"atac": "poisson"}}, "`likelihoods='atac'` is not known. Pass one of: rna, prot"),
+        ({"likelihoods": {"prot": "nbb"}}, r"`likelihoods\['prot'\]='nbb'` is not known"),
+        ({"likelihoods": {"prot": "categorical"}}, "needs one category per cell"),
         ({"chains": "new"}, "`chains='new'` is not known"),
         ({"protein_likelihood": "bernoulli"}, "`protein_likelihood='bernoulli'` needs values within"),
     ],

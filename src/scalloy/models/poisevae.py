@@ -155,8 +155,8 @@ class POISEVAE(ScalloyModel):
             hide=self._hide(hide),
             hidden_rate=hidden_rate,
         )
-        if self.adata is not None:
-            self._start_at_data()
+        if self.adata is not None and self.adata_manager._source_registry is None:
+            self._start_at_data()  # otherwise the weights are those of a model that was trained before
         named = ", ".join(f"{name} {likelihood}" for name, likelihood in self.likelihoods.items())
         self._model_summary_string = f"POISEVAE: {named}; joint {joint}, n_latent {n_latent} each"
         self.init_params_ = self._get_init_params(locals())
@@ -272,9 +272,7 @@ continuous_covariate_keys, allow_non_counts
             found = [k for k in checks.check_type(adata).obsm if k.startswith("protein")]
             protein_obsm_key = found[0] if len(found) == 1 else None
         obsm_keys = dict(obsm_keys or {})
-        modalities = _named(modalities or (("rna", *obsm_keys) if obsm_keys else ("rna", "prot")))
-        for name in obsm_keys:
-            one_of("obsm_keys", name, modalities[1:])
+        modalities = _named(modalities or (("rna", *obsm_keys) if obsm_keys else ("rna", "prot")), obsm_keys)
         set_up(cls, adata, cls._get_setup_method_args(**_arguments(locals())), **kwargs)
 
     @classmethod
@@ -341,8 +339,8 @@ def _arguments(local: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in local.items() if k not in {"__class__", "found", "kwargs"}}
 
 
-def _named(given: Sequence[str]) -> list[str]:
-    """Check the names of modalities, and return them."""
+def _named(given: Sequence[str], obsm_keys: Mapping[str, str] | None = None) -> list[str]:
+    """Check the names of modalities and those of which keys are given, and return the first."""
     names = [str(name) for name in given]
     if isinstance(given, str) or not 2 <= len(set(names)) == len(names) <= 1 + len(OTHER_KEYS):
         msg = (
@@ -350,6 +348,8 @@ def _named(given: Sequence[str]) -> list[str]:
             "modality (genes) and those of the others."
         )
         raise ValueError(msg)
+    for name in obsm_keys or ():
+        one_of("obsm_keys", name, names[1:])
     return names
 
 
