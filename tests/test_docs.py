@@ -336,10 +336,10 @@ def test_every_likelihood_is_documented():
     from typing import get_args
 
     from scalloy.blocks.gene_likelihoods import LIKELIHOODS
-    from scalloy.models._core.factories import SecondLikelihood
+    from scalloy.models._core.factories import OtherLikelihood
 
     text = (ROOT / "docs" / "likelihoods.md").read_text()
-    known = (*LIKELIHOODS, *get_args(SecondLikelihood))
+    known = (*LIKELIHOODS, *get_args(OtherLikelihood))
     assert not [k for k in known if f'`"{k}"`' not in text]
 
 
