@@ -35,7 +35,7 @@ def _seed():
 
 
 def on_grid(pairs, half=7.0, n=141):
-    """Points of each latent, and the density of all three on a cube, relative to standard normals times theirs."""
+    """Points of each latent, and the density of all three on a cube."""
     z = torch.linspace(-half, half, n, dtype=torch.double)
     t = gibbs.statistics(z.unsqueeze(-1))
     base = -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
@@ -257,7 +257,7 @@ def test_modalities_may_come_in_any_order():
     for a, b in PAIRS:
         given[a, b] = gibbs.toward(coupling, turned[a], turned[b])
     other.coupling.forward = lambda: given
-    known = [{k: v for k, v in zip(gibbs.others(3, j), t.others, strict=True)} for j, t in enumerate(told)]
+    known = [dict(zip(gibbs.others(3, j), t.others, strict=True)) for j, t in enumerate(told)]
     again = [
         Told(told[j].own, tuple(known[j][turned[k]] for k in gibbs.others(3, a)))
         for a, j in enumerate(turned)

@@ -88,6 +88,30 @@ def test_models_of_format_3_that_are_made_otherwise_now(kind, tmp_path):
     model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
 
 
+@pytest.mark.parametrize("kind", ["poisevae", "poisevae_gaussian"])
+def test_models_of_two_modalities_of_format_5(kind, tmp_path):
+    """Their weights have other names now; the bound is the same up to the samples of the latents."""
+    folder = STORED / "format-5-python-3.11" / kind
+    model, z = sa.load(folder), np.load(folder / "latent.npy")
+    for again in (False, True):
+        if again:
+            model.save(tmp_path / "again", save_anndata=True)
+            model = sa.load(tmp_path / "again")
+        np.testing.assert_allclose(model.get_latent_representation(), z, atol=1e-5)
+        assert model.get_marginal_ll(n_mc_samples=100) == pytest.approx(np.load(folder / "marginal.npy"), abs=1)
+        found = model.predict("prot", from_="rna", n_samples=200).to_numpy()
+        np.testing.assert_allclose(np.log(found / np.load(folder / "protein.npy")).mean(0), 0, atol=0.2)
+    model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
+
+
+def test_a_model_of_four_modalities_of_format_6():
+    folder = STORED / "format-6-python-3.11" / "poisevae"
+    model = sa.load(folder)
+    assert model.modalities == ("rna", "prot", "atac", "clone")
+    np.testing.assert_allclose(model.get_latent_representation(), np.load(folder / "latent.npy"), atol=1e-5)
+    assert model.get_variables("atac")[3] == "peak 3"
+
+
 def test_a_file_cannot_say_that_it_is_older_than_it_is(saved, tmp_path):
     folder = Path(shutil.copytree(saved, tmp_path / "m"))
     about = json.loads((folder / "model.json").read_text())

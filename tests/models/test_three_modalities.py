@@ -170,7 +170,9 @@ def test_an_anndata_is_the_same_as_a_mudata(quick, tmp_path):
     other.train(**quick)
     assert other.modalities == NAMES
     np.testing.assert_array_equal(one.get_latent_representation(), other.get_latent_representation())
-    np.testing.assert_allclose(other.get_latent_representation(mdata), one.get_latent_representation(), atol=1e-6)
+    np.testing.assert_allclose(
+        other.get_latent_representation(mdata), one.get_latent_representation(), atol=1e-6
+    )
     other.save(tmp_path / "model", save_anndata=True)
     loaded = sa.load(tmp_path / "model")
     np.testing.assert_array_equal(loaded.get_latent_representation(), other.get_latent_representation())
@@ -216,7 +218,9 @@ def test_categories_are_predicted_as_probabilities(quick):
     bad = adata.copy()
     bad.obsm["clone"].iloc[100] = 1.0
     sa.POISEVAE.setup_anndata(bad, obsm_keys={"clone": "clone"})
-    with pytest.raises(ValueError, match=r"`likelihoods\['clone'\]='categorical'` needs one category per cell"):
+    with pytest.raises(
+        ValueError, match=r"`likelihoods\['clone'\]='categorical'` needs one category per cell"
+    ):
         sa.POISEVAE(bad, likelihoods={"clone": "categorical"}, **SMALL)
 
 
@@ -242,14 +246,18 @@ def test_three_learn_from_each_other(quick):
 
 def test_wrong_modalities(quick):
     mdata, adata = three(60), as_anndata(three(60))
-    for given, message in ((("rna",), "expected 2 to 10"), (("rna", "rna"), "expected 2 to 10"), ("rna", "exp")):
+    for given, message in (
+        (("rna",), "expected 2 to 10"),
+        (("rna", "rna"), "expected 2 to 10"),
+        ("rna", "exp"),
+    ):
         with pytest.raises(ValueError, match=message):
             sa.POISEVAE.setup_mudata(mdata, modalities=given)
     with pytest.raises(ValueError, match="`layers` has 2 entries for 3 modalities"):
         sa.POISEVAE.setup_mudata(mdata, layers=("counts", None))
-    with pytest.raises(ValueError, match="`obsm_keys='atac'` is not known. Pass one of: prot"):
+    with pytest.raises(ValueError, match=r"`obsm_keys='atac'` is not known. Pass one of: prot"):
         sa.POISEVAE.setup_anndata(adata, modalities=("rna", "prot"), obsm_keys={"atac": "peaks"})
-    with pytest.raises(KeyError, match="`obsm_keys='nothing'` is not in `adata.obsm`"):
+    with pytest.raises(KeyError, match=r"`obsm_keys='nothing'` is not in `adata.obsm`"):
         sa.POISEVAE.setup_anndata(adata, obsm_keys={"atac": "nothing"})
     half = adata.copy()
     half.obsm["peaks"] = half.obsm["peaks"] * 0.5

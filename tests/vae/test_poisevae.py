@@ -48,7 +48,12 @@ def test_without_coupling_it_is_two_vaes():
     for i, (x, enc, dec, lik) in enumerate(
         [
             (module.likelihood.features(batch.x), module.encoders[0], module.decoders[0], module.likelihood),
-            (batch.others[0].log1p() - module.middle_1, module.encoders[1], module.decoders[1], module.likelihoods[1]),
+            (
+                batch.others[0].log1p() - module.middle_1,
+                module.encoders[1],
+                module.decoders[1],
+                module.likelihoods[1],
+            ),
         ]
     ):
         mean, log_precision = enc.head.own(enc.stack(x)).chunk(2, -1)
@@ -95,7 +100,9 @@ def test_modalities_are_hidden_in_training_only_and_in_the_shares_asked_for():
     assert seen.mean(0).tolist() == pytest.approx([0.8, 0.5], abs=0.03)
     assert (seen.sum(-1) >= 1).all()
     assert (module.eval().seen(batch) == 1).all()
-    alone = Batch(x=batch.x, log_ell=batch.log_ell, b=batch.b, others=(torch.full_like(batch.others[0], torch.nan),))
+    alone = Batch(
+        x=batch.x, log_ell=batch.log_ell, b=batch.b, others=(torch.full_like(batch.others[0], torch.nan),)
+    )
     assert (module.train().seen(alone)[:, 0] == 1).all()
 
 
@@ -106,7 +113,10 @@ def linear(name="poise"):
     likelihoods = [Gaussian(1, 2, on="given", variance="fixed") for _ in range(2)]
     networks = NetworkSettings(n_latent=1, n_hidden=1, dropout_rate=0.0)
     module = POISEVAE(sizes, likelihoods, joint(name, 1), networks, hidden_rate=0.0)
-    for head in (module.encoders[0].head, module.encoders[1].head):  # wide posteriors, from which weights vary little
+    for head in (
+        module.encoders[0].head,
+        module.encoders[1].head,
+    ):  # wide posteriors, from which weights vary little
         for part in (head.own, head.other):
             part.bias.data = torch.tensor([0.3, -3.0])
     return module.eval()
@@ -158,7 +168,9 @@ def test_elbo_is_below_the_exact_evidence_and_importance_sampling_reaches_it(nam
 
 def test_gradient_of_the_loss_is_that_of_finite_differences_where_log_z_is_exact():
     module, batch = made("gaussian").double().eval(), cells(6)
-    batch = Batch(x=batch.x.double(), log_ell=batch.log_ell.double(), b=batch.b, others=(batch.others[0].double(),))
+    batch = Batch(
+        x=batch.x.double(), log_ell=batch.log_ell.double(), b=batch.b, others=(batch.others[0].double(),)
+    )
 
     def loss():
         torch.manual_seed(3)
