@@ -64,6 +64,11 @@ class Sizes:
         """Sizes of what is removed, as the networks take them."""
         return {"n_cats": self.removed, "n_cont": self.n_cont}
 
+    @property
+    def known(self) -> dict[str, Any]:
+        """Sizes of what is removed, and then of the condition."""
+        return {"n_cats": (*self.removed, self.conditions), "n_cont": self.n_cont}
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -18,6 +18,7 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from scalloy._methods import FromAbove
 from scalloy.blocks.likelihoods import Likelihood
+from scalloy.blocks.network_kinds import ROLES, plain
 from scalloy.data.batches import CellLoader
 from scalloy.data.conditions import Conditions
 from scalloy.data.splitter import CellSplitter
@@ -233,6 +234,11 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
     setup_annbatch = classmethod(scvi_methods.setup_annbatch)
     update_setup_method_args = scvi_methods.update_setup_method_args
     convert_legacy_save = classmethod(scvi_methods.convert_legacy_save)
+
+    def _get_init_params(self, locals: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the constructor as they are saved: networks by their names."""
+        networks = {k: plain(k, locals[k]) for k in ROLES if k in locals}
+        return super()._get_init_params({**locals, **networks})
 
     # for constructors ---------------------------------------------------------------------------
 
