@@ -138,6 +138,8 @@ class ImageDecoder(nn.Module):
         As in :class:`~scalloy.blocks.layers.Layer`.
     """
 
+    per_gene = True
+
     def __init__(
         self,
         n_in: int,

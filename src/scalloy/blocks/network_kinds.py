@@ -242,6 +242,11 @@ class Kind:
             shares(dropout_rate=options["dropout_rate"])
         return cls(role, name, widths, options)
 
+    @property
+    def per_gene(self) -> bool:
+        """Whether the network returns one value for each gene."""
+        return bool(getattr(getattr(NETWORKS[self.name], self.role), "per_gene", False))
+
     def make(self, n_in: int, *, skip: int = 0, **known: Any) -> nn.Module:
         """Make the network.
 

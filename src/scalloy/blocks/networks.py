@@ -192,6 +192,11 @@ class NetworkSettings:
         """Number of units at the end of an encoder, which its head takes."""
         return self.encodes.widths[-1]
 
+    @property
+    def per_gene(self) -> bool:
+        """Whether the decoder returns one value for each gene."""
+        return self.decodes.per_gene
+
     def n_decoded(self, n_vars: int, *, skip: int = 0, **covariates: Any) -> int:
         """Return the number of values at the end of a decoder, which a likelihood takes.
 

@@ -70,7 +70,9 @@ encoder, decoder, seed
         width = networks.n_decoded(self.sizes.n_vars, **self.sizes.covariates)
         self.module = AEMath(
             self.sizes,
-            self.make_likelihood(gene_likelihood, width, dispersion=dispersion, library=library),
+            self.make_likelihood(
+                gene_likelihood, width, dispersion=dispersion, library=library, per_gene=networks.per_gene
+            ),
             networks,
         )
         self._model_summary_string = f"AE: {gene_likelihood}, n_latent {n_latent}, {networks}"

@@ -178,7 +178,10 @@ class CGMDVAE(ScalloyModel):
         self.module = CGMDVAEMath(
             sizes,
             self.make_likelihood(
-                gene_likelihood, networks.n_decoded(sizes.n_vars, **sizes.known), dispersion=dispersion
+                gene_likelihood,
+                networks.n_decoded(sizes.n_vars, **sizes.known),
+                dispersion=dispersion,
+                per_gene=networks.per_gene,
             ),
             prior,
             networks,

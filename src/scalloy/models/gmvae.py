@@ -12,7 +12,7 @@ from scalloy._seeds import repeatable
 from scalloy.blocks.mixture_prior import MixturePrior
 from scalloy.blocks.network_kinds import Network
 from scalloy.blocks.networks import NetworkSettings
-from scalloy.models._core import cluster_tree, clusters, factories
+from scalloy.models._core import cluster_tree, clusters, factories, generate
 from scalloy.models._core.annotations import LATENT
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood, Library
@@ -64,6 +64,7 @@ encode_covariates, norm, encoder, decoder
     write_annotations = clusters.write_annotations
     get_usage = clusters.get_usage
     n_alive = clusters.n_alive
+    generate = generate.generate
 
     @repeatable
     def __init__(
@@ -101,7 +102,14 @@ encode_covariates, norm, encoder, decoder
         weights = weights if isinstance(weights, str) else [float(w) for w in weights]
         self.module = GMVAEMath(
             sizes,
-            self.make_likelihood(gene_likelihood, width, dispersion=dispersion, k_max=k_max, library=library),
+            self.make_likelihood(
+                gene_likelihood,
+                width,
+                dispersion=dispersion,
+                k_max=k_max,
+                library=library,
+                per_gene=networks.per_gene,
+            ),
             MixturePrior(
                 factories.components("decoder", sizes, n_clusters, n_latent, 0),
                 factories.cluster_weights(weights, n_clusters),

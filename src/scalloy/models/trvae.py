@@ -11,7 +11,7 @@ from scalloy._arguments import one_of, whole
 from scalloy._seeds import repeatable
 from scalloy.blocks.network_kinds import Network
 from scalloy.blocks.networks import NetworkSettings
-from scalloy.models._core import conditions, groups, responses
+from scalloy.models._core import conditions, generate, groups, responses
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood
 from scalloy.models._core.setup import OneModality
@@ -65,6 +65,7 @@ class TRVAE(ScalloyModel):
     layout = OneModality(condition=True)
     module: TRVAEMath
 
+    generate = generate.generate
     condition_key = property(conditions.key)
     transfer = conditions.transfer
     write_transfer = conditions.write_transfer
@@ -124,7 +125,7 @@ class TRVAE(ScalloyModel):
         width = networks.n_decoded(sizes.n_vars, skip=1, **later)
         self.module = TRVAEMath(
             sizes,
-            self.make_likelihood(gene_likelihood, width, dispersion=dispersion),
+            self.make_likelihood(gene_likelihood, width, dispersion=dispersion, per_gene=networks.per_gene),
             networks,
             inject_all=inject == "all",
             published_kernel=kernel == "trvae",

@@ -11,6 +11,7 @@ from scalloy._arguments import positive
 from scalloy._seeds import repeatable
 from scalloy.blocks.network_kinds import Network
 from scalloy.blocks.networks import NetworkSettings
+from scalloy.models._core import generate
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood, Library
 from scalloy.models._core.from_scvi import from_scvi
@@ -103,6 +104,7 @@ class VAE(ScalloyModel):
         self.init_params_ = self._get_init_params(locals())
 
     from_scvi = classmethod(from_scvi)
+    generate = generate.generate
 
 
 class BetaVAE(ScalloyModel):
@@ -127,6 +129,7 @@ encode_covariates, norm, encoder, decoder, seed
     """
 
     from_scvi = VAE.from_scvi
+    generate = generate.generate
 
     @repeatable
     def __init__(
@@ -167,7 +170,9 @@ def _build(
     width = networks.n_decoded(model.sizes.n_vars, **model.sizes.covariates)
     model.module = VAEMath(
         model.sizes,
-        model.make_likelihood(gene_likelihood, width, library=library, **of_counts),
+        model.make_likelihood(
+            gene_likelihood, width, library=library, per_gene=networks.per_gene, **of_counts
+        ),
         networks,
         library_prior=model.make_library_prior(library),
     )

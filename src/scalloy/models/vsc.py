@@ -17,6 +17,7 @@ from scalloy.blocks.likelihoods import Likelihood
 from scalloy.blocks.network_kinds import Network
 from scalloy.blocks.networks import NetworkSettings
 from scalloy.blocks.spike_slab import SpikeSlab
+from scalloy.models._core import generate
 from scalloy.models._core.annotations import LATENT, Annotator, Found, Written
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood
@@ -78,6 +79,8 @@ class BetaVSC(ScalloyModel):
 
     module: VSC
 
+    generate = generate.generate
+
     @repeatable
     def __init__(
         self,
@@ -114,7 +117,9 @@ class BetaVSC(ScalloyModel):
         super().__init__(adata, registry)
         sizes = self.sizes
         width = networks.n_decoded(sizes.n_vars, **sizes.covariates)
-        likelihood = self.make_likelihood(gene_likelihood, width, dispersion=dispersion, library=library)
+        likelihood = self.make_likelihood(
+            gene_likelihood, width, dispersion=dispersion, library=library, per_gene=networks.per_gene
+        )
         self.module = VSC(
             sizes,
             likelihood,

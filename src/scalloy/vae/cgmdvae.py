@@ -78,6 +78,8 @@ class CGMDVAE(VAEModule):
         Whether the probabilities of labels are calibrated.
     """
 
+    learns_prior = True
+
     def __init__(
         self,
         sizes: Sizes,
@@ -118,6 +120,10 @@ class CGMDVAE(VAEModule):
             size, tree = (self.n_latent, sizes.n_vars), prior.hierarchy
             self.readers = Readers(*size, prior.n_labels, tree if calibrated else None)
             self.unknowns = UnknownCells(*size, len(tree), len(prior.used))
+
+    def from_prior(self, batch: Batch, cluster: Tensor | None = None) -> Latents:
+        latents = {} if self.enc_w is None else {"w": self.style.at(batch.condition).sample()}
+        return {**latents, "z": self.prior.draw(batch.condition, latents.get("w"), cluster)}
 
     def encode(self, batch: Batch) -> Distributions:
         x, known = self.likelihood.features(batch.x), (*batch.removed, batch.condition)

@@ -84,6 +84,8 @@ class GMVAE(VAEModule):
         Share of training after which the components are placed; before, the prior of ``z`` is ``N(0, I)``.
     """
 
+    learns_prior = True
+
     def __init__(
         self,
         sizes: Sizes,
@@ -134,6 +136,12 @@ class GMVAE(VAEModule):
         if self.library_prior is not None:
             p["ell"] = self.library_prior(batch.b)
         return p
+
+    def from_prior(self, batch: Batch, cluster: Tensor | None = None) -> Latents:
+        latents = {"z": self.prior.draw(batch.condition, cluster=cluster)}
+        if self.library_prior is not None:
+            latents["ell"] = self.library_prior(batch.b).sample()
+        return latents
 
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
         """Return the terms of one code per cell, for which ``y`` is drawn too.

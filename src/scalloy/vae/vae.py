@@ -92,6 +92,12 @@ class VAE(VAEModule):
             p["ell"] = self.library_prior(batch.b)
         return p
 
+    def from_prior(self, batch: Batch, cluster: Tensor | None = None) -> Latents:
+        latents = super().from_prior(batch)
+        if self.library_prior is not None:
+            latents["ell"] = self.library_prior(batch.b).sample()
+        return latents
+
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
         recon = -self.likelihood.log_prob(p["x"], batch.x)
         kl = {"z": kl_divergence(q["z"], p["z"])}

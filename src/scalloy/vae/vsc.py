@@ -102,6 +102,15 @@ class VSC(VAEModule):
         one = like.new_ones(self.n_latent)
         return SpikeSlab(0 * one, one, torch.logit(self.alpha))
 
+    @property
+    def learns_prior(self) -> bool:  # type: ignore[override]  # of others a constant
+        """Whether the prior is a mixture of the posteriors of pseudo-inputs, which are learned."""
+        return self.pseudo_inputs is not None
+
+    def from_prior(self, batch: Batch, cluster: Tensor | None = None) -> Latents:
+        n = torch.Size((len(batch.b),))
+        return {"z": self.prior(self.alpha.expand(self.n_latent)).sample(n)}
+
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
         recon, q_z, p_z = -self.likelihood.log_prob(p["x"], batch.x), q["z"], p["z"]
         assert isinstance(q_z, SpikeSlab)

@@ -254,7 +254,13 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         return self.reader.sizes
 
     def make_likelihood(
-        self, name: str, n_hidden: int, *, library: str = "observed", **given: Any
+        self,
+        name: str,
+        n_hidden: int,
+        *,
+        library: str = "observed",
+        per_gene: bool = False,
+        **given: Any,
     ) -> Likelihood:
         """Return a likelihood whose parameters start at the moments of the data.
 
@@ -266,6 +272,9 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
             Number of units of the last hidden layer of the decoder.
         library
             Library size: ``"observed"``, ``"learned"`` or ``"none"``.
+        per_gene
+            Whether the decoder returns one value for each gene, so that the map to the genes starts as the
+            identity.
         **given
             Further settings of the likelihood, ``dispersion`` and ``k_max``.
 
@@ -282,6 +291,8 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
                 "cell, but `size_factor_key` was registered. Pass `gene_likelihood='poisson'`."
             )
             raise ValueError(msg)
+        if per_gene:
+            torch.nn.init.eye_(getattr(made, "base", made).head.weight)
         if self.adata is not None:
             cells = self.reader.table()
             factories.check_range(name, made, cells.x)
