@@ -32,7 +32,7 @@ def image(shape: Any, n_vars: int) -> tuple[int, int, int]:
         Number of genes, of which each is a pixel (in one colour).
     """
     sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
-    whole = [isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in sizes]
+    whole = [isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 1 for n in sizes]
     if len(sizes) not in (2, 3) or not all(whole):
         msg = f"`shape={shape!r}` is no shape of images. Pass height and width, such as `(28, 28)`."
         raise ValueError(msg)
@@ -164,7 +164,7 @@ class ImageDecoder(nn.Module):
         self.convolutions = nn.Sequential()
         steps = pairwise((*channels[::-1], channels[0]))
         for (a, b), (before, after) in zip(steps, pairwise(sizes), strict=True):
-            beyond = tuple(new - (2 * old - 1) for old, new in zip(before, after, strict=True))
+            beyond = (after[0] - (2 * before[0] - 1), after[1] - (2 * before[1] - 1))
             up = nn.ConvTranspose2d(a, b, KERNEL, stride=2, padding=1, output_padding=beyond)
             self.convolutions.append(up)
             self.convolutions.append(_normalisation(norm, b))

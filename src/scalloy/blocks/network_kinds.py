@@ -123,7 +123,7 @@ def _required(maker: Maker) -> list[str]:
     return [k for k, p in _settings(maker).items() if p.default is p.empty and k not in KNOWN]
 
 
-def check_widths(argument: str, given: int | Sequence[int], n_layers: int = 1) -> tuple[int, ...]:
+def check_widths(argument: str, given: Any, n_layers: int = 1) -> tuple[int, ...]:
     """Return the number of units of each layer, after checking it.
 
     Parameters
@@ -136,8 +136,8 @@ def check_widths(argument: str, given: int | Sequence[int], n_layers: int = 1) -
         Number of layers, if there is one number.
     """
     several = isinstance(given, Sequence) and not isinstance(given, str)
-    widths = tuple(given) if several else (given,) * n_layers  # type: ignore[arg-type]  # of numbers
-    good = [isinstance(w, Integral) and not isinstance(w, bool) and w >= 1 for w in widths]
+    widths = tuple(given) if several else (given,) * n_layers
+    good = [isinstance(w, Integral) and not isinstance(w, bool) and int(w) >= 1 for w in widths]
     if not good or not all(good):
         shown = list(widths) if several else given
         hint = "whole numbers from 1, one for each layer" if several else "a whole number from 1"
@@ -216,7 +216,7 @@ class Kind:
             Number of units of each layer, unless the dictionary says otherwise.
         """
         given = plain(role, given)
-        options = dict(given) if isinstance(given, Mapping) else {"kind": given}
+        options: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"kind": given}
         there = [name for name, makers in NETWORKS.items() if getattr(makers, role) is not None]
         name = NETWORKS.one_of(role, options.pop("kind", "mlp"), there)
         one_of(role, name, there)  # it may be registered for the other role only

@@ -143,7 +143,7 @@ class NetworkSettings:
         Default of ``n_layers`` in the model, which may stand beside a list of widths.
     """
 
-    n_hidden: int | Sequence[int] = 128
+    n_hidden: Any = 128  # a whole number, or a sequence of them
     n_latent: int = 10
     n_layers: int = 1
     dropout_rate: float = 0.1

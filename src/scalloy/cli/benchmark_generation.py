@@ -18,7 +18,7 @@ def generation(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of random seeds.")] = 2,
     genes: Annotated[int, typer.Option(help="Number of most variable genes to keep.")] = 500,
-    cells: Annotated[int, typer.Option(help="Maximum number of cells to leave out, and to generate.")] = 1000,
+    cells: Annotated[int, typer.Option(help="Maximum number of cells to leave out, and to generate.")] = 600,
     epochs: Annotated[
         int | None, typer.Option(help="Maximum number of epochs of our models, instead of the default.")
     ] = None,

@@ -143,7 +143,8 @@ class Asked:
     @classmethod
     def of(cls, model: ModelOf[Any], given: Mapping[str, str | None]) -> Asked:
         """Look up what was given among the names that the model knows."""
-        setup, codes, names = model.registry["setup_args"], {}, {}
+        setup, names = model.registry["setup_args"], dict[str, tuple[str, list[str]]]()
+        codes: dict[str, int | None] = {}
         for what, known in _known(model).items():
             if (value := given[what]) is None:
                 codes[what] = None
