@@ -78,8 +78,9 @@ def registries():
     """What a test registers is forgotten after it."""
     from scalloy.blocks.gene_likelihoods import LIKELIHOODS
     from scalloy.blocks.mixture_weights import WEIGHTS
+    from scalloy.blocks.network_kinds import NETWORKS
 
-    every = (LIKELIHOODS, WEIGHTS, sa.baselines.SHIFTS, sa.metrics.METRICS, sa.models.MODELS)
+    every = (LIKELIHOODS, WEIGHTS, NETWORKS, sa.baselines.SHIFTS, sa.metrics.METRICS, sa.models.MODELS)
     before = [dict(registry) for registry in every]
     yield
     for registry, known in zip(every, before, strict=True):

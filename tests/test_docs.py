@@ -283,6 +283,7 @@ def test_extending_page_runs(tmp_path, monkeypatch, registries):
     assert type(names["model"].module.likelihood) is names["GeometricCounts"]
     assert type(names["mixture"].module.prior.weights) is names["Floored"]
     assert type(sa.load("linear")) is names["Linear"]
+    assert names["gated"].module.dec_x.network.sharpness == 2.0
     assert len(names["axes"][0].patches) == 4
 
 

@@ -133,6 +133,7 @@ ASKED = {
     "save": lambda m: m.save("never", save_anndata=True),
     "report": lambda m: m.report("never.html"),
     "compare": lambda m: sa.compare.groups(m, groupby="half"),
+    "generate": lambda m: m.generate(5),
     "pl.latent": lambda m: sa.pl.latent(m, "half", method="pca"),
     "pl.traversal": lambda m: sa.pl.traversal(m, 0),
     "pl.counts": lambda m: sa.pl.counts(m),

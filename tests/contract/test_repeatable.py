@@ -114,7 +114,8 @@ def test_predictions_leave_others_alone(name, cells, quick):
         assert (one.layers["counts"] != other.layers["counts"]).nnz > 0
         if name == "CGMDVAE":
             model.predict_labels()
-            drawn = [model.generate(20, seed=s).X for s in (1, 1, 2)]
+        for source in ("prior", "posterior"):
+            drawn = [model.generate(20, from_=source, seed=s).X for s in (1, 1, 2)]
             assert (drawn[0] != drawn[1]).nnz == 0
             assert (drawn[0] != drawn[2]).nnz > 0
         query = cells.copy()

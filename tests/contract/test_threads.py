@@ -66,10 +66,11 @@ def calls_of(model, cells):
     }
     if isinstance(model, sa.CGMDVAE | sa.TRVAE):
         out["transfer"] = lambda: model.transfer(control, to="treated_1", seed=1).layers["counts"]
+    if isinstance(model, sa.VAE | sa.TRVAE | sa.CGMDVAE):
+        out["generate"] = lambda: model.generate(20, seed=1).X
     if isinstance(model, sa.CGMDVAE):
         out["labels"] = lambda: model.predict_labels(soft=True)
         out["clusters"] = lambda: model.get_cluster_probabilities()
-        out["generate"] = lambda: model.generate(20, seed=1).X
     if isinstance(model, sa.POISEVAE):
         out["predict"] = lambda: model.predict("prot", "rna", n_samples=3)
         out["generate"] = lambda: model.generate(20, n_steps=5, seed=1).X

@@ -355,9 +355,8 @@ def test_generated_cells_are_observations_of_the_likelihood(simulated, likelihoo
     model = sa.CGMDVAE(adata, gene_likelihood=likelihood, n_hidden=8, n_latent=3)
     model.train(**{**SHORT, "max_epochs": 2})
     z = torch.tensor([0.3, -0.5, 0.2])
-    monkeypatch.setattr(generate, "draw", lambda module, batch, only: (
-        {"z": z.expand(len(batch.b), -1)}, torch.zeros(len(batch.b), dtype=torch.long)))  # fmt: skip
-    monkeypatch.setattr(generate, "templates", lambda clusters, only: np.array([5]))
+    monkeypatch.setattr(model.module, "from_prior", lambda batch, k: {"z": z.expand(len(batch.b), -1)})
+    monkeypatch.setattr(generate, "alike", lambda own, rows, *_: np.full_like(rows, 5))
     n = 4000
     made = model.generate(n).X.toarray()
     mean = model.generate(3, noise=False).X.toarray()

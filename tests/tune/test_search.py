@@ -38,6 +38,23 @@ def test_every_combination_once_and_arguments_only_where_they_belong():
     assert [t["beta"] for t in beta] == [1, 2]
 
 
+def test_networks_are_values_and_the_table_can_be_grouped_by_them():
+    space = {"n_hidden": [[16, 8], 16], "decoder": ["mlp", {"n_hidden": [4]}]}
+    trials = module._settings("VAE", space, None, (0, 1))
+    assert len(trials) == 8
+
+    class Result:
+        def __init__(self, i):
+            self.metrics, self.config = {module.JUDGE: -i, module.EARLY: i}, {"trial": i}
+            self.checkpoint = self.error = None
+
+    found = module._collected([Result(i) for i in range(8)], trials)
+    assert found.best == {"model": "VAE", "n_hidden": [16, 8], "decoder": "mlp", "seed": 0}
+    summary = found.summary()
+    assert summary["seeds"].tolist() == [2, 2, 2, 2]
+    assert summary.index[1] == ("VAE", "[16, 8]", "{'n_hidden': [4]}")
+
+
 def test_drawn_settings():
     from ray import tune
 

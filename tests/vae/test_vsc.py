@@ -12,7 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from scalloy.blocks.distributions import gaussian
 from scalloy.blocks.likelihoods import Gaussian
-from scalloy.blocks.networks import Beside, NetworkSettings
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.blocks.spike_slab import SpikeSlab, SpikeSlabMixture
 from scalloy.models._core import factories
 from scalloy.vae.base import Batch, Sizes
@@ -28,9 +28,8 @@ def sparse_coder(n_latent=2, alpha=0.3, seed=0, **more):
     made = VSC(
         SIZES,
         lik,
-        NetworkSettings(n_hidden=16, n_latent=n_latent, dropout_rate=0.0),
+        NetworkSettings(n_hidden=16, n_latent=n_latent, dropout_rate=0.0, decoder_kind="linear"),
         alpha=alpha,
-        dec_x=Beside(n_latent, n_cats=(1,)),
         **more,
     )
     return made.double().eval()
@@ -147,9 +146,10 @@ def test_slab_follows_its_warmup():
 def test_linear_decoder_of_counts_is_log_linear():
     """What a latent does to the logarithm of expression is the same in every cell."""
     torch.manual_seed(0)
-    beside = Beside(2, n_cats=(3,))
-    lik = factories.likelihood("nb", SIZES, beside.n_out)
-    made = VSC(Sizes(6, n_batch=3), lik, NetworkSettings(n_latent=2, n_hidden=4), dec_x=beside)
+    networks, sizes = NetworkSettings(n_latent=2, n_hidden=4, decoder_kind="linear"), Sizes(6, n_batch=3)
+    lik = factories.likelihood("nb", SIZES, networks.n_decoded(6, **sizes.covariates))
+    assert lik.head.in_features == 2 + 3
+    made = VSC(sizes, lik, networks)
     b = torch.tensor([0, 1, 2])
     cells = Batch(x=torch.ones(3, 6), log_ell=torch.zeros(3, 1), b=b)
     z = torch.randn(3, 2)

@@ -27,7 +27,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from scalloy.blocks import distributions as dist
 from scalloy.blocks.expected_log1p import mean_log1p
-from scalloy.blocks.networks import Head
+from scalloy.blocks.layers import Head
 from scalloy.kernels.csr import dense, log_normalise, map_values
 
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]

@@ -108,6 +108,19 @@ class MixturePrior(nn.Module):
         """
         return self._mixture(torch.log_softmax(self._log_pi(self.weights.log_mean(c)), -1), c, w)
 
+    def shares(self, c: Tensor) -> Tensor:
+        """Return the probability of each cluster of a new cell under a condition, ``(n, clusters)``."""
+        return self.of_clusters(torch.softmax(self._log_pi(self.weights.log_mean(c)), -1).expand(len(c), -1))
+
+    def draw(self, c: Tensor, w: Tensor | None = None, cluster: Tensor | None = None) -> Tensor:
+        """Draw codes of new cells, by the weights ``E pi`` or within the given cluster of each."""
+        p_z = self.density(c, w)
+        log_pi = p_z.log_pi.expand(len(c), -1)
+        if cluster is not None:
+            log_pi = log_pi.masked_fill(self.cluster_of != cluster.unsqueeze(-1), -torch.inf)
+        k = torch.distributions.Categorical(logits=log_pi).sample()
+        return torch.normal(*p_z.of_component(k))
+
     def _log_pi(self, log_pi: Tensor) -> Tensor:
         """Make weights uniform until the components are placed, and exclude components that are not used."""
         uniform = torch.full_like(log_pi, 1.0 / log_pi.shape[-1]).log()

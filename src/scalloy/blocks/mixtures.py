@@ -26,7 +26,7 @@ from torch.distributions import Dirichlet as TorchDirichlet
 
 from scalloy.blocks.composed import Categories, Composition, Rows, n_rows
 from scalloy.blocks.distributions import bounded
-from scalloy.blocks.networks import Stack, looked_up
+from scalloy.blocks.layers import Stack, looked_up
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -5.0, 3.0
 

@@ -23,7 +23,7 @@ from torch.distributions import Distribution, Normal
 from torch.distributions.kl import kl_divergence, register_kl
 
 from scalloy.blocks.distributions import Shape, bounded
-from scalloy.blocks.networks import Head
+from scalloy.blocks.layers import Head
 
 LOGIT = 12.0  # largest logit of a gate: off with probability 6e-6
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from scalloy.blocks.distributions import gaussian
-from scalloy.blocks.networks import looked_up
+from scalloy.blocks.layers import looked_up
 
 
 @dataclass(frozen=True)

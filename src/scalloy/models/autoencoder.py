@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from anndata import AnnData
 
 from scalloy._arguments import one_of
 from scalloy._seeds import repeatable
+from scalloy.blocks.network_kinds import Network
 from scalloy.blocks.networks import NetworkSettings
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood
@@ -21,7 +23,8 @@ class AE(ScalloyModel):
 
     Parameters
     ----------
-    adata, registry, n_hidden, n_latent, n_layers, dropout_rate, dispersion, encode_covariates, norm, seed
+    adata, registry, n_hidden, n_latent, n_layers, dropout_rate, dispersion, encode_covariates, norm, \
+encoder, decoder, seed
         As in :class:`~scalloy.VAE`.
     gene_likelihood
         Likelihood, one of those of :class:`~scalloy.VAE`; ``"mse"`` gives the classical autoencoder.
@@ -45,7 +48,7 @@ class AE(ScalloyModel):
         self,
         adata: AnnData | None = None,
         registry: dict | None = None,
-        n_hidden: int = 128,
+        n_hidden: int | Sequence[int] = 128,
         n_latent: int = 10,
         n_layers: int = 1,
         dropout_rate: float = 0.1,
@@ -54,20 +57,25 @@ class AE(ScalloyModel):
         library: str = "observed",
         encode_covariates: bool = False,
         norm: str = "layer",
+        encoder: Network = "mlp",
+        decoder: Network = "mlp",
         *,
         seed: int | None = None,
     ) -> None:
-        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm, encode_covariates)
+        networks = NetworkSettings(
+            n_hidden, n_latent, n_layers, dropout_rate, norm, encode_covariates, encoder, decoder
+        )
         one_of("library", library, ("observed", "none"))
         super().__init__(adata, registry)
+        width = networks.n_decoded(self.sizes.n_vars, **self.sizes.covariates)
         self.module = AEMath(
             self.sizes,
-            self.make_likelihood(gene_likelihood, n_hidden, dispersion=dispersion, library=library),
+            self.make_likelihood(
+                gene_likelihood, width, dispersion=dispersion, library=library, per_gene=networks.per_gene
+            ),
             networks,
         )
-        self._model_summary_string = (
-            f"AE: {gene_likelihood}, n_latent {n_latent}, n_hidden {n_hidden} x {n_layers}"
-        )
+        self._model_summary_string = f"AE: {gene_likelihood}, n_latent {n_latent}, {networks}"
         self.init_params_ = self._get_init_params(locals())
 
     def get_marginal_ll(self, *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from anndata import AnnData
 from scalloy._arguments import one_of, positive
 from scalloy._seeds import repeatable
 from scalloy.blocks.mixture_prior import MixturePrior
+from scalloy.blocks.network_kinds import Network
 from scalloy.blocks.networks import UNBOUNDED, Domain, NetworkSettings
 from scalloy.models._core import (
     cluster_tree,
@@ -52,7 +54,7 @@ class CGMDVAE(ScalloyModel):
         a tree (:mod:`scalloy.blocks.cluster_tree`), which is cut there. If there are labels, the first
         clusters are bound to them and the others are free; ``None`` then adds five free ones. It also makes
         five clusters with ``weights="uniform"`` or ``"local"``, which do not allow merging.
-    n_hidden, n_latent, n_layers, dropout_rate, norm
+    n_hidden, n_latent, n_layers, dropout_rate, norm, encoder, decoder
         Settings of the networks, as in :class:`~scalloy.VAE`.
     n_w
         Number of dimensions of the style latent ``w``, which moves the components; 0 means none.
@@ -131,7 +133,7 @@ class CGMDVAE(ScalloyModel):
         adata: AnnData | None = None,
         registry: dict | None = None,
         n_clusters: int | None = None,
-        n_hidden: int = 128,
+        n_hidden: int | Sequence[int] = 128,
         n_latent: int = 10,
         n_layers: int = 1,
         n_w: int = 0,
@@ -146,11 +148,15 @@ class CGMDVAE(ScalloyModel):
         norm: str = "layer",
         label_weight: float = 1.0,
         as_published: bool = False,
+        encoder: Network = "mlp",
+        decoder: Network = "mlp",
         *,
         seed: int | None = None,
     ) -> None:
         positive(alpha=alpha)
-        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm)
+        networks = NetworkSettings(
+            n_hidden, n_latent, n_layers, dropout_rate, norm, encoder_kind=encoder, decoder_kind=decoder
+        )
         one_of("assignment", assignment, ("exact", "amortised"))
         one_of("w_prior", w_prior, ("standard", "condition", *W_OF_OLD_FILES))
         if w_prior == "condition" and not n_w:
@@ -171,7 +177,12 @@ class CGMDVAE(ScalloyModel):
         )
         self.module = CGMDVAEMath(
             sizes,
-            self.make_likelihood(gene_likelihood, n_hidden, dispersion=dispersion),
+            self.make_likelihood(
+                gene_likelihood,
+                networks.n_decoded(sizes.n_vars, **sizes.known),
+                dispersion=dispersion,
+                per_gene=networks.per_gene,
+            ),
             prior,
             networks,
             n_w=n_w,

@@ -10,8 +10,9 @@ from anndata import AnnData
 from scalloy._arguments import whole
 from scalloy._seeds import repeatable
 from scalloy.blocks.mixture_prior import MixturePrior
+from scalloy.blocks.network_kinds import Network
 from scalloy.blocks.networks import NetworkSettings
-from scalloy.models._core import cluster_tree, clusters, factories
+from scalloy.models._core import cluster_tree, clusters, factories, generate
 from scalloy.models._core.annotations import LATENT
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood, Library
@@ -30,7 +31,7 @@ class GMVAE(ScalloyModel):
     n_clusters
         Number of components, each of which is a cluster. With 1 the model is :class:`~scalloy.VAE`.
     n_hidden, n_latent, n_layers, dropout_rate, gene_likelihood, dispersion, k_max, library, \
-encode_covariates, norm
+encode_covariates, norm, encoder, decoder
         As in :class:`~scalloy.VAE`.
     weights
         Weights of the components: ``"learned"``, ``"uniform"``, or one number for each, the largest of which
@@ -63,6 +64,7 @@ encode_covariates, norm
     write_annotations = clusters.write_annotations
     get_usage = clusters.get_usage
     n_alive = clusters.n_alive
+    generate = generate.generate
 
     @repeatable
     def __init__(
@@ -70,7 +72,7 @@ encode_covariates, norm
         adata: AnnData | None = None,
         registry: dict | None = None,
         n_clusters: int = 10,
-        n_hidden: int = 128,
+        n_hidden: int | Sequence[int] = 128,
         n_latent: int = 10,
         n_layers: int = 1,
         dropout_rate: float = 0.1,
@@ -82,21 +84,31 @@ encode_covariates, norm
         norm: str = "layer",
         weights: Literal["learned", "uniform"] | Sequence[float] = "learned",
         n_decoded: int = 2,
+        encoder: Network = "mlp",
+        decoder: Network = "mlp",
         *,
         seed: int | None = None,
     ) -> None:
         whole(n_clusters=n_clusters)
-        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm, encode_covariates)
+        networks = NetworkSettings(
+            n_hidden, n_latent, n_layers, dropout_rate, norm, encode_covariates, encoder, decoder
+        )
         if n_decoded < 2:
             msg = f"`n_decoded={n_decoded}` must be at least 2: one code has nothing to be compared with."
             raise ValueError(msg)
         super().__init__(adata, registry)
         sizes = self.sizes
+        width = networks.n_decoded(sizes.n_vars, **sizes.covariates)
         weights = weights if isinstance(weights, str) else [float(w) for w in weights]
         self.module = GMVAEMath(
             sizes,
             self.make_likelihood(
-                gene_likelihood, n_hidden, dispersion=dispersion, k_max=k_max, library=library
+                gene_likelihood,
+                width,
+                dispersion=dispersion,
+                k_max=k_max,
+                library=library,
+                per_gene=networks.per_gene,
             ),
             MixturePrior(
                 factories.components("decoder", sizes, n_clusters, n_latent, 0),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from anndata import AnnData
 
 from scalloy._arguments import one_of, whole
 from scalloy._seeds import repeatable
+from scalloy.blocks.network_kinds import Network
 from scalloy.blocks.networks import NetworkSettings
-from scalloy.models._core import conditions, groups, responses
+from scalloy.models._core import conditions, generate, groups, responses
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood
 from scalloy.models._core.setup import OneModality
 from scalloy.vae.trvae import TRVAE as TRVAEMath
+from scalloy.vae.trvae import later_known
 
 
 class TRVAE(ScalloyModel):
@@ -25,8 +28,9 @@ class TRVAE(ScalloyModel):
         Cells, registered with :meth:`setup_anndata` and a ``condition_key``.
     registry
         Registry that :meth:`setup_anndata` made, for a model without cells.
-    n_hidden, n_latent, n_layers, dropout_rate, gene_likelihood, dispersion, norm
-        As in :class:`~scalloy.VAE`.
+    n_hidden, n_latent, n_layers, dropout_rate, gene_likelihood, dispersion, norm, encoder, decoder
+        As in :class:`~scalloy.VAE`. The first layer of the decoder, on which the penalty acts, is a plain one
+        whatever its network is.
     mmd_weight
         Weight of the penalty, which is the squared maximum mean discrepancy between conditions. With 0 the
         model is a conditional VAE.
@@ -61,6 +65,7 @@ class TRVAE(ScalloyModel):
     layout = OneModality(condition=True)
     module: TRVAEMath
 
+    generate = generate.generate
     condition_key = property(conditions.key)
     transfer = conditions.transfer
     write_transfer = conditions.write_transfer
@@ -77,7 +82,7 @@ class TRVAE(ScalloyModel):
         self,
         adata: AnnData | None = None,
         registry: dict | None = None,
-        n_hidden: int = 128,
+        n_hidden: int | Sequence[int] = 128,
         n_latent: int = 10,
         n_layers: int = 2,
         dropout_rate: float = 0.1,
@@ -90,10 +95,21 @@ class TRVAE(ScalloyModel):
         norm: str = "layer",
         pairs: Literal["mean", "sum"] = "mean",
         kl_weight: float = 1.0,
+        encoder: Network = "mlp",
+        decoder: Network = "mlp",
         *,
         seed: int | None = None,
     ) -> None:
-        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm)
+        networks = NetworkSettings(
+            n_hidden,
+            n_latent,
+            n_layers,
+            dropout_rate,
+            norm,
+            encoder_kind=encoder,
+            decoder_kind=decoder,
+            usual_layers=2,
+        )
         one_of("inject", inject, ("all", "first"))
         one_of("kernel", kernel, ("median", "trvae"))
         one_of("pairs", pairs, ("mean", "sum"))
@@ -105,9 +121,11 @@ class TRVAE(ScalloyModel):
         if mmd_within_labels and not self.labels:
             msg = "`mmd_within_labels` needs labels. Call `TRVAE.setup_anndata(adata, labels_key=...)`."
             raise ValueError(msg)
+        sizes, later = self.sizes, later_known(self.sizes, inject_all=inject == "all")
+        width = networks.n_decoded(sizes.n_vars, skip=1, **later)
         self.module = TRVAEMath(
-            self.sizes,
-            self.make_likelihood(gene_likelihood, n_hidden, dispersion=dispersion),
+            sizes,
+            self.make_likelihood(gene_likelihood, width, dispersion=dispersion, per_gene=networks.per_gene),
             networks,
             inject_all=inject == "all",
             published_kernel=kernel == "trvae",

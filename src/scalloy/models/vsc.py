@@ -14,8 +14,10 @@ from scalloy import _keys
 from scalloy._arguments import check_latent, one_of, positive, whole
 from scalloy._seeds import repeatable
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.networks import Beside, NetworkSettings
+from scalloy.blocks.network_kinds import Network
+from scalloy.blocks.networks import NetworkSettings
 from scalloy.blocks.spike_slab import SpikeSlab
+from scalloy.models._core import generate
 from scalloy.models._core.annotations import LATENT, Annotator, Found, Written
 from scalloy.models._core.base import ScalloyModel
 from scalloy.models._core.factories import GeneLikelihood
@@ -24,7 +26,6 @@ from scalloy.vae.base import Batch, Distributions
 from scalloy.vae.vsc import VSC
 
 PRIORS = ("fixed", "pseudo")
-DECODERS = ("linear", "mlp")
 
 
 class BetaVSC(ScalloyModel):
@@ -49,14 +50,15 @@ class BetaVSC(ScalloyModel):
         et al. 2019).
     n_pseudo
         Number of pseudo-inputs.
-    n_hidden, n_latent, n_layers, dropout_rate, gene_likelihood, dispersion, encode_covariates, norm
+    n_hidden, n_latent, n_layers, dropout_rate, gene_likelihood, dispersion, encode_covariates, norm, encoder
         As in :class:`~scalloy.VAE`.
     library
         Library size: ``"observed"`` is the total count (or ``size_factor_key``); with ``"none"`` the expected
         counts do not depend on it.
     decoder
         Decoder: ``"linear"`` adds the effects of the latents on the logarithm of expression, so that a latent
-        has the same effect in every cell; ``"mlp"`` has ``n_layers`` hidden layers.
+        has the same effect in every cell; ``"mlp"`` has hidden layers, and other networks are as in
+        :class:`~scalloy.VAE`.
     temperature
         Temperature of the relaxed gates whose gradient is used; see :mod:`scalloy.blocks.spike_slab`.
     slab_warmup
@@ -77,6 +79,8 @@ class BetaVSC(ScalloyModel):
 
     module: VSC
 
+    generate = generate.generate
+
     @repeatable
     def __init__(
         self,
@@ -86,7 +90,7 @@ class BetaVSC(ScalloyModel):
         alpha: float = 0.1,
         prior: Literal["fixed", "pseudo"] = "fixed",
         n_pseudo: int = 20,
-        n_hidden: int = 128,
+        n_hidden: int | Sequence[int] = 128,
         n_latent: int = 30,
         n_layers: int = 1,
         dropout_rate: float = 0.1,
@@ -95,29 +99,31 @@ class BetaVSC(ScalloyModel):
         library: str = "observed",
         encode_covariates: bool = False,
         norm: str = "layer",
-        decoder: Literal["linear", "mlp"] = "linear",
+        decoder: Network = "linear",
         temperature: float = 1.0,
         slab_warmup: float = 0.0,
+        encoder: Network = "mlp",
         *,
         seed: int | None = None,
     ) -> None:
         positive(beta=beta, temperature=temperature)
         whole(n_pseudo=n_pseudo)
-        networks = NetworkSettings(n_hidden, n_latent, n_layers, dropout_rate, norm, encode_covariates)
+        networks = NetworkSettings(
+            n_hidden, n_latent, n_layers, dropout_rate, norm, encode_covariates, encoder, decoder
+        )
         one_of("library", library, ("observed", "none"))
         one_of("prior", prior, PRIORS)
-        one_of("decoder", decoder, DECODERS)
         _check(alpha, slab_warmup, prior, norm)
         super().__init__(adata, registry)
         sizes = self.sizes
-        beside = Beside(n_latent, **sizes.covariates) if decoder == "linear" else None
-        width = n_hidden if beside is None else beside.n_out
-        likelihood = self.make_likelihood(gene_likelihood, width, dispersion=dispersion, library=library)
+        width = networks.n_decoded(sizes.n_vars, **sizes.covariates)
+        likelihood = self.make_likelihood(
+            gene_likelihood, width, dispersion=dispersion, library=library, per_gene=networks.per_gene
+        )
         self.module = VSC(
             sizes,
             likelihood,
             networks,
-            dec_x=beside,
             alpha=alpha,
             pseudo_inputs=self._pseudo_inputs(n_pseudo, likelihood) if prior == "pseudo" else None,
             temperature=temperature,
@@ -126,7 +132,7 @@ class BetaVSC(ScalloyModel):
         self._plan_defaults = {"weights": {"kl": beta}}
         self._model_summary_string = (
             f"BetaVSC: {gene_likelihood}, n_latent {n_latent}, alpha {alpha}, beta {beta}, {prior} prior, "
-            f"{decoder} decoder"
+            f"{networks.decodes.name} decoder"
         )
         self.init_params_ = self._get_init_params(locals())
 

@@ -347,6 +347,11 @@ def _trial(
         tune.report({**figures, **done}, checkpoint=checkpoint)
 
 
+def _shown(value: Any) -> Any:
+    """Return a setting as the table has it: lists and dictionaries, which cannot be grouped by, as text."""
+    return str(value) if isinstance(value, list | tuple | Mapping) else value
+
+
 def _collected(results: Any, settings: list[dict[str, Any]]) -> Search:
     """Collect what Ray kept of each trial into the result."""
     rows = []
@@ -359,7 +364,7 @@ def _collected(results: Any, settings: list[dict[str, Any]]) -> Search:
         rows.append(
             {
                 "trial": trial,
-                **settings[trial],
+                **{k: _shown(v) for k, v in settings[trial].items()},
                 "status": "failed" if result.error else status,
                 **{k: found.get(k, np.nan) for k in FIGURES},
                 "folder": folder,

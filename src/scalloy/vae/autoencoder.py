@@ -31,8 +31,8 @@ class AE(VAEModule):
         super().__init__()
         self.likelihood, self.networks, self.n_latent = likelihood, networks, networks.n_latent
         seen = networks.sizes_encoded(sizes.covariates)
-        self.enc_z = networks.encoder(sizes.n_vars, PointHead(networks.n_hidden, self.n_latent), **seen)
-        self.dec_x = networks.decoder(self.n_latent, **sizes.covariates)
+        self.enc_z = networks.encoder(sizes.n_vars, PointHead(networks.n_encoded, self.n_latent), **seen)
+        self.dec_x = networks.decoder(self.n_latent, n_vars=sizes.n_vars, **sizes.covariates)
 
     def encode(self, batch: Batch) -> Distributions:
         known = self.networks.encoded(batch.removed, batch.cont)

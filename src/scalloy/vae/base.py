@@ -69,6 +69,11 @@ class Sizes:
         """Sizes of what is removed, as the networks take them."""
         return {"n_cats": self.removed, "n_cont": self.n_cont}
 
+    @property
+    def known(self) -> dict[str, Any]:
+        """Sizes of what is removed, and then of the condition."""
+        return {"n_cats": (*self.removed, self.conditions), "n_cont": self.n_cont}
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -211,6 +216,8 @@ class VAEModule(BaseModuleClass):
 
     likelihood: Likelihood
     recordable = True  # a step never waits for the device and is the same for all batches of a shape
+    learns_prior = False  # whether the prior of z is fitted to the cells
+    n_latent: int
     free: dict[str, Tensor] | None = None  # in a query: masks of the entries that are trained
 
     def encode(self, batch: Batch) -> Distributions:
@@ -228,6 +235,18 @@ class VAEModule(BaseModuleClass):
     def draw(self, q: Distributions, sample_shape: tuple[int, ...] = ()) -> Latents:
         """Draw reparametrised samples of each latent, one unless ``sample_shape`` asks for more."""
         return {k: v.rsample(sample_shape) for k, v in q.items()}
+
+    def from_prior(self, batch: Batch, cluster: Tensor | None = None) -> Latents:
+        """Draw the latents of new cells from the prior, with batch and condition of the given ones.
+
+        Parameters
+        ----------
+        batch
+            Cells whose batch, condition and covariates the new ones have.
+        cluster
+            Number of the cluster of each new cell, for a prior that is a mixture.
+        """
+        return {"z": torch.randn(len(batch.b), self.n_latent, device=batch.b.device)}
 
     def nodes(self, q: Distributions, n: int) -> list[Latents]:
         """Return ``n`` samples of each Gaussian latent whose noise is the same for every cell and call.

@@ -78,6 +78,8 @@ class CGMDVAE(VAEModule):
         Whether the probabilities of labels are calibrated.
     """
 
+    learns_prior = True
+
     def __init__(
         self,
         sizes: Sizes,
@@ -96,29 +98,32 @@ class CGMDVAE(VAEModule):
         super().__init__()
         self.likelihood, self.prior = likelihood, prior
         self.n_latent, self.ridge, self.place_at = networks.n_latent, ridge, place_at
-        self.plain, n_hidden = nothing_removed(sizes), networks.n_hidden
-        known: dict[str, Any] = {"n_cats": (*sizes.removed, sizes.conditions), "n_cont": sizes.n_cont}
+        self.plain, known = nothing_removed(sizes), sizes.known
 
         def encoder(n_out: int, seen: dict[str, Any]) -> Encoder:
-            return networks.encoder(sizes.n_vars, GaussianHead(n_hidden, n_out, domain), **seen)
+            return networks.encoder(sizes.n_vars, GaussianHead(networks.n_encoded, n_out, domain), **seen)
 
         self.w_prior, self.enc_y = w_prior if n_w else "standard", None
         seen = sizes.covariates if self.w_prior == "condition" else known
         self.enc_z, self.enc_w = encoder(self.n_latent, known), encoder(n_w, seen) if n_w else None
         if amortised:
             self.enc_y = networks.decoder(self.n_latent, n_layers=1, n_cats=(sizes.conditions,))
-            self.head_y = Head(n_hidden, len(prior.used))
+            self.head_y = Head(networks.widths[0], len(prior.used))
         together = torch.zeros(sizes.n_conditions, 2 * n_w)  # m(c) = 0 and log s(c) = 0
         if self.w_prior == "standard":
             self.register_buffer("prior_w", together, persistent=False)
         else:
             self.prior_w = nn.Parameter(together)
-        self.dec_x = networks.decoder(self.n_latent, **known)
+        self.dec_x = networks.decoder(self.n_latent, n_vars=sizes.n_vars, **known)
         self.readers, self.unknowns = None, None
         if prior.n_labels:
             size, tree = (self.n_latent, sizes.n_vars), prior.hierarchy
             self.readers = Readers(*size, prior.n_labels, tree if calibrated else None)
             self.unknowns = UnknownCells(*size, len(tree), len(prior.used))
+
+    def from_prior(self, batch: Batch, cluster: Tensor | None = None) -> Latents:
+        latents = {} if self.enc_w is None else {"w": self.style.at(batch.condition).sample()}
+        return {**latents, "z": self.prior.draw(batch.condition, latents.get("w"), cluster)}
 
     def encode(self, batch: Batch) -> Distributions:
         x, known = self.likelihood.features(batch.x), (*batch.removed, batch.condition)

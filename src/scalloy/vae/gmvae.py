@@ -70,7 +70,7 @@ class GMVAE(VAEModule):
     sizes
         Sizes of the data.
     likelihood
-        Likelihood of the counts, given a hidden vector of size ``n_hidden``.
+        Likelihood of the counts, given the values at the end of the decoder.
     prior
         Prior of ``z``.
     networks
@@ -83,6 +83,8 @@ class GMVAE(VAEModule):
     place_at
         Share of training after which the components are placed; before, the prior of ``z`` is ``N(0, I)``.
     """
+
+    learns_prior = True
 
     def __init__(
         self,
@@ -100,13 +102,13 @@ class GMVAE(VAEModule):
         self.networks, self.n_latent, self.place_at = networks, networks.n_latent, place_at
         self.plain, self.n_clusters = nothing_removed(sizes), len(prior.used)
         self.n_decoded = min(n_decoded, self.n_clusters)
-        head = ComponentsHead(networks.n_hidden, self.n_latent, self.n_clusters)
+        head = ComponentsHead(networks.n_encoded, self.n_latent, self.n_clusters)
         seen = networks.sizes_encoded(sizes.covariates)
         self.enc_z = networks.encoder(sizes.n_vars, head, **seen)
         if library_prior is not None:
-            head_ell = GaussianHead(networks.n_hidden, 1)
+            head_ell = GaussianHead(networks.widths[0], 1)
             self.enc_ell = networks.encoder(sizes.n_vars, head_ell, n_layers=1, **seen)
-        self.dec_x = networks.decoder(self.n_latent, **sizes.covariates)
+        self.dec_x = networks.decoder(self.n_latent, n_vars=sizes.n_vars, **sizes.covariates)
         if self.n_clusters == 1:  # p(z) is N(0, I) and q is q_0, whatever these are
             for unused in (prior, head.changes, head.choice):
                 unused.requires_grad_(False)
@@ -134,6 +136,12 @@ class GMVAE(VAEModule):
         if self.library_prior is not None:
             p["ell"] = self.library_prior(batch.b)
         return p
+
+    def from_prior(self, batch: Batch, cluster: Tensor | None = None) -> Latents:
+        latents = {"z": self.prior.draw(batch.condition, cluster=cluster)}
+        if self.library_prior is not None:
+            latents["ell"] = self.library_prior(batch.b).sample()
+        return latents
 
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
         """Return the terms of one code per cell, for which ``y`` is drawn too.

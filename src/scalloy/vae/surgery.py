@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from scalloy.blocks.networks import Beside
+from scalloy.blocks.layers import Beside
 from scalloy.vae.base import VAEModule
 
 Weights = dict[str, Tensor]
@@ -103,5 +103,5 @@ def free_only(module: VAEModule, free: Mapping[str, Tensor]) -> None:
         else:
             parameter.register_hook(Masked(mask))
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm1d):
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             part.momentum = 0.0  # running statistics stay as they are

@@ -26,9 +26,15 @@ from torch.distributions import kl_divergence
 
 from scalloy.blocks import divergences as div
 from scalloy.blocks.distributions import Delta, standard_normal
+from scalloy.blocks.layers import Layer
 from scalloy.blocks.likelihoods import Likelihood
-from scalloy.blocks.networks import GaussianHead, Layer, NetworkSettings
+from scalloy.blocks.networks import GaussianHead, NetworkSettings
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
+
+
+def later_known(sizes: Sizes, *, inject_all: bool) -> dict[str, Any]:
+    """Return the sizes of the covariates that layers of the decoder after the first one see."""
+    return sizes.known if inject_all else sizes.covariates
 
 
 class TRVAE(VAEModule):
@@ -39,9 +45,9 @@ class TRVAE(VAEModule):
     sizes
         Sizes of the data.
     likelihood
-        Likelihood of the counts, given a hidden vector of size ``n_hidden``.
+        Likelihood of the counts, given the values at the end of the decoder.
     networks
-        Settings of the networks; the decoder's first layer is one of its ``n_layers``.
+        Settings of the networks; the first layer of the decoder is made apart, whatever its network is.
     inject_all
         Whether the decoder layers after the first one see the condition too.
     published_kernel
@@ -64,16 +70,14 @@ class TRVAE(VAEModule):
         sum_pairs: bool = False,
     ) -> None:
         super().__init__()
-        self.likelihood, self.n_latent, n_hidden = likelihood, networks.n_latent, networks.n_hidden
+        self.likelihood, self.n_latent = likelihood, networks.n_latent
         self.published_kernel, self.by_label, self.sum_pairs = published_kernel, by_label, sum_pairs
         self.n_conditions, self.n_sets = sizes.n_conditions, sizes.n_labels + 1  # one for unlabelled cells
-        removed, all_known = sizes.removed, (*sizes.removed, sizes.conditions)
-        self.after = len(all_known) if inject_all else len(removed)
-        known: dict[str, Any] = {"n_cats": all_known, "n_cont": sizes.n_cont}
-        self.enc_z = networks.encoder(sizes.n_vars, GaussianHead(n_hidden, self.n_latent), **known)
-        self.dec_h = Layer(self.n_latent, n_hidden, norm=networks.norm, **known)
-        later = known if inject_all else sizes.covariates
-        self.dec_x = networks.decoder(n_hidden, n_layers=networks.n_layers - 1, **later)
+        known, later = sizes.known, later_known(sizes, inject_all=inject_all)
+        self.after, width = len(later["n_cats"]), networks.decodes.widths[0]
+        self.enc_z = networks.encoder(sizes.n_vars, GaussianHead(networks.n_encoded, self.n_latent), **known)
+        self.dec_h = Layer(self.n_latent, width, norm=networks.norm, **known)
+        self.dec_x = networks.decoder(width, skip=1, n_vars=sizes.n_vars, **later)
 
     def encode(self, batch: Batch) -> Distributions:
         known = (*batch.removed, batch.condition)

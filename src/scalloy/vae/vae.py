@@ -51,7 +51,7 @@ class VAE(VAEModule):
     sizes
         Sizes of the data.
     likelihood
-        Likelihood of the counts, given a hidden vector of size ``n_hidden``.
+        Likelihood of the counts, given the values at the end of the decoder.
     networks
         Settings of the networks.
     library_prior
@@ -68,12 +68,13 @@ class VAE(VAEModule):
     ) -> None:
         super().__init__()
         self.likelihood, self.library_prior = likelihood, library_prior
-        self.networks, self.n_latent, n_hidden = networks, networks.n_latent, networks.n_hidden
+        self.networks, self.n_latent = networks, networks.n_latent
         seen = networks.sizes_encoded(sizes.covariates)
-        self.enc_z = networks.encoder(sizes.n_vars, GaussianHead(n_hidden, self.n_latent), **seen)
+        self.enc_z = networks.encoder(sizes.n_vars, GaussianHead(networks.n_encoded, self.n_latent), **seen)
         if library_prior is not None:
-            self.enc_ell = networks.encoder(sizes.n_vars, GaussianHead(n_hidden, 1), n_layers=1, **seen)
-        self.dec_x = networks.decoder(self.n_latent, **sizes.covariates)
+            head = GaussianHead(networks.widths[0], 1)
+            self.enc_ell = networks.encoder(sizes.n_vars, head, n_layers=1, **seen)
+        self.dec_x = networks.decoder(self.n_latent, n_vars=sizes.n_vars, **sizes.covariates)
 
     def encode(self, batch: Batch) -> Distributions:
         x = self.likelihood.features(batch.x)
@@ -90,6 +91,12 @@ class VAE(VAEModule):
         if self.library_prior is not None:
             p["ell"] = self.library_prior(batch.b)
         return p
+
+    def from_prior(self, batch: Batch, cluster: Tensor | None = None) -> Latents:
+        latents = super().from_prior(batch)
+        if self.library_prior is not None:
+            latents["ell"] = self.library_prior(batch.b).sample()
+        return latents
 
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
         recon = -self.likelihood.log_prob(p["x"], batch.x)

@@ -42,9 +42,6 @@ class VSC(VAEModule):
 
     Parameters
     ----------
-    dec_x
-        Map from the code and the covariates to the input of the likelihood. ``None`` uses a stack of
-        ``n_layers`` hidden layers.
     alpha
         Prior probability that a latent is on.
     pseudo_inputs
@@ -66,7 +63,6 @@ class VSC(VAEModule):
         likelihood: Likelihood,
         networks: NetworkSettings,
         *,
-        dec_x: nn.Module | None = None,
         alpha: float = 0.1,
         pseudo_inputs: Tensor | None = None,
         temperature: float = 1.0,
@@ -75,10 +71,10 @@ class VSC(VAEModule):
         super().__init__()
         self.likelihood, self.networks, self.n_latent = likelihood, networks, networks.n_latent
         self.slab_warmup = slab_warmup
-        head = SpikeSlabHead(networks.n_hidden, self.n_latent, temperature=temperature)
+        head = SpikeSlabHead(networks.n_encoded, self.n_latent, temperature=temperature)
         seen = networks.sizes_encoded(sizes.covariates)
         self.enc_z = networks.encoder(sizes.n_vars, head, **seen)
-        self.dec_x = networks.decoder(self.n_latent, **sizes.covariates) if dec_x is None else dec_x
+        self.dec_x = networks.decoder(self.n_latent, n_vars=sizes.n_vars, **sizes.covariates)
         self.pseudo_inputs = None if pseudo_inputs is None else nn.Parameter(pseudo_inputs)
         self.register_buffer("alpha", torch.tensor(alpha))
         self.register_buffer("slab", torch.tensor(float(slab_warmup == 0)))
@@ -105,6 +101,15 @@ class VSC(VAEModule):
             return SpikeSlabMixture(self.enc_z(self.pseudo_inputs))
         one = like.new_ones(self.n_latent)
         return SpikeSlab(0 * one, one, torch.logit(self.alpha))
+
+    @property
+    def learns_prior(self) -> bool:  # type: ignore[override]  # of others a constant
+        """Whether the prior is a mixture of the posteriors of pseudo-inputs, which are learned."""
+        return self.pseudo_inputs is not None
+
+    def from_prior(self, batch: Batch, cluster: Tensor | None = None) -> Latents:
+        n = torch.Size((len(batch.b),))
+        return {"z": self.prior(self.alpha.expand(self.n_latent)).sample(n)}
 
     def terms(self, batch: Batch, q: Distributions, latents: Latents, p: Distributions) -> Terms:
         recon, q_z, p_z = -self.likelihood.log_prob(p["x"], batch.x), q["z"], p["z"]

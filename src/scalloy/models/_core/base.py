@@ -18,6 +18,7 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from scalloy._methods import FromAbove
 from scalloy.blocks.likelihoods import Likelihood
+from scalloy.blocks.network_kinds import ROLES, plain
 from scalloy.data.batches import CellLoader
 from scalloy.data.conditions import Conditions
 from scalloy.data.splitter import CellSplitter
@@ -234,6 +235,11 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
     update_setup_method_args = scvi_methods.update_setup_method_args
     convert_legacy_save = classmethod(scvi_methods.convert_legacy_save)
 
+    def _get_init_params(self, locals: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the constructor as they are saved: networks by their names."""
+        networks = {k: plain(k, locals[k]) for k in ROLES if k in locals}
+        return super()._get_init_params({**locals, **networks})
+
     # for constructors ---------------------------------------------------------------------------
 
     @property
@@ -248,7 +254,13 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
         return self.reader.sizes
 
     def make_likelihood(
-        self, name: str, n_hidden: int, *, library: str = "observed", **given: Any
+        self,
+        name: str,
+        n_hidden: int,
+        *,
+        library: str = "observed",
+        per_gene: bool = False,
+        **given: Any,
     ) -> Likelihood:
         """Return a likelihood whose parameters start at the moments of the data.
 
@@ -260,6 +272,9 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
             Number of units of the last hidden layer of the decoder.
         library
             Library size: ``"observed"``, ``"learned"`` or ``"none"``.
+        per_gene
+            Whether the decoder returns one value for each gene, so that the map to the genes starts as the
+            identity.
         **given
             Further settings of the likelihood, ``dispersion`` and ``k_max``.
 
@@ -276,6 +291,8 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
                 "cell, but `size_factor_key` was registered. Pass `gene_likelihood='poisson'`."
             )
             raise ValueError(msg)
+        if per_gene:
+            torch.nn.init.eye_(getattr(made, "base", made).head.weight)
         if self.adata is not None:
             cells = self.reader.table()
             factories.check_range(name, made, cells.x)

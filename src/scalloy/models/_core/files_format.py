@@ -6,7 +6,7 @@ Files are not trusted: names, sizes, shapes and values are checked before memory
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +185,30 @@ def finite(value: torch.Tensor, *, infinite: bool) -> bool:
 def check_sizes(init: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
     """Check that no option asks for a larger model than the weights are of."""
     largest = max((int(np.prod(shape)) for shape in shapes.values()), default=0)
-    for key, value in init.items():
+    for key, value in _flat(init):
         limit = len(shapes) if key == "n_layers" else max(largest, 10_000)
         if key != "seed" and isinstance(value, int) and abs(value) > limit:
             msg = f"`{key}={value}` does not agree with the size of the weights"
             raise ValueError(msg)
+        if isinstance(value, list) and key in ("n_hidden", "channels") and len(value) > len(shapes):
+            msg = f"`{key}` has {len(value)} layers, which does not agree with the number of weights"
+            raise ValueError(msg)
+
+
+def _flat(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each option with its name, and those within lists and dictionaries after them."""
+    for key, value in given.items():
+        yield key, value
+        if isinstance(value, list):
+            yield from _flat_list(key, value)
+        elif isinstance(value, dict):
+            yield from _flat(value)
+
+
+def _flat_list(key: str, values: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each value of a list with the name of the list."""
+    for value in values:
+        yield from _flat({key: value})
 
 
 def check_names(wanted: Tensors, shapes: dict[str, tuple[int, ...]]) -> None:

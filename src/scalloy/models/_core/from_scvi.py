@@ -14,7 +14,7 @@ import torch
 from anndata import AnnData
 from scvi.model import SCVI
 
-from scalloy.blocks.networks import Layer
+from scalloy.blocks.layers import Layer
 from scalloy.files.reading import DamagedFileError
 from scalloy.kernels.csr import SparseLinear
 from scalloy.models._core.setup import set_up, set_up_defaults
