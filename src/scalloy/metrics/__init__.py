@@ -12,6 +12,7 @@ from scalloy.metrics.clustering import (
     matched_correlation,
     purity,
 )
+from scalloy.metrics.coherence import coherence
 from scalloy.metrics.hierarchy import accuracy_at_coverage, hierarchical_f1
 from scalloy.metrics.modalities import clr, rmse_z, variable_correlation, within
 from scalloy.metrics.registered import METRICS, register
@@ -41,6 +42,7 @@ __all__ = [
     "bio_conservation",
     "ceilings",
     "clr",
+    "coherence",
     "coverage",
     "de_auprc",
     "de_overlap",
