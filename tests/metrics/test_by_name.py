@@ -38,6 +38,7 @@ CASES = {
     "resid_pearson_delta": {**MEANS, "control": "g", "mean_shift": "g"},
     "rmse_z": {"predicted": "cg", "truth": "cg", "sd": "g"},
     "skill": {**MEANS, "control": "g"},
+    "two_sample": {"real": "tg", "generated": "pg"},
     "variable_correlation": {"predicted": "cg", "truth": "cg"},
     "welch": {"cells": "kg", "others": "tg"},
     "wilcoxon": {"cells": "kg", "others": "tg"},
@@ -51,6 +52,7 @@ MORE = {
     "de_auprc": {"fdr": 0.2},
     "hierarchical_f1": {"parents": {"a": "T", "b": "T"}},
     "accuracy_at_coverage": {"coverage": 0.5},
+    "two_sample": {"n_trees": 10},
 }
 every = pytest.mark.parametrize("name", CASES)
 several = pytest.mark.parametrize("name", [n for n, axes in CASES.items() if len(axes) > 1])
@@ -76,6 +78,8 @@ def arrays(name):
         out = {"correct": rng.random(60) < confidence, "confidence": confidence}
     if name == "accuracy_at_coverage":
         out["correct"] = rng.random(60) < out["score"] / out["score"].max()
+    if name == "two_sample":  # alike in this order of the genes, and in others not
+        out["generated"] = out["real"][:25] + 0.1 * rng.random((25, 30))
     if name == "within":
         out["high"] = out["low"] + 0.5
     return out

@@ -1,4 +1,4 @@
-"""Metrics of clusters, latent spaces and predictions; Series and frames are matched by name."""
+"""Metrics of clusters, latent spaces, predictions and generated cells; pandas values are matched by name."""
 
 from scalloy.metrics.clustering import (
     best_match,
@@ -34,6 +34,7 @@ from scalloy.metrics.transfer import (
     welch,
     wilcoxon,
 )
+from scalloy.metrics.two_sample import two_sample
 
 __all__ = [
     "METRICS",
@@ -66,6 +67,7 @@ __all__ = [
     "rmse_z",
     "skill",
     "spearman_brown",
+    "two_sample",
     "variable_correlation",
     "weighted_r2",
     "welch",
