@@ -83,7 +83,7 @@ def test_weights_of_the_peaks_are_what_drives_the_genes(cells):
     np.testing.assert_allclose(found, known - known[:1], atol=1e-3)
     assert ((known != 0).sum(1) == 3).all()
     assert 0.05 < (known[known != 0] < 0).mean() < 0.3
-    assert np.abs(known[known != 0]).mean() == pytest.approx(0.8, abs=0.1)
+    assert np.abs(known[known != 0]).mean() == pytest.approx(1.0, abs=0.1)
 
 
 def test_peaks_of_a_gene_lie_beside_it(cells):

@@ -49,7 +49,7 @@ def multiome(
     n_batches: int = 1,
     n_links: int = 3,
     lacking: Mapping[str, float] | None = None,
-    link: float = 0.8,
+    link: float = 1.0,
     batch_effect: float = 0.2,
     fragments: float = 0.5,
     library: float = 1500.0,

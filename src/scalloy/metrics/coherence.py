@@ -136,11 +136,10 @@ def _matched(
     found = in_one_order({**flat, "labels": labels}, {**axes, "labels": ("cells of real",)})
     for m in real:
         _given.numbers(2, fit="columns", **{names[a, m]: found[names[a, m]] for a in sets})
-    out = {}
+    out: dict[str, Arrays] = {}
     for a in sets:
-        rows = {m: found[names[a, m]] for m in real}
-        given = _given.numbers(2, fit="rows", least=2, **{names[a, m]: x for m, x in rows.items()})
-        out[a] = dict(zip(rows, given, strict=True))
+        parts = _given.numbers(2, fit="rows", least=2, **{names[a, m]: found[names[a, m]] for m in real})
+        out[a] = dict(zip(real, parts, strict=True))
     return out["real"], _types(found["labels"], out["real"]), out["made"], out.get("held_out", {})
 
 
