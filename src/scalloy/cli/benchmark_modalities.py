@@ -80,22 +80,22 @@ def _proteins(
 ) -> None:
     """Run a benchmark on RNA and protein."""
     from scalloy.benchmark import coherence as joint
-    from scalloy.benchmark import multimodal as tasks
+    from scalloy.benchmark.multimodal import MODELS, multimodal, panel, speed, summary
 
     epochs_of = {"max_epochs": epochs, "totalvi_epochs": totalvi_epochs}
     if what == "speed":
-        show(tasks.speed(data), out)
+        show(speed(data), out)
     elif what == "panel":
         names = [*(model or ("POISEVAE", "product of experts")), *rival]
-        show(tasks.panel(data, names, seeds=range(folds or 3), **epochs_of), out)
+        show(panel(data, names, seeds=range(folds or 3), **epochs_of), out)
     elif what == "coherence":
         frame = joint.coherence(data, model or tuple(joint.JOINTS), n_folds=folds, max_epochs=epochs)
         show(frame, out)
         say(joint.summary(frame).to_string())
     else:
-        frame = tasks.multimodal(data, [*(model or tasks.MODELS), *rival], n_folds=folds, **epochs_of)
+        frame = multimodal(data, [*(model or MODELS), *rival], n_folds=folds, **epochs_of)
         show(frame, out)
-        say(tasks.summary(frame).to_string())
+        say(summary(frame).to_string())
 
 
 @benchmark.command()
