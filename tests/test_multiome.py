@@ -191,11 +191,11 @@ def test_what_was_simulated_can_be_written(tmp_path):
 def test_what_cannot_be_simulated_is_refused():
     with pytest.raises(ValueError, match="as each protein has a gene"):
         sa.datasets.multiome(50, 10, 40, n_proteins=11)
-    with pytest.raises(ValueError, match=r"`n_peaks=2` must be at least `n_links=3`"):
+    with pytest.raises(ValueError, match=r"`n_links=3` must be from 1 to `n_peaks=2`"):
         sa.datasets.multiome(50, 10, 2)
-    with pytest.raises(ValueError, match=r"`lacking='prot'` is not known. Pass one of: rna, atac"):
-        sa.datasets.multiome(50, 10, 40, lacking={"prot": 0.5})
-    with pytest.raises(ValueError, match=r"`lacking=1.5` is a share"):
-        sa.datasets.multiome(50, 10, 40, lacking={"rna": 1.5})
-    with pytest.raises(ValueError, match=r"`n_links=0` must be above zero"):
+    with pytest.raises(ValueError, match=r"`n_links=0` must be from 1"):
         sa.datasets.multiome(50, 10, 40, n_links=0)
+    with pytest.raises(ValueError, match=r"`lacking={'prot': 0.5}`: pass shares from 0 to 1 of .* rna, atac"):
+        sa.datasets.multiome(50, 10, 40, lacking={"prot": 0.5})
+    with pytest.raises(ValueError, match=r"`lacking={'rna': 1.5}`: pass shares"):
+        sa.datasets.multiome(50, 10, 40, lacking={"rna": 1.5, "atac": 0.1})

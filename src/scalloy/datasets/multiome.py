@@ -26,7 +26,6 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scalloy._arguments import one_of, positive, shares, whole
 from scalloy.datasets import draws
 
 if TYPE_CHECKING:
@@ -101,12 +100,9 @@ def multiome(
     >>> (mdata["rna"].varm["peaks"] != 0).sum(axis=1).unique().tolist()
     [3]
     """
-    whole(n_obs=n_obs, n_genes=n_genes, n_peaks=n_peaks, n_types=n_types, n_batches=n_batches)
-    whole(n_links=n_links)
-    positive(fragments=fragments, library=library, theta=theta)
-    if n_peaks < n_links or not 0 <= n_proteins <= n_genes:
+    if not 1 <= n_links <= n_peaks or not 0 <= n_proteins <= n_genes:
         msg = (
-            f"`n_peaks={n_peaks}` must be at least `n_links={n_links}`, and `n_proteins={n_proteins}` from 0 "
+            f"`n_links={n_links}` must be from 1 to `n_peaks={n_peaks}`, and `n_proteins={n_proteins}` from 0 "
             f"to `n_genes={n_genes}`, as each protein has a gene. Pass such numbers."
         )
         raise ValueError(msg)
@@ -200,9 +196,10 @@ def _there(
     rng: np.random.Generator, n_obs: int, modalities: list[str], lacking: Mapping[str, float]
 ) -> dict[str, np.ndarray]:
     """Choose the cells in which each modality was measured; every cell keeps at least one."""
-    for name, share in lacking.items():
-        one_of("lacking", name, modalities)
-        shares(lacking=share)
+    wrong = {k: v for k, v in lacking.items() if k not in modalities or not 0 <= v <= 1}
+    if wrong:
+        msg = f"`lacking={wrong}`: pass shares from 0 to 1 of modalities, which are {', '.join(modalities)}."
+        raise ValueError(msg)
     limits = np.array([lacking.get(name, 0.0) for name in modalities])
     there = rng.random((n_obs, len(modalities))) >= limits
     kept = rng.integers(len(modalities), size=n_obs)
