@@ -102,7 +102,7 @@ def multiome(
     """
     if not 1 <= n_links <= n_peaks or not 0 <= n_proteins <= n_genes:
         msg = (
-            f"`n_links={n_links}` must be from 1 to `n_peaks={n_peaks}`, and `n_proteins={n_proteins}` from 0 "
+            f"`n_links={n_links}` must be from 1 to `n_peaks={n_peaks}`, `n_proteins={n_proteins}` from 0 "
             f"to `n_genes={n_genes}`, as each protein has a gene. Pass such numbers."
         )
         raise ValueError(msg)
