@@ -59,9 +59,9 @@ def test_real_cells_set_the_measure(given):
     assert inside["real"] == pytest.approx(
         found["real"], abs=0.06
     )  # out of fold, not of cells learned by heart
-    noise = {"rna": real["rna"][:60], "prot": rng.normal(size=(60, 6))}
+    noise = {"rna": real["rna"][:60], "prot": rng.normal(size=(60, 80))}  # more variables than cells
     assert metrics.coherence(noise, kind[:60], noise)["real"] < 0.5
-    assert metrics.coherence(noise, kind[:60], noise)["made"] > 0.4
+    assert metrics.coherence(noise, kind[:60], noise)["made"] > 0.9
 
 
 def test_one_type_only_is_coherent_but_of_another_composition(given):

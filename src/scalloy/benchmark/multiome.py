@@ -156,8 +156,9 @@ class Ours:
     """POISEVAE, trained with :data:`SETTINGS`."""
 
     def __init__(self, known: Cells, joint: str, max_epochs: int | None) -> None:
-        POISEVAE.setup_mudata(known.mdata, **SETTINGS["setup"])
-        self.model = POISEVAE(known.mdata, joint=joint, **SETTINGS["model"])
+        mdata = known.mdata.copy()
+        POISEVAE.setup_mudata(mdata, **SETTINGS["setup"])
+        self.model = POISEVAE(mdata, joint=joint, **SETTINGS["model"])
         self.model.train(max_epochs, **QUIET)
 
     def predict(self, side: str, new: Cells) -> np.ndarray:
@@ -176,9 +177,10 @@ class Multivi:
     def __init__(self, known: Cells, max_epochs: int | None) -> None:
         from scvi.model import MULTIVI as Model
 
-        Model.setup_mudata(known.mdata, modalities={"rna_layer": "rna", "atac_layer": "atac"})
+        mdata = known.mdata.copy()
+        Model.setup_mudata(mdata, modalities={"rna_layer": "rna", "atac_layer": "atac"})
         n_genes, n_peaks = (known.counts[k].shape[1] for k in ("rna", "atac"))
-        self.model = Model(known.mdata, n_genes=n_genes, n_regions=n_peaks)
+        self.model = Model(mdata, n_genes=n_genes, n_regions=n_peaks)
         self.model.train(**({} if max_epochs is None else {"max_epochs": max_epochs}), **QUIET)
 
     def predict(self, side: str, new: Cells) -> np.ndarray:
@@ -226,6 +228,7 @@ def part(mdata: Any, sides: Sequence[str]) -> Any:
 def zeroed(mdata: Any, *sides: str) -> Any:
     """Return a copy whose counts of some modalities are zero."""
     out = mdata.copy()
+    out.obs["_indices"] = np.arange(out.n_obs)  # as MULTIVI numbers the cells that it was trained on
     for side in sides:
         out[side].X = sp.csr_matrix(out[side].shape, dtype=np.float32)
     return out
