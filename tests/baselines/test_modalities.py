@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.cross_decomposition import CCA
+from sklearn.metrics import roc_auc_score
 
 import scalloy as sa
 from scalloy import metrics
@@ -60,6 +61,44 @@ def test_messages(pbmc):
         CrossModal(train, "magic")
     with pytest.raises(ValueError, match="is the modality to predict"):
         CrossModal(train, "mean").predict("prot", from_="prot")
+
+
+def test_second_modality_is_scaled_if_asked_for():
+    """Doubling the depth of a cell changes neither what is predicted from it nor what is to be predicted."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(3, size=600)
+    depth = rng.lognormal(0, 0.7, (600, 1))
+    peaks = rng.poisson(depth * np.exp(rng.normal(0, 1, (3, 40)))[kind]).astype(float)
+    genes = rng.poisson(np.exp(rng.normal(1, 1, (3, 30)))[kind]).astype(np.float32)
+    genes[:, 0] += 1
+    cells = sa.datasets.simulate(600, 30, n_clusters=3)
+    cells.X, cells.obsm["atac"] = genes, peaks
+    model = CrossModal(cells[:400].copy(), "ridge", protein_obsm_key="atac", normalise=True)
+    test = cells[400:].copy()
+    found = model.predict("prot", from_="rna", adata=test)
+    assert found.shape == (200, 40)
+    scaled = np.log1p(1e4 * peaks / np.maximum(peaks.sum(1, keepdims=True), 1))[400:]
+    assert metrics.rmse_z(found.to_numpy(), scaled, scaled.std(0)) < 0.95
+    raw = CrossModal(cells[:400].copy(), "ridge", protein_obsm_key="atac").predict("prot", "rna", test)
+    assert raw.to_numpy().max() < 5 < found.to_numpy().max()
+    assert found.to_numpy().mean() == pytest.approx(scaled.mean(), rel=0.05)
+    mean = CrossModal(cells[:400].copy(), "mean", protein_obsm_key="atac", normalise=True)
+    expected = np.log1p(1e4 * peaks / np.maximum(peaks.sum(1, keepdims=True), 1))[:400].mean(0)
+    np.testing.assert_allclose(mean.predict("prot", "rna", test).iloc[0], expected)
+    test.obsm["atac"] = np.zeros_like(peaks[400:])  # cells without fragments
+    assert np.isfinite(model.predict("rna", from_="prot", adata=test).to_numpy()).all()
+
+
+def test_area_under_the_curve_of_each_variable():
+    rng = np.random.default_rng(0)
+    score, truth = rng.integers(0, 6, (80, 5)).astype(float), rng.poisson(0.5, (80, 5))
+    truth[:, 3], truth[:, 4] = 0, 2
+    found = metrics.variable_auroc(score, truth)
+    for i in range(3):
+        assert found[i] == pytest.approx(roc_auc_score(truth[:, i] > 0, score[:, i]))
+        pairs = np.subtract.outer(score[truth[:, i] > 0, i], score[truth[:, i] == 0, i])
+        assert found[i] == pytest.approx((pairs > 0).mean() + 0.5 * (pairs == 0).mean())
+    assert np.isnan(found[3:]).all()
 
 
 def test_metrics_of_modalities():

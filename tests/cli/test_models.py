@@ -420,7 +420,7 @@ def test_page_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "fit", short)
     few = lambda self, *a, **k: report(self, *a, **{**k, "max_epochs": 1})  # noqa: E731
     monkeypatch.setattr("scalloy.models._core.base.ScalloyModel.report", few)
-    for slow in ("cli.demo.demo", "tune.search.search", "benchmark.transfer"):
+    for slow in ("cli.demo.demo", "tune.search.search", "benchmark.transfer", "benchmark.multiome.multiome"):
 
         def stand_in(*args, slow=slow, **kwargs):
             asked.append(slow)
@@ -434,7 +434,7 @@ def test_page_runs(tmp_path, monkeypatch):
             assert done.stderr == f"error: {asked[-1]}\n"
         else:
             assert done.exit_code == 0, (args, done.output)
-    assert len(asked) == 3
+    assert len(asked) == 4
     assert sa.load("vae").init_params_["non_kwargs"]["n_latent"] == 20
     assert sa.load("gmvae").seed == 2
     assert "Transfer, held out" in Path("held_out.html").read_text()

@@ -39,12 +39,14 @@ CASES = {
     "rmse_z": {"predicted": "cg", "truth": "cg", "sd": "g"},
     "skill": {**MEANS, "control": "g"},
     "two_sample": {"real": "tg", "generated": "pg"},
+    "variable_auroc": {"predicted": "cg", "truth": "cg"},
     "variable_correlation": {"predicted": "cg", "truth": "cg"},
     "welch": {"cells": "kg", "others": "tg"},
     "wilcoxon": {"cells": "kg", "others": "tg"},
     "within": {"low": "cg", "high": "cg", "truth": "cg"},
 }
 OF_NUMBERS = {"spearman_brown"}
+OF_MODALITIES = {"coherence"}  # takes dicts: in test_coherence
 SIZES = {"g": 30, "c": 60, "p": 25, "t": 30, "k": 35, "a": 3, "b": 4}
 SHARED = {"g", "c"}
 MORE = {
@@ -80,6 +82,8 @@ def arrays(name):
         out["correct"] = rng.random(60) < out["score"] / out["score"].max()
     if name == "two_sample":  # alike in this order of the genes, and in others not
         out["generated"] = out["real"][:25] + 0.1 * rng.random((25, 30))
+    if name == "variable_auroc":
+        out["truth"] = out["truth"] > np.median(out["truth"], axis=0)
     if name == "within":
         out["high"] = out["low"] + 0.5
     return out
@@ -110,7 +114,7 @@ def call(name, given):
 
 
 def test_every_metric_is_here():
-    assert set(CASES) | OF_NUMBERS | {"METRICS", "register"} == set(metrics.__all__)
+    assert set(CASES) | OF_NUMBERS | OF_MODALITIES | {"METRICS", "register"} == set(metrics.__all__)
 
 
 @every

@@ -1,6 +1,7 @@
 """Simple baselines that predict one modality from another, called like :class:`scalloy.POISEVAE`.
 
-Genes are read as log-normalised counts and the logarithm of their total, proteins as ``log1p`` of counts.
+Genes are read as log-normalised counts and the logarithm of their total, proteins as ``log1p`` of counts,
+peaks (``normalise=True``) as genes.
 
 ========  ===========================================================================================
 mean      mean of the training cells
@@ -56,7 +57,9 @@ class CrossModal:
     method
         One of the methods in the table of :mod:`scalloy.baselines.modalities`.
     protein_obsm_key
-        Key of ``.obsm`` with the proteins.
+        Key of ``.obsm`` with the proteins, or another second modality.
+    normalise
+        Whether the counts of the second modality, too, are scaled to 10,000 per cell, as is usual for peaks.
     seed
         Random seed of the neural network.
 
@@ -73,13 +76,14 @@ class CrossModal:
         method: str = "ridge",
         *,
         protein_obsm_key: str = "protein_counts",
+        normalise: bool = False,
         seed: int = 0,
     ) -> None:
         checks.check_object(adata)
         checks.check_counts(adata)
         check_modality(adata, "protein_obsm_key", protein_obsm_key)
         self.adata, self.method = adata, one_of("method", method, CROSS_METHODS)
-        self.key, self.seed = protein_obsm_key, seed
+        self.key, self.normalise, self.seed = protein_obsm_key, normalise, seed
         self._fitted: dict[str, Any] = {}
 
     def train(self) -> None:
@@ -91,7 +95,8 @@ class CrossModal:
         >>> simple.train()
         """
         genes, proteins = self._genes(self.adata), self._proteins(self.adata)
-        for name, x, y in (("prot", genes, proteins), ("rna", proteins, genes[:, :-1])):
+        values = proteins[:, :-1] if self.normalise else proteins
+        for name, x, y in (("prot", genes, values), ("rna", proteins, genes[:, :-1])):
             self._fitted[name] = make_pipeline(StandardScaler(), self._regression(x, y)).fit(x, y)
 
     def _regression(self, x: np.ndarray, y: np.ndarray) -> Any:
@@ -110,7 +115,7 @@ class CrossModal:
         }[self.method]()
 
     def predict(self, modality: str, from_: str, adata: AnnData | None = None) -> pd.DataFrame:
-        """Predict ``log1p`` of the counts of proteins, or of the counts of genes scaled to 10,000 per cell.
+        """Predict ``log1p`` of counts; those of genes (and peaks) are scaled to 10,000 per cell.
 
         Parameters
         ----------
@@ -152,6 +157,13 @@ class CrossModal:
         x = np.asarray(cells.X.todense() if sp.issparse(cells.X) else cells.X, dtype=float)
         return np.hstack([np.log1p(normalised(x)), np.log(x.sum(1, keepdims=True))])
 
+    def _second(self, counts: np.ndarray) -> np.ndarray:
+        """Return the logarithms of counts of the second modality, and of their total if they are scaled."""
+        if not self.normalise:
+            return np.log1p(counts)
+        total = counts.sum(1, keepdims=True)
+        return np.hstack([np.log1p(1e4 * counts / np.maximum(total, 1.0)), np.log1p(total)])
+
     def _proteins(self, cells: AnnData) -> np.ndarray:
         """``log1p`` of the counts of proteins, which must be measured in every cell."""
         proteins = np.asarray(cells.obsm[self.key], dtype=float)
@@ -160,7 +172,7 @@ class CrossModal:
                 f"{lacking} cell(s) lack proteins (NaN) in `adata.obsm[{self.key!r}]`. Leave these cells out."
             )
             raise ValueError(msg)
-        return np.log1p(proteins)
+        return self._second(proteins)
 
 
 class ProbabilisticCCA(RegressorMixin, BaseEstimator):

@@ -28,6 +28,7 @@ DOWNLOADS = {
     "papalexi_299genes.h5ad": "e9ddb5f9d708c790fd957aad9686abb65084fc9214775cce0bfa2b57784a945d",
     "mouse_embryo_tal1.h5ad": "eb366f11047979c892ba6e976f117e52c5d21bffae38cbd5a9eb87be5c2c4584",
     "norman_dev.h5ad": "09ad53f17c01fa176f205b0588035d6d79e9d42187d19b2871e0e1da6edbfff9",
+    "multiome_test_1000.h5mu": "ae7f6d9800c35f2a9a4792e187e9ab091c819ae5294088f8caf4210958dbffa9",
     "mnist/train-images-idx3-ubyte.gz": "7ff28fd295f802eefc6d40e461175dfe4b969b1842b2abc8c6dc8c20711cf79f",
     "mnist/train-labels-idx1-ubyte.gz": "81a978ae83d39ffdba0db3ce2fcaf80a8921e9629e874428996a2b03242d4b2a",
 }

@@ -12,8 +12,9 @@ from scalloy.metrics.clustering import (
     matched_correlation,
     purity,
 )
+from scalloy.metrics.coherence import coherence
 from scalloy.metrics.hierarchy import accuracy_at_coverage, hierarchical_f1
-from scalloy.metrics.modalities import clr, rmse_z, variable_correlation, within
+from scalloy.metrics.modalities import clr, rmse_z, variable_auroc, variable_correlation, within
 from scalloy.metrics.registered import METRICS, register
 from scalloy.metrics.transfer import (
     ceilings,
@@ -42,6 +43,7 @@ __all__ = [
     "bio_conservation",
     "ceilings",
     "clr",
+    "coherence",
     "coverage",
     "de_auprc",
     "de_overlap",
@@ -66,6 +68,7 @@ __all__ = [
     "skill",
     "spearman_brown",
     "two_sample",
+    "variable_auroc",
     "variable_correlation",
     "weighted_r2",
     "welch",

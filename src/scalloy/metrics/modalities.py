@@ -6,6 +6,7 @@ Frames are matched by the names of their cells and variables, arrays and lists b
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import rankdata
 
 from scalloy._by_name import Table, Values, by_name, in_one_order
 from scalloy.data.arrays import as_array
@@ -45,6 +46,35 @@ def variable_correlation(predicted: Table, truth: Table) -> np.ndarray:
     return np.where(
         varies, (p * t).sum(0) / np.where(varies, size, 1.0), np.where(np.ptp(t, 0) > 0, 0.0, np.nan)
     )
+
+
+@by_name(predicted="cells variables", truth="cells variables")
+def variable_auroc(predicted: Table, truth: Table) -> np.ndarray:
+    """Area under the ROC curve of each variable over cells, such as of peaks that are open or closed.
+
+    It is the probability that of two cells, one with and one without the variable, the first is predicted to
+    be more likely to have it; ties count half. It is NaN where all cells have the variable, or none.
+
+    Parameters
+    ----------
+    predicted
+        Any score that is higher where the variable is more likely, cells x variables.
+    truth
+        What was found; values above 0 count as having the variable.
+
+    Examples
+    --------
+    >>> predicted = np.array([[0.1, 3], [0.4, 1], [0.9, 2]])  # cells x variables
+    >>> truth = np.array([[0, 1], [0, 0], [2, 0]])
+    >>> sa.metrics.variable_auroc(predicted, truth).tolist()
+    [1.0, 1.0]
+    """
+    predicted, truth = numbers(2, predicted=predicted, truth=truth)
+    has = truth > 0
+    n_with = has.sum(0)
+    pairs = n_with * (len(has) - n_with)
+    above = (rankdata(predicted, axis=0) * has).sum(0) - n_with * (n_with + 1) / 2
+    return np.where(pairs > 0, above / np.maximum(pairs, 1), np.nan)
 
 
 @by_name(predicted="cells variables", truth="cells variables", sd="variables")
