@@ -10,6 +10,7 @@ import typer
 from scalloy.cli import (
     benchmark_cells,  # noqa: F401 (adds its commands to the benchmarks)
     benchmark_donors,  # noqa: F401 (adds its command to the benchmarks)
+    benchmark_integration,  # noqa: F401 (adds its command to the benchmarks)
     console,
     donors,
     models,
