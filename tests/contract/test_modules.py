@@ -57,6 +57,7 @@ MODULES = {
     "gmvae_one": lambda lik: gmvae(lik, n_clusters=1),
     "cgmdvae": cgmdvae,
     "cgmdvae_w": lambda lik: cgmdvae(lik, n_w=2, amortised=True),
+    "cgmdvae_mmd": lambda lik: cgmdvae(lik, mmd=True),
     "trvae": lambda lik: TRVAE(SIZES, lik, replace(SMALL, n_layers=2)),
     "trvae_first": lambda lik: TRVAE(SIZES, lik, SMALL, inject_all=False),
     "vsc": lambda lik: VSC(SIZES, lik, SMALL),

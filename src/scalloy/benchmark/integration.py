@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -122,28 +122,38 @@ def _scanvi(run: Run) -> Coded:
     return made.get_latent_representation(), seconds + time.process_time() - begun
 
 
-def _ours(cls: Any, *, labels: bool = False) -> Callable[[Run], Coded]:
-    """Return a method that trains a model of ours, with or without the known labels."""
+def _ours(
+    cls: Any, *, labels: bool = False, trained: Mapping[str, Any] | None = None, **settings: Any
+) -> Callable[[Run], Coded]:
+    """Return a method that trains a model of ours, with or without the known labels.
+
+    ``trained`` holds arguments of ``train``, and ``settings`` those of the model.
+    """
     known = {"labels_key": "given", "unlabeled_category": UNKNOWN} if labels else {}
 
     def code(run: Run) -> Coded:
         begun = time.process_time()
         cls.setup_anndata(run.told, batch_key="batch", **known)
-        made = cls(run.told, seed=run.seed, **run.model)
-        made.train(max_epochs=run.max_epochs, **QUIET)
+        made = cls(run.told, seed=run.seed, **{**settings, **run.model})
+        made.train(
+            **{**(trained or {}), **({"max_epochs": run.max_epochs} if run.max_epochs else {})}, **QUIET
+        )
         return made.get_latent_representation(), time.process_time() - begun
 
     return code
 
 
+MIXED: dict[str, Any] = {"mmd_weight": 200.0, "trained": {"batch_size": 256, "max_epochs": 100}}
 METHODS: dict[str, Callable[[Run], Coded]] = {
     "PCA": _pca,
     "Harmony": _harmony,
     "SCVI": _scvi,
     "VAE": _ours(VAE),
     "CGMDVAE": _ours(CGMDVAE),
+    "CGMDVAE, mmd": _ours(CGMDVAE, **MIXED),
     "SCANVI, labels": _scanvi,
     "CGMDVAE, labels": _ours(CGMDVAE, labels=True),
+    "CGMDVAE, labels, mmd": _ours(CGMDVAE, labels=True, label_weight=10.0, **MIXED),
 }
 RIVALS = ("SCVI", "SCANVI, labels")  # take long; their codes may be kept
 
@@ -300,7 +310,12 @@ def scored(cells: AnnData, codes: dict[str, np.ndarray]) -> pd.DataFrame:
         progress_bar=False,
     )
     made.benchmark()
-    return made.get_results(clean_names=False).loc[list(codes), list(SCORES)].astype(float).rename(columns=SCORES)
+    return (
+        made.get_results(clean_names=False)
+        .loc[list(codes), list(SCORES)]
+        .astype(float)
+        .rename(columns=SCORES)
+    )
 
 
 def _picture(folder: Path, name: str, cells: AnnData, codes: dict[str, np.ndarray]) -> None:
