@@ -247,8 +247,10 @@ clusters, {gene_likelihood}, n_latent {n_latent}"
 def _check_batches(n_batch: int, mmd_weight: float) -> None:
     """Raise if the weight is negative, or if there are no batches to compare."""
     if not (mmd_weight >= 0 and (mmd_weight == 0 or n_batch > 1)):
-        msg = f"`mmd_weight={mmd_weight}` is the weight of differences between batches, of which there are "
-        msg += f"{n_batch}. Pass a number above 0 and `setup_anndata(batch_key=)` with two or more, or 0."
+        msg = (
+            f"`mmd_weight={mmd_weight}` is the weight of differences between batches, of which there are "
+            f"{n_batch}. Pass a number above 0 and `setup_anndata(batch_key=)` with two or more, or 0."
+        )
         raise ValueError(msg)
 
 

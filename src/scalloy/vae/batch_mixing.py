@@ -5,8 +5,8 @@
 ``n_kb`` is the expected number of cells of batch ``b`` in component ``k``. Batches may consist of different
 cell types, so codes of whole batches must not be made alike; within a component, they may. Cells are weighted
 by their probability of the component, through which no gradient flows: a cell cannot escape the penalty by
-changing its component. The same idea is behind the corrections by clusters of Harmony (Korsunsky et al., Nature
-Methods 2019).
+changing its component. Harmony corrects principal components by clusters for the same reason (Korsunsky et
+al., Nature Methods 2019).
 """
 
 from __future__ import annotations
