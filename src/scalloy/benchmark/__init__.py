@@ -6,6 +6,7 @@ from scalloy.benchmark.cost import cost
 from scalloy.benchmark.everywhere import everywhere
 from scalloy.benchmark.fit import fit
 from scalloy.benchmark.generation import generation
+from scalloy.benchmark.integration import integration
 from scalloy.benchmark.latent import latent
 from scalloy.benchmark.likelihoods import likelihoods
 from scalloy.benchmark.multimodal import multimodal
@@ -22,6 +23,7 @@ __all__ = [
     "everywhere",
     "fit",
     "generation",
+    "integration",
     "latent",
     "likelihoods",
     "multimodal",

@@ -68,6 +68,7 @@ def between_groups(
     at_least: int = 8,
     unbiased: bool = True,
     add_up: bool = False,
+    by_size: bool = False,
 ) -> Tensor:
     """Return the mean of :func:`mmd2` over all pairs of groups with enough samples; 0 if there is no pair.
 
@@ -83,28 +84,35 @@ def between_groups(
     scales
         Scale ``a`` of each kernel; the kernels are averaged.
     within, n_within
-        Code of the set of each sample, and the number of sets. Only samples of the same set are compared, and
-        the result is the mean over the sets that have pairs.
+        Code of the set of each sample, or its probability of each set, and the number of sets. Only samples
+        of the same set are compared, and the result is the mean over the sets that have pairs.
     at_least
         Number of samples that a group needs.
     unbiased
         Whether to leave out the pairs of a sample with itself.
     add_up
         Whether to return the sum over pairs of groups instead of their mean.
+    by_size
+        Whether a pair of groups in a set counts by its number of samples, as ``n m / (n + m)``, instead of
+        pairs and sets all alike.
     """
     sets = torch.zeros_like(groups) if within is None else within
-    members = one_hot(sets * n_groups + groups, n_within * n_groups).to(x.dtype)
-    shape, left_out = (n_within, n_groups), int(unbiased)
-    sizes = members.sum(0).view(shape)
+    shares = sets if sets.is_floating_point() else one_hot(sets, n_within)
+    members = shares.unsqueeze(-1).to(x.dtype) * one_hot(groups, n_groups).unsqueeze(-2).to(x.dtype)
+    left_out = int(unbiased)
+    sizes, itself = members.sum(0), members.square().sum(0) * left_out  # a sample with itself
     follow = isinstance(scales, Tensor)  # scales from the data are not so small that tiny distances matter
-    total = _sums(x, members.view(-1, *shape), _tensor(scales, x), by_products=follow and x.is_cuda)
-    own = total.diagonal(dim1=-2, dim2=-1) - sizes * left_out
-    own = own / (sizes * (sizes - left_out)).clamp_min(1)
+    total = _sums(x, members, _tensor(scales, x), by_products=follow and x.is_cuda)
+    own = total.diagonal(dim1=-2, dim2=-1) - itself
+    own = own / (sizes.square() - itself).clamp_min(1)
     n = sizes.clamp_min(1)
     cross = total / (n.unsqueeze(-1) * n.unsqueeze(-2))
     found = own.unsqueeze(-1) + own.unsqueeze(-2) - 2 * cross
     enough = sizes >= max(at_least, 1 + left_out)
     wanted = (enough.unsqueeze(-1) & enough.unsqueeze(-2)).triu(1).to(x.dtype)
+    if by_size:
+        wanted = wanted * n.unsqueeze(-1) * n.unsqueeze(-2) / (n.unsqueeze(-1) + n.unsqueeze(-2))
+        return (found * wanted).sum() / wanted.sum().clamp_min(1)
     pairs = wanted.sum((-2, -1))
     of_set = (found * wanted).sum((-2, -1))
     of_set = of_set if add_up else of_set / pairs.clamp_min(1)

@@ -12,6 +12,7 @@ from scalloy.cli import (
     benchmark_donors,  # noqa: F401 (adds its command to the benchmarks)
     benchmark_generation,  # noqa: F401 (adds its command to the benchmarks)
     benchmark_modalities,  # noqa: F401 (adds its commands to the benchmarks)
+    benchmark_integration,  # noqa: F401 (adds its command to the benchmarks)
     console,
     donors,
     models,

@@ -25,6 +25,7 @@ DOWNLOADS = {
     "pbmc68k_reduced_counts.h5ad": "30fe14200729b27bd3dd091a93e8ed52d8f28fb0800ce842b9428f979925cc3e",
     "pbmc10k_citeseq.h5ad": "0f425762d87215a570b68071650ea9ddeb63559a38117908e345ef8b05c90c28",
     "pbmc_4study.h5ad": "c3eec8263b11f225f1ad11162c02a5a60d3a312a3ec1011ec9a4bc1be3e0c930",
+    "mixology_3tech.h5ad": "fe8682313543f16084a036bf14d8fadf58f8e37c2489d7791d36d0e072b654a5",
     "papalexi_299genes.h5ad": "e9ddb5f9d708c790fd957aad9686abb65084fc9214775cce0bfa2b57784a945d",
     "mouse_embryo_tal1.h5ad": "eb366f11047979c892ba6e976f117e52c5d21bffae38cbd5a9eb87be5c2c4584",
     "norman_dev.h5ad": "09ad53f17c01fa176f205b0588035d6d79e9d42187d19b2871e0e1da6edbfff9",
@@ -102,7 +103,8 @@ def labelled(name: str) -> AnnData:
     name
         Name of the data set: ``"pbmc4k_dcc"`` (4,271 PBMC, 8 types), ``"mouse_bladder_2746"`` (16 types),
         ``"zeisel_cortex"`` (3,005 cells, 7 classes), ``"paul15"`` (2,730 cells, 19 clusters of a continuum),
-        ``"pbmc_4study"`` (12,588 PBMC of four studies) or ``"pbmc3k"``.
+        ``"pbmc_4study"`` (12,588 PBMC of four studies), ``"mixology_3tech"`` (1,345 cells of three cell
+        lines, three technologies) or ``"pbmc3k"``.
 
     Examples
     --------

@@ -15,6 +15,7 @@
           + ridge |own shifts of components under conditions|^2 / N               own
     penalty: - log sum_{k in S_y} r_k   for cells whose label is known            label
              - log p(w | c) / sum_c' p(w | c')   at w = E q(w | x)                condition
+             MMD^2 between batches b, b' within components (batch_mixing.py)      mmd
 
 ``r`` is the posterior of the component given the sampled ``z``. The terms z and y then add up to
 ``log q(z) - log sum_k pi_k p(z | k)``: the component is integrated out. If the label of a cell is known, only
@@ -46,6 +47,7 @@ from scalloy.blocks.networks import UNBOUNDED, Domain, Encoder, GaussianHead, He
 from scalloy.blocks.style_prior import StylePrior
 from scalloy.blocks.unknown_cells import UnknownCells
 from scalloy.vae.base import Batch, Distributions, Latents, Sizes, Terms, VAEModule
+from scalloy.vae.batch_mixing import between_batches
 from scalloy.vae.component_init import grow_tree, nothing_removed, place_once
 from scalloy.vae.label_reading import learn_labels, told_labels, watched
 
@@ -74,8 +76,8 @@ class CGMDVAE(VAEModule):
         Share of training after which the components are placed; before, the prior of ``z`` is ``N(0, I)``.
     domain
         Bounds of the posteriors of ``z`` and ``w``.
-    calibrated
-        Whether the probabilities of labels are calibrated.
+    calibrated, mmd
+        Whether the probabilities of labels are calibrated; whether there is the penalty ``mmd``.
     """
 
     learns_prior = True
@@ -94,11 +96,13 @@ class CGMDVAE(VAEModule):
         place_at: float = 0.2,
         domain: Domain = UNBOUNDED,
         calibrated: bool = False,
+        mmd: bool = False,
     ) -> None:
         super().__init__()
         self.likelihood, self.prior = likelihood, prior
         self.n_latent, self.ridge, self.place_at = networks.n_latent, ridge, place_at
         self.plain, known = nothing_removed(sizes), sizes.known
+        self.n_batch, self.mmd = sizes.n_batch, mmd
 
         def encoder(n_out: int, seen: dict[str, Any]) -> Encoder:
             return networks.encoder(sizes.n_vars, GaussianHead(networks.n_encoded, n_out, domain), **seen)
@@ -168,6 +172,8 @@ class CGMDVAE(VAEModule):
         if log_mass is not None:
             penalty["label"] = -log_mass * self.prior.placed
         r = log_r.exp()
+        if self.mmd:
+            penalty["mmd"] = between_batches(z, batch.b, r, self.n_batch) * self.prior.placed
         if self.enc_y is None:
             kl_z = q["z"].log_prob(z) - (r * p_z.component_log_prob(z)).sum(-1)
         else:
