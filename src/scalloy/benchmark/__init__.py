@@ -5,6 +5,7 @@ from scalloy.benchmark.clustering import clustering
 from scalloy.benchmark.cost import cost
 from scalloy.benchmark.everywhere import everywhere
 from scalloy.benchmark.fit import fit
+from scalloy.benchmark.label_tree import label_tree
 from scalloy.benchmark.latent import latent
 from scalloy.benchmark.likelihoods import likelihoods
 from scalloy.benchmark.multimodal import multimodal
@@ -20,6 +21,7 @@ __all__ = [
     "cost",
     "everywhere",
     "fit",
+    "label_tree",
     "latent",
     "likelihoods",
     "multimodal",
