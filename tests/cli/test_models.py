@@ -99,7 +99,25 @@ def test_clusters_are_cut_at_a_number(place, tmp_path):
     sa.VAE(cells, n_hidden=4, n_latent=2).save(tmp_path / "vae")
     refused = error("annotate", tmp_path / "vae", data, "-o", tmp_path / "no.h5ad", "--n-clusters", 3)
     assert "needs a model with clusters, and this is a VAE" in refused
+    refused = error("annotate", tmp_path / "vae", data, "-o", tmp_path / "no.h5ad", "--level", 0.5)
+    assert "`--level` needs a model with labels, and this is a VAE" in refused
     assert not (tmp_path / "no.h5ad").exists()
+
+
+def test_labels_are_cut_at_a_level(place, tmp_path):
+    cells = sa.data.read(place / "cells.h5ad")
+    out, parents = tmp_path / "out.h5ad", {"cluster_0": "A", "cluster_1": "A"}
+    sa.CGMDVAE.setup_anndata(cells, labels_key="cluster", label_parents=parents)
+    model = sa.CGMDVAE(cells, n_hidden=4, n_latent=2)
+    model.train(1, enable_progress_bar=False)
+    model.save(tmp_path / "model")
+    ok("annotate", tmp_path / "model", place / "cells.h5ad", "-o", out, "--level", 0.3)
+    written = sa.data.read(out)
+    expected = model.predict_labels(level=0.3).astype(str)
+    assert list(written.obs["cgmdvae_deepest_label"].astype(str)) == list(expected)
+    assert written.uns["cgmdvae"]["level"] == 0.3
+    asked = ("annotate", place / "model", place / "cells.h5ad", "-o", tmp_path / "no.h5ad")
+    assert "needs a tree of labels" in error(*asked, "--level", 0.3)
 
 
 def test_transfer(place, tmp_path):

@@ -256,7 +256,11 @@ def test_clusters_and_nodes_of_their_tree(cells, quick):
     assert sorted(found.index) == sorted(set(of))
     one = (of == found.index[0]).groupby(cells.obs["donor"]).mean()
     assert found["share_a"].iloc[0] == pytest.approx(one[["1", "2"]].mean())
+    encoded = []
+    hook = model.module.enc_z.register_forward_hook(lambda *seen: encoded.append(len(seen[2].mean)))
     nodes = sa.compare.abundance(model, by="tree", **ask)
+    hook.remove()
+    assert sum(encoded) == cells.n_obs  # for all cuts together
     tree = model.get_cluster_tree()
     assert len(nodes) == 2 * len(tree)
     for n, own in nodes.groupby("n_clusters"):
@@ -427,15 +431,13 @@ def test_populations_without_cells_of_either_group_count_for_nothing():
     pd.testing.assert_frame_equal(found[~own], table(adata[~third].copy()))
 
 
-def test_a_single_cluster_has_no_tree():
-    class Model:
-        obs = numbers(3, 3).obs
-
-        def get_cluster_tree(self):
-            return pd.DataFrame(columns=["divided", "larger", "smaller"])
-
+def test_a_single_cluster_has_no_tree(cells, quick):
+    cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2, "1", "2")
+    sa.CGMDVAE.setup_anndata(cells)
+    model = sa.CGMDVAE(cells, n_clusters=1, n_hidden=8, n_latent=2)
+    model.train(**quick)
     with pytest.raises(ValueError, match="the model has one cluster only, which is not divided"):
-        sa.compare.abundance(Model(), groupby="group", by="tree", donor_key="donor")
+        sa.compare.abundance(model, groupby="cluster", by="tree", donor_key="donor")
 
 
 def test_populations_whose_donors_do_not_vary_have_a_note():

@@ -16,6 +16,7 @@ import torch
 
 import scalloy as sa
 from scalloy import _keys
+from scalloy.models._core import annotations
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
 MODELS = {
@@ -461,6 +462,49 @@ def test_arguments_that_a_model_has_no_use_for(cells):
             sa.VAE.setup_anndata(cells, **{argument: "condition"})
     sa.VAE.setup_anndata(cells, None, "batch", "cluster")  # by position, as scvi-tools has them
     assert sa.VAE(cells, **SMALL).registry["setup_args"]["labels_key"] == "cluster"
+
+
+def test_annotations_take_the_options_that_a_model_has_a_use_for():
+    use = {"GMVAE": {"n_clusters"}, "CGMDVAE": {"n_clusters", "level"}}
+    for name in (name for name in MODELS if hasattr(sa, name)):
+        for method in ("annotate", "write_annotations"):
+            called = getattr(getattr(sa, name), method)
+            taken = set(inspect.signature(called).parameters)
+            options = {option for option in annotations.OPTIONS if f"\n{option}\n" in called.__doc__}
+            assert taken & set(annotations.OPTIONS) == options == use.get(name, set())
+            assert "\nkey_added\n    Text to use" in called.__doc__
+            assert "\n\nExamples\n---" in called.__doc__
+
+
+def test_an_option_that_a_model_has_no_use_for_is_refused(cells, tmp_path):
+    sa.VAE.setup_anndata(cells)
+    model = sa.VAE(cells, **SMALL)
+    with pytest.raises(TypeError, match=r"`n_clusters` is no argument of `VAE.annotate`.*CGMDVAE"):
+        model.annotate(n_clusters=3)
+    with pytest.raises(TypeError, match=r"`level` is no argument of `VAE.write_annotations`"):
+        model.write_annotations(tmp_path / "a.h5ad", level=0.5)
+    with pytest.raises(ValueError, match="`option='depth'` is not known"):
+        sa.models.Annotator(lambda *_: {}, lambda *_: {}, option="depth")
+
+
+def test_an_annotator_of_ones_own_takes_an_option(cells):
+    def written(n):
+        return sa.models.Annotator(
+            lambda model, batch, q: {"one": q["z"].mean[:, 0]},
+            lambda model, key, found, names: {"obs": {f"{key}_n": np.full(len(names), n)}},
+            option="n_clusters",
+            asked=lambda model, given: written(given),
+        )
+
+    class Own(sa.VAE):
+        annotators = (sa.models.LATENT, written(1))
+
+    Own.setup_anndata(cells)
+    model = Own(cells, **SMALL)
+    assert (model.annotate(copy=True, key_added="a").obs["a_n"] == 1).all()
+    assert (model.annotate(copy=True, key_added="a", n_clusters=7).obs["a_n"] == 7).all()
+    with pytest.raises(TypeError, match=r"`level` is no argument of `Own.annotate`"):
+        model.annotate(level=0.5)
 
 
 def test_what_is_written_is_what_getters_return(trained, cells):

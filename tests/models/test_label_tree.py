@@ -115,6 +115,35 @@ def test_annotate_writes_the_deepest_label(mixed, tmp_path):
     assert (ad.read_h5ad(tmp_path / "a.h5ad").obs["cgmdvae_depth"] == made.obs["cgmdvae_depth"]).all()
 
 
+def test_annotations_at_a_level(mixed, tmp_path):
+    assert mixed.annotate(copy=True).uns["cgmdvae"]["level"] == 0.9
+    for level in (0.05, 0.999):
+        made = mixed.annotate(copy=True, level=level, n_clusters=3, key_added="mine")
+        found = mixed.predict_labels(level=level)
+        assert (made.obs["mine_deepest_label"].astype(str) == found.astype(str)).all()
+        assert made.uns["mine"]["level"] == level
+        assert list(made.obs["mine_cluster"].astype(str)) == list(mixed.get_clusters(n=3).astype(str))
+        mixed.write_annotations(tmp_path / "a.h5ad", level=level, overwrite=True)
+        read = ad.read_h5ad(tmp_path / "a.h5ad")
+        assert (read.obs["cgmdvae_deepest_label"].astype(str) == found.astype(str)).all()
+    assert (mixed.predict_labels(level=0.05) != mixed.predict_labels(level=0.999)).any()
+    for wrong in (0, 1.5, "high", True):
+        with pytest.raises(ValueError, match=r"`level=.*` is a probability"):
+            mixed.annotate(level=wrong)
+
+
+def test_a_level_needs_a_tree_of_labels(tmp_path):
+    model = trained(cells(60), 1, label_parents=None)
+    with pytest.raises(ValueError, match=r"`level=0.5` needs a tree of labels"):
+        model.annotate(level=0.5)
+    assert "level" not in model.annotate(copy=True).uns["cgmdvae"]
+    model = trained(cells(60), 1, labels_key=None, label_parents=None)
+    with pytest.raises(ValueError, match="The model was trained without labels"):
+        model.annotate(level=0.5)
+    with pytest.raises(ValueError, match="The model was trained without labels"):
+        model.write_annotations(tmp_path / "a.h5ad", level=0.5)
+
+
 def test_saved_and_loaded_it_says_the_same(mixed, tmp_path):
     mixed.save(tmp_path / "model")
     new = mixed.adata.copy()

@@ -7,6 +7,7 @@ from scalloy.benchmark.everywhere import everywhere
 from scalloy.benchmark.fit import fit
 from scalloy.benchmark.generation import generation
 from scalloy.benchmark.integration import integration
+from scalloy.benchmark.label_tree import label_tree
 from scalloy.benchmark.latent import latent
 from scalloy.benchmark.likelihoods import likelihoods
 from scalloy.benchmark.multimodal import multimodal
@@ -24,6 +25,7 @@ __all__ = [
     "fit",
     "generation",
     "integration",
+    "label_tree",
     "latent",
     "likelihoods",
     "multimodal",

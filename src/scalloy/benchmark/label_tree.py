@@ -25,8 +25,18 @@ from scalloy.metrics.hierarchy import with_those_above
 from scalloy.models import CGMDVAE
 
 LEVEL, COVERAGE = 0.9, 0.9
-PBMC = {"CD4 T": "T", "CD8 T": "T", "CD14+ Mono": "Monocytes", "CD16+ Mono": "Monocytes"}
-DATA = ("zeisel_cortex", "pbmc_4study", "pbmc3k")
+CLASSES = {
+    "pbmc_4study": {"CD4 T": "T", "CD8 T": "T", "CD14+ Mono": "Monocytes", "CD16+ Mono": "Monocytes"},
+    "kang": {
+        "CD4 T cells": "T cells",
+        "CD8 T cells": "T cells",
+        "CD14+ Monocytes": "Monocytes",
+        "FCGR3A+ Monocytes": "Monocytes",
+    },
+}
+BATCHES = {"pbmc_4study": "batch", "kang": "condition", "kang_subset": "condition"}
+PARTS = {"pbmc3k": "pbmc_4study", "kang_subset": "kang"}  # sets with the classes of another one
+DATA = ("zeisel_cortex", "pbmc_4study", "pbmc3k", "kang", "kang_subset")
 SCORES = ("hierarchical_f1", "deepest_at_90", "ece", "given", "right", "leaves", "kept", "time")
 
 
@@ -77,7 +87,8 @@ def label_tree(
     ----------
     data
         ``"zeisel_cortex"`` (7 classes, 48 sub-classes), ``"pbmc_4study"`` (T > CD4 and CD8 T, monocytes >
-        CD14+ and CD16+) or ``"pbmc3k"``, which is one of its studies.
+        CD14+ and CD16+; studies are removed as batches), ``"pbmc3k"``, which is one of its studies,
+        ``"kang"`` or ``"kang_subset"`` (ships with the package; the same classes, the condition is removed).
     share
         Share of the cells of each label that are labelled, at least two.
     coarse
@@ -96,10 +107,18 @@ def label_tree(
         Maximum number of epochs of our models; ``None`` uses the default.
     **model
         Arguments of CGMDVAE.
+
+    Examples
+    --------
+    >>> table = sa.benchmark.label_tree(["kang_subset"], seeds=[0], n_genes=50, max_epochs=1)
+    >>> table["method"].tolist()
+    ['CGMDVAE, tree', 'CGMDVAE, flat', 'regression, tree', 'regression, flat']
     """
     rows: list[dict[str, Any]] = []
     for name in data:
         adata, batch = _cells(one_of("data", name, DATA), n_genes)
+        for out in leave_out:
+            one_of("leave_out", out, sorted(adata.obs["leaf"].dropna().unique()))
         for seed in seeds:
             for out in (None, *leave_out):
                 task = _task(adata, batch, share, coarse, out, seed)
@@ -147,8 +166,8 @@ def _cells(name: str, n_genes: int | None) -> tuple[AnnData, str | None]:
         fine = adata.obs["cell_type_fine"].astype(str)
         adata.obs["class"], adata.obs["leaf"] = given, fine.mask(fine == "(none)", None)
         return adata, None
-    adata.obs["class"], adata.obs["leaf"] = given.replace(PBMC), given
-    return adata, "batch" if name == "pbmc_4study" else None
+    adata.obs["class"], adata.obs["leaf"] = given.replace(CLASSES[PARTS.get(name, name)]), given
+    return adata, BATCHES.get(name)
 
 
 def _task(adata: AnnData, batch: str | None, share: float, coarse: float, out: str | None, seed: int) -> Task:
@@ -157,8 +176,6 @@ def _task(adata: AnnData, batch: str | None, share: float, coarse: float, out: s
     above, leaf = (cells.obs[k].astype(object) for k in ("class", "leaf"))
     truth = leaf.where(leaf.notna(), above).to_numpy()
     rng, new = np.random.default_rng(seed), truth == out
-    if out is not None and not new.any():
-        one_of("leave_out", out, sorted(leaf.dropna().unique()))
     known = some_of_each(truth, share, seed) & ~new
     only_class = known & (rng.random(len(known)) < coarse)
     for name in leaf[known].dropna().unique():
@@ -255,7 +272,7 @@ def _scores(task: Task, told: Told) -> dict[str, float]:
         "deepest_at_90": metrics.accuracy_at_coverage(right[asked], sure[asked], COVERAGE),
         "ece": metrics.expected_calibration_error(right[asked], sure[asked]),
         "given": given[asked].mean(),
-        "right": fits[asked & given].mean(),
+        "right": fits[asked & given].mean() if (asked & given).any() else np.nan,
         "leaves": np.isin(told.deepest, task.tree.leaves)[asked].mean(),
     }
     if task.new.any():

@@ -230,7 +230,7 @@ def unknown(
 def label_tree(
     data: Annotated[
         list[str] | None,
-        typer.Option(help="zeisel_cortex (the default), pbmc_4study or pbmc3k; may be repeated."),
+        typer.Option(help="zeisel_cortex (the default), pbmc_4study, pbmc3k or kang; may be repeated."),
     ] = None,
     share: Annotated[float, typer.Option(help="Share of the cells that are labelled.")] = 0.1,
     coarse: Annotated[float, typer.Option(help="Share of these that are known as a class only.")] = 0.5,
@@ -252,7 +252,8 @@ def label_tree(
 
     The table compares CGMDVAE with and without the tree, and logistic regressions with and without it.
     """
-    from scalloy.benchmark import label_tree as task
+    from scalloy.benchmark.label_tree import label_tree as run
+    from scalloy.benchmark.label_tree import summary
 
     settings: dict[str, Any] = {
         "share": share,
@@ -261,9 +262,9 @@ def label_tree(
         "seeds": range(seeds),
     }
     settings |= {"scanvi": scanvi, "scanvi_epochs": scanvi_epochs, "n_genes": genes, "max_epochs": epochs}
-    frame = task.label_tree(data or ("zeisel_cortex",), **settings)
+    frame = run(data or ("zeisel_cortex",), **settings)
     show(frame, out)
-    say(task.summary(frame).to_string())
+    say(summary(frame).to_string())
 
 
 @benchmark.command()

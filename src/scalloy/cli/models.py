@@ -57,6 +57,10 @@ def annotate(
         str | None,
         typer.Option(help="Number of clusters at which their tree is cut, 'coarse' or 'fine'."),
     ] = None,
+    level: Annotated[
+        float | None,
+        typer.Option(help="Smallest probability of the deepest label, if labels are a tree (default 0.9)."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Write everything that a model knows about cells: latent space, clusters, labels and others.
@@ -68,10 +72,12 @@ def annotate(
       scalloy annotate model cells.h5ad -o annotated.h5ad
 
       scalloy annotate model cells.h5ad -o annotated.h5ad --n-clusters 8
+
+      scalloy annotate model cells.h5ad -o annotated.h5ad --level 0.5
     """
     cells, trained = files.read(data), files.load(model)
     before = {name: set(getattr(cells, name)) for name in ("obs", "obsm", "uns")}
-    trained.annotate(cells, key_added=key_added, **_cut(trained, n_clusters))
+    trained.annotate(cells, key_added=key_added, **_options(trained, n_clusters, level))
     for name, known in before.items():
         for key in getattr(cells, name):
             if key not in known:
@@ -79,14 +85,21 @@ def annotate(
     files.write(cells, out)
 
 
-def _cut(model: Any, given: str | None) -> dict[str, int | str]:
-    """Return the argument of ``annotate`` that asks for a number of clusters."""
-    if given is None:
-        return {}
-    if not hasattr(model, "get_cluster_tree"):
-        msg = f"`--n-clusters` needs a model with clusters, and this is a {type(model).__name__}."
-        raise ValueError(msg)
-    return {"n_clusters": int(given) if given.lstrip("-").isdigit() else given}
+def _options(model: Any, n_clusters: str | None, level: float | None) -> dict[str, Any]:
+    """Return the arguments of ``annotate`` that were given, if the model has a use for them."""
+    given = {"--n-clusters": n_clusters, "--level": level}
+    needs = {"--n-clusters": ("clusters", "get_cluster_tree"), "--level": ("labels", "predict_labels")}
+    out: dict[str, Any] = {}
+    for name, value in given.items():
+        what, method = needs[name]
+        if value is None:
+            continue
+        if not hasattr(model, method):
+            msg = f"`{name}` needs a model with {what}, and this is a {type(model).__name__}."
+            raise ValueError(msg)
+        number = isinstance(value, str) and value.lstrip("-").isdigit()
+        out[name[2:].replace("-", "_")] = int(value) if number else value
+    return out
 
 
 def transfer(

@@ -12,6 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
 from scalloy.compare.groups import column, representation
+from scalloy.models._core.cluster_tree import clusters_after
 
 PER_SAMPLE, FEWEST = 5, 50  # cells of a neighbourhood for each sample, and at least
 SHARE, MOST = 0.1, 2000  # neighbourhoods per cell, and at most
@@ -95,18 +96,17 @@ def _labelled(of: np.ndarray, name: str) -> Populations:
 
 def _tree(model: Any) -> Populations:
     """Make a population of each node of the tree of clusters, the root left out."""
-    rows, members = [], []
-    tree = model.get_cluster_tree()
-    if not len(tree):
+    rows, members, of = list[dict[str, Any]](), list[sp.csr_matrix](), np.empty(0)
+    for division, of in clusters_after(model):
+        for name in (division.larger, division.smaller):
+            number = len(division.cut.names)
+            rows.append({"n_clusters": number, "cluster": name, "divided": division.divided})
+            members.append(sp.csr_matrix((of == name).astype(float)[:, None]))
+    if not rows:
         msg = (
             "`by='tree'`, but the model has one cluster only, which is not divided. Pass a column of `.obs`."
         )
         raise ValueError(msg)
-    for n, row in tree.iterrows():
-        of = np.asarray(model.get_clusters(n=int(n))).astype(str)
-        for name in (row["larger"], row["smaller"]):
-            rows.append({"n_clusters": int(n), "cluster": name, "divided": row["divided"]})
-            members.append(sp.csr_matrix((of == name).astype(float)[:, None]))
     names, part = np.unique(of, return_inverse=True)
     return Populations(pd.DataFrame(rows), sp.hstack(members).tocsr(), part, names.tolist())
 

@@ -60,8 +60,6 @@ encode_covariates, norm, encoder, decoder
     get_clusters = clusters.get_clusters
     get_cluster_probabilities = clusters.get_cluster_probabilities
     get_cluster_tree = cluster_tree.get_cluster_tree
-    annotate = clusters.annotate
-    write_annotations = clusters.write_annotations
     get_usage = clusters.get_usage
     n_alive = clusters.n_alive
     generate = generate.generate

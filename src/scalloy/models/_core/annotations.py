@@ -5,11 +5,11 @@ Each thing that is written has an :class:`Annotator`. The keys are listed in :mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,11 +17,13 @@ import torch
 from anndata import AnnData
 
 from scalloy import _keys
+from scalloy._arguments import one_of
 from scalloy._seeds import seeded
 from scalloy.data.chunks import occurring, pieces_of, writable, write_pieces
 from scalloy.models._core.protocols import ModelOf
 from scalloy.vae.base import Batch, Distributions, VAEModule
 
+OPTIONS = ("n_clusters", "level")  # arguments of `annotate` that only some models have a use for
 Found = dict[str, np.ndarray]
 Written = dict[str, dict[str, Any]]  # attribute of the AnnData, key, value
 
@@ -40,6 +42,11 @@ class Annotator:
         what to write.
     decodes
         Whether ``look`` decodes all genes, which takes memory.
+    option
+        Argument of :func:`annotate` that changes what is written, ``"n_clusters"`` or ``"level"``; ``None``
+        if there is none.
+    asked
+        Function of model and value of this argument that returns the annotator to use instead.
 
     Examples
     --------
@@ -54,6 +61,12 @@ class Annotator:
     look: Callable[[Any, Batch, Distributions], dict[str, torch.Tensor]]
     write: Callable[[Any, str, Found, pd.Index], Written]
     decodes: bool = False
+    option: str | None = None
+    asked: Callable[[Any, Any], Annotator] | None = None
+
+    def __post_init__(self) -> None:
+        if self.option is not None:
+            one_of("option", self.option, OPTIONS)
 
 
 def _mean_code(model: ModelOf[VAEModule], batch: Batch, q: Distributions) -> dict[str, torch.Tensor]:
@@ -77,8 +90,34 @@ class Annotates(ModelOf[VAEModule], Protocol):
     def _check_if_trained(self, warn: bool = True) -> None: ...
 
 
+def options_without_use(annotators: Iterable[Annotator]) -> frozenset[str]:
+    """Return the arguments of :func:`annotate` that none of these annotators has a use for.
+
+    Parameters
+    ----------
+    annotators
+        Annotators of a class of models.
+    """
+    return frozenset(OPTIONS) - {annotator.option for annotator in annotators}
+
+
+def _chosen(model: Annotates, options: dict[str, Any]) -> tuple[Annotator, ...]:
+    """Return the annotators of a model as the options ask for; ``None`` leaves one as it is."""
+    out = []
+    for annotator in model.annotators:
+        value = options.get(annotator.option or "")
+        out.append(annotator if value is None or annotator.asked is None else annotator.asked(model, value))
+    return tuple(out)
+
+
 def annotate(
-    model: Annotates, adata: AnnData | None = None, *, key_added: str | None = None, copy: bool = False
+    model: Annotates,
+    adata: AnnData | None = None,
+    *,
+    key_added: str | None = None,
+    copy: bool = False,
+    n_clusters: int | Literal["coarse", "fine"] | None = None,
+    level: float | None = None,
 ) -> AnnData | None:
     """Write what the model knows about cells into ``.obsm``, ``.obs`` and ``.uns``.
 
@@ -92,6 +131,11 @@ def annotate(
         Text to use in the keys instead of the name of the model.
     copy
         Whether to return an annotated copy and leave ``adata`` as it is.
+    n_clusters
+        Number of clusters, ``"coarse"`` or ``"fine"``, as ``n`` of :meth:`get_clusters`.
+    level
+        Smallest probability of the deepest label of a cell, as in :meth:`predict_labels`; ``None`` is 0.9.
+        Only if labels are a tree.
 
     Examples
     --------
@@ -99,18 +143,7 @@ def annotate(
     >>> adata.obsm["X_cgmdvae"].shape
     (200, 10)
     """
-    return annotated(model, adata, model.annotators, key_added=key_added, copy=copy)
-
-
-def annotated(
-    model: Annotates,
-    adata: AnnData | None,
-    annotators: tuple[Annotator, ...],
-    *,
-    key_added: str | None,
-    copy: bool,
-) -> AnnData | None:
-    """Write what these annotators know about cells; the other arguments are those of :func:`annotate`."""
+    annotators = _chosen(model, {"n_clusters": n_clusters, "level": level})
     cells = model.reader.own if adata is None else adata
     key = _keys.check_key("key_added", key_added or model.name)
     target = writable(cells, copy=copy)
@@ -127,6 +160,8 @@ def write_annotations(
     *,
     key_added: str | None = None,
     overwrite: bool = False,
+    n_clusters: int | Literal["coarse", "fine"] | None = None,
+    level: float | None = None,
 ) -> None:
     """Write the results of :meth:`annotate` into a file, piece by piece, for any number of cells.
 
@@ -143,24 +178,16 @@ def write_annotations(
         Text to use in the keys instead of the name of the model.
     overwrite
         Whether to replace a file of this name.
+    n_clusters
+        Number of clusters, as in :meth:`annotate`.
+    level
+        Smallest probability of the deepest label, as in :meth:`annotate`.
 
     Examples
     --------
     >>> model.write_annotations(folder / "annotations.h5ad")
     """
-    write_annotated(model, path, adata, model.annotators, key_added=key_added, overwrite=overwrite)
-
-
-def write_annotated(
-    model: Annotates,
-    path: str | Path,
-    adata: AnnData | None,
-    annotators: tuple[Annotator, ...],
-    *,
-    key_added: str | None,
-    overwrite: bool,
-) -> None:
-    """Write what these annotators know; the other arguments are those of :func:`write_annotations`."""
+    annotators = _chosen(model, {"n_clusters": n_clusters, "level": level})
     model._check_if_trained(warn=True)
     if adata is None or adata is model.adata:
         model.reader.manager()  # raises an error if they were changed; their pieces are read as new cells

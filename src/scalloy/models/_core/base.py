@@ -34,9 +34,10 @@ from scalloy.models._core import (
 )
 from scalloy.models._core.annotations import LATENT, Annotator
 from scalloy.models._core.moments import moments
+from scalloy.models._core.narrowed import narrowed
 from scalloy.models._core.query import load_query_data
 from scalloy.models._core.reader import CellReader
-from scalloy.models._core.setup import Layout, OneModality, is_set_up, narrowed, set_up
+from scalloy.models._core.setup import Layout, OneModality, is_set_up, set_up
 from scalloy.train.plan import TermsPlan
 from scalloy.vae.base import Sizes, VAEModule
 from scalloy.vae.vae import LibraryPrior, library_prior
@@ -82,6 +83,9 @@ class ScalloyModel(UnsupervisedTrainingMixin, BaseModelClass):
             whole = vars(ScalloyModel)["setup_anndata"].__func__
             made = classmethod(narrowed(whole, cls.layout.lacks()))
             cls.setup_anndata = made  # type: ignore[assignment]  # a method may be set
+        for method in (writing.annotate, writing.write_annotations):
+            if method.__name__ not in vars(cls):
+                setattr(cls, method.__name__, narrowed(method, writing.options_without_use(cls.annotators)))
 
     def __init__(self, adata: AnnData | None = None, registry: dict | None = None) -> None:
         if adata is not None and not is_set_up(type(self), adata):

@@ -6,7 +6,8 @@ The public function is a method of the models with a mixture, :class:`scalloy.GM
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.stats import ttest_ind_from_stats
 
 from scalloy._arguments import whole
 from scalloy.blocks.cluster_tree import leaves_below
-from scalloy.models._core.clusters import cut_at, merges_of
+from scalloy.models._core.clusters import Cut, cut_at, merges_of
 from scalloy.models._core.protocols import ModelOf
 from scalloy.vae.base import HasClusters
 
@@ -54,21 +55,77 @@ def get_cluster_tree(model: ModelOf[HasClusters], markers: int = 0) -> pd.DataFr
     """
     if markers:
         whole(markers=markers)
-    merges, prior = merges_of(model), model.module.prior
+    found, prior = divisions(model), model.module.prior
     evidence, agreement = prior.evidence.cpu().numpy(), prior.agreement.cpu().numpy()
     size, moments = _read(model, expression=markers > 0)
-    genes, before, rows = model.reader.var_names.astype(str), cut_at(model, 1), list[list[Any]]()
-    for n in range(2, len(merges) + 2):
-        m, after = len(merges) + 1 - n, cut_at(model, n)
-        parts = [leaves_below(merges, int(node)) for node in merges[m]]
-        of = after.cluster_of[prior.used].tolist()
-        larger, smaller = (of[part[0]] for part in parts)
-        row = [before.names[larger], after.names[larger], after.names[smaller]]
-        row += [*(float(size[part].sum()) for part in parts), *map(float, evidence[m]), float(agreement[n])]
+    genes, rows = model.reader.var_names.astype(str), list[list[Any]]()
+    for division in found:
+        n, parts = len(division.cut.names), division.parts
+        row: list[Any] = [division.divided, division.larger, division.smaller]
+        row += [*(float(size[part].sum()) for part in parts), *map(float, evidence[len(found) + 1 - n])]
+        row.append(float(agreement[n]))
         rows.append(row + (_markers(genes, moments, parts, markers) if moments is not None else []))
-        before = after
     columns = [*COLUMNS, *(MARKERS if markers else [])]
-    return pd.DataFrame(rows, pd.RangeIndex(2, len(merges) + 2, name="n_clusters"), columns)
+    return pd.DataFrame(rows, pd.RangeIndex(2, len(found) + 2, name="n_clusters"), columns)
+
+
+@dataclass(frozen=True)
+class Division:
+    """Division of a cluster in two.
+
+    Attributes
+    ----------
+    divided, larger, smaller
+        Names of the cluster and of its parts.
+    parts
+        Leaves of the larger and of the smaller part.
+    cut
+        Clusters that there are after the division.
+    """
+
+    divided: str
+    larger: str
+    smaller: str
+    parts: tuple[list[int], list[int]]
+    cut: Cut
+
+
+def divisions(model: ModelOf[HasClusters]) -> list[Division]:
+    """Return the divisions of the tree of clusters, from the root; no cell is read.
+
+    Parameters
+    ----------
+    model
+        Model with clusters.
+    """
+    merges, used = merges_of(model), model.module.prior.used
+    before, out = cut_at(model, 1), list[Division]()
+    for first, second in merges[::-1]:
+        after = cut_at(model, len(before.names) + 1)
+        parts = leaves_below(merges, int(first)), leaves_below(merges, int(second))
+        of = after.cluster_of[used].tolist()
+        larger, smaller = (of[part[0]] for part in parts)
+        out.append(Division(before.names[larger], after.names[larger], after.names[smaller], parts, after))
+        before = after
+    return out
+
+
+@torch.no_grad()
+def clusters_after(model: ModelOf[HasClusters]) -> Iterator[tuple[Division, np.ndarray]]:
+    """Yield each division, and the names of the cells' clusters after it; each cell is encoded once.
+
+    Parameters
+    ----------
+    model
+        Model with clusters.
+    """
+    prior, found = model.module.prior, divisions(model)
+    if not found:
+        return
+    r = torch.cat([model.module.assignment(batch) for batch in model.reader.batches()])
+    for division in found:
+        of = prior.of_clusters(r, division.cut.cluster_of).argmax(-1).cpu().numpy()
+        yield division, np.array(division.cut.names)[of]
 
 
 @torch.no_grad()

@@ -10,8 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from anndata import AnnData
 
 from scalloy import _keys
 from scalloy._arguments import whole
-from scalloy.models._core.annotations import Annotator, Found, Written, annotated, write_annotated
+from scalloy.models._core.annotations import Annotator, Found, Written
 from scalloy.models._core.protocols import ModelOf
 from scalloy.vae.base import Batch, Distributions, HasClusters
 
@@ -256,79 +255,10 @@ def _write(
     return {"obsm": {_keys.probabilities(key): frame}, "obs": obs, "uns": about}
 
 
-CLUSTERS = Annotator(_look, _write)
-
-
-def _annotators(model: Any, n: Number | None) -> tuple[Annotator, ...]:
-    """Return the annotators of a model, of which that of the clusters cuts the tree at ``n``."""
+def _cut_into(model: ModelOf[HasClusters], n: Number) -> Annotator:
+    """Return the annotator of clusters at a number of them."""
     cut = cut_at(model, n)  # raises an error before anything is read
-    at_n = Annotator(partial(_look, cut=cut), partial(_write, cut=cut))
-    return tuple(at_n if each is CLUSTERS else each for each in model.annotators)
+    return Annotator(partial(_look, cut=cut), partial(_write, cut=cut))
 
 
-def annotate(
-    model: Any,
-    adata: AnnData | None = None,
-    *,
-    key_added: str | None = None,
-    copy: bool = False,
-    n_clusters: Number | None = None,
-) -> AnnData | None:
-    """Write what the model knows about cells into ``.obsm``, ``.obs`` and ``.uns``.
-
-    The keys contain the name of the model in lower case and are listed in :mod:`scalloy._keys`.
-
-    Parameters
-    ----------
-    adata
-        Cells to annotate; ``None`` is the model's own.
-    key_added
-        Text to use in the keys instead of the name of the model.
-    copy
-        Whether to return an annotated copy and leave ``adata`` as it is.
-    n_clusters
-        Number of clusters, as ``n`` of :meth:`get_clusters`.
-
-    Examples
-    --------
-    >>> model.annotate(adata, n_clusters=3)
-    >>> int(adata.obs["cgmdvae_cluster"].nunique()) <= 3
-    True
-    """
-    made = _annotators(model, n_clusters)
-    return annotated(model, adata, made, key_added=key_added, copy=copy)
-
-
-def write_annotations(
-    model: Any,
-    path: str | Path,
-    adata: AnnData | None = None,
-    *,
-    key_added: str | None = None,
-    overwrite: bool = False,
-    n_clusters: Number | None = None,
-) -> None:
-    """Write the results of :meth:`annotate` into a file, piece by piece, for any number of cells.
-
-    The file holds the columns of the cells, in their order, and no counts. Read it with
-    ``anndata.read_h5ad`` or ``anndata.read_zarr``.
-
-    Parameters
-    ----------
-    path
-        Name of the file, which ends in ``.h5ad`` or ``.zarr``.
-    adata
-        Cells in memory, backed, or from :func:`scalloy.data.open_store`; ``None`` is the model's own.
-    key_added
-        Text to use in the keys instead of the name of the model.
-    overwrite
-        Whether to replace a file of this name.
-    n_clusters
-        Number of clusters, as ``n`` of :meth:`get_clusters`.
-
-    Examples
-    --------
-    >>> model.write_annotations(folder / "clusters.h5ad", n_clusters="fine")
-    """
-    made = _annotators(model, n_clusters)
-    write_annotated(model, path, adata, made, key_added=key_added, overwrite=overwrite)
+CLUSTERS = Annotator(_look, _write, option="n_clusters", asked=_cut_into)

@@ -6,6 +6,7 @@ Each public function is a method of :class:`scalloy.CGMDVAE`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -24,7 +25,7 @@ from scalloy.models._core.protocols import ModelOf
 from scalloy.vae.base import Batch, Distributions, HasLabels
 from scalloy.vae.label_tree import of_nodes
 
-LEVEL = 0.9  # probability that the deepest label reaches in `annotate`
+LEVEL = 0.9  # probability that the deepest label reaches in `annotate`, unless another is asked for
 UNKNOWN = "unknown"  # label of cells that have none, if the user has no word for it
 N_SAMPLES = 25  # samples of the latents of a cell over which probabilities are averaged
 FEW = 10  # if a label has fewer cells than this, none of them is left for validation
@@ -66,6 +67,7 @@ def predict_labels(
     >>> adata.obs["predicted"] = model.predict_labels(adata)
     """
     tree = model.reader.tree
+    _check_labels(model)
     if level is not None:
         _check_level(model, level)
     found = told_of_labels(model, adata, indices, batch_size)
@@ -125,12 +127,7 @@ def told_of_labels(model: ModelOf[HasLabels], adata: Any, indices: Any, batch_si
     adata, indices, batch_size
         As in :func:`predict_labels`.
     """
-    if not model.reader.labels:
-        msg = (
-            f"The model was trained without labels. Call `{type(model).__name__}.setup_anndata(adata, "
-            "labels_key=..., unlabeled_category=...)` and train again, or use `get_clusters()`."
-        )
-        raise ValueError(msg)
+    _check_labels(model)
     found = [_look(model, batch) for batch in model.reader.batches(adata, indices, batch_size)]
     return {name: torch.cat([part[name].cpu() for part in found]).numpy() for name in found[0]}
 
@@ -148,12 +145,22 @@ def _look(model: ModelOf[HasLabels], batch: Batch, q: Distributions | None = Non
     return found
 
 
+def _check_labels(model: ModelOf[HasLabels]) -> None:
+    """Check that the model was trained with labels."""
+    if not model.reader.labels:
+        msg = (
+            f"The model was trained without labels. Call `{type(model).__name__}.setup_anndata(adata, "
+            "labels_key=..., unlabeled_category=...)` and train again, or use `get_clusters()`."
+        )
+        raise ValueError(msg)
+
+
 def _check_level(model: ModelOf[HasLabels], level: float) -> None:
     """Check that a level is a probability, and that there is a tree with calibrated probabilities."""
     if not isinstance(level, Real) or isinstance(level, bool) or not 0 < level <= 1:
         msg = f"`level={level!r}` is a probability: pass a number above 0 and up to 1."
         raise ValueError(msg)
-    if model.reader.labels and model.reader.tree is None:
+    if model.reader.tree is None:
         msg = (
             f"`level={level}` needs a tree of labels, and these have none. Call `setup_anndata(..., "
             "label_parents=...)` and train again; `label_parents={}` is a tree without inner nodes."
@@ -176,8 +183,10 @@ def _deepest(model: ModelOf[HasLabels], found: Found, level: float) -> tuple[pd.
     return pd.Categorical.from_codes(at, categories=names), sure, np.array([*hierarchy.depth, 0])[at]
 
 
-def _write(model: ModelOf[HasLabels], key: str, found: Found, names: pd.Index) -> Written:
-    """Return labels, their probabilities and the unknown score under their keys."""
+def _write(
+    model: ModelOf[HasLabels], key: str, found: Found, names: pd.Index, *, level: float = LEVEL
+) -> Written:
+    """Return labels, their probabilities, the unknown score and the deepest labels under their keys."""
     if "labels" not in found:
         return {}
     p = found["labels"]
@@ -187,13 +196,21 @@ def _write(model: ModelOf[HasLabels], key: str, found: Found, names: pd.Index) -
         _keys.unknown(key): found["unknown"],
     }
     if "nodes" in found:
-        made = _deepest(model, found, LEVEL)
+        made = _deepest(model, found, level)
         made_of = (_keys.deepest_label, _keys.deepest_probability, _keys.depth)
         obs |= {key_of(key): values for key_of, values in zip(made_of, made, strict=True)}
+        return {"obs": obs, "uns": {_keys.settings(key): {"level": float(level)}}}
     return {"obs": obs}
 
 
-LABELS = Annotator(_look, _write)
+def _at_level(model: ModelOf[HasLabels], level: float) -> Annotator:
+    """Return the annotator of labels for a level of the deepest ones."""
+    _check_labels(model)
+    _check_level(model, level)
+    return Annotator(_look, partial(_write, level=level))
+
+
+LABELS = Annotator(_look, _write, option="level", asked=_at_level)
 
 
 def train(model: Any, *args: Any, n_samples_per_label: int | None = None, **kwargs: Any) -> None:

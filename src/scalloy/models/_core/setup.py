@@ -8,10 +8,7 @@ genes of a model.
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -242,29 +239,6 @@ def known_categories(registry: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 # the method of the user -------------------------------------------------------------------------
-
-
-def narrowed(method: Callable[..., None], lacks: frozenset[str]) -> Callable[..., None]:
-    """Return ``setup_anndata`` without the arguments that a model has no use for."""
-    signature = inspect.signature(method)
-    kept = [p for name, p in signature.parameters.items() if name not in lacks]
-
-    @wraps(method)
-    def called(*args: Any, **kwargs: Any) -> None:
-        if refused := sorted(lacks & kwargs.keys()):
-            msg = (
-                f"`{refused[0]}` is no argument of `{args[0].__name__}.setup_anndata`: the model has no use "
-                "for it. Leave it out, or take a model that has, such as `sa.CGMDVAE`."
-            )
-            raise TypeError(msg)
-        given = dict(narrow.bind(*args, **kwargs).arguments)
-        return method(**given, **given.pop("kwargs", {}))
-
-    narrow = signature.replace(parameters=kept)
-    called.__signature__ = narrow  # type: ignore[attr-defined]  # which `inspect` reads
-    for name in lacks:
-        called.__doc__ = re.sub(rf"\n +{name}\n(?: {{12,}}.*\n)+", "\n", called.__doc__ or "")
-    return called
 
 
 def set_up_defaults(cls: Any, method: str) -> dict[str, Any]:
