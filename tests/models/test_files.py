@@ -98,7 +98,9 @@ def test_models_of_two_modalities_of_format_5(kind, tmp_path):
             model.save(tmp_path / "again", save_anndata=True)
             model = sa.load(tmp_path / "again")
         np.testing.assert_allclose(model.get_latent_representation(), z, atol=1e-5)
-        assert model.get_marginal_ll(n_mc_samples=100) == pytest.approx(np.load(folder / "marginal.npy"), abs=1)
+        assert model.get_marginal_ll(n_mc_samples=100) == pytest.approx(
+            np.load(folder / "marginal.npy"), abs=1
+        )
         found = model.predict("prot", from_="rna", n_samples=200).to_numpy()
         np.testing.assert_allclose(np.log(found / np.load(folder / "protein.npy")).mean(0), 0, atol=0.2)
     model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")

@@ -11,8 +11,8 @@ from scalloy.cli import (
     benchmark_cells,  # noqa: F401 (adds its commands to the benchmarks)
     benchmark_donors,  # noqa: F401 (adds its command to the benchmarks)
     benchmark_generation,  # noqa: F401 (adds its command to the benchmarks)
-    benchmark_modalities,  # noqa: F401 (adds its commands to the benchmarks)
     benchmark_integration,  # noqa: F401 (adds its command to the benchmarks)
+    benchmark_modalities,  # noqa: F401 (adds its commands to the benchmarks)
     console,
     donors,
     models,
