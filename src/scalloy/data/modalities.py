@@ -277,8 +277,12 @@ def _check_names(adata: AnnData, key: str, n: int) -> None:
     names = column_names(adata, key)
     twice = () if names is None else twice_in(pd.Index(names))
     if names is not None and len(names) != n:
-        what = f"has {n} columns, but `adata.uns[{names_key(key)!r}]` has {len(names)} names"
-    elif len(twice) or n == 0:
+        msg = (
+            f"`adata.obsm[{key!r}]` has {n} columns, but `adata.uns[{names_key(key)!r}]` has {len(names)} "
+            "names. Expected a name for each column, or no names."
+        )
+        raise ValueError(msg)
+    if len(twice) or n == 0:
         what = f"has variables of the same name: {few(twice)}" if len(twice) else "has no variables"
     else:
         return
@@ -292,8 +296,9 @@ def _wrong_values(
     """Return the error about values that a modality cannot have."""
     kind = "finite" if allow_non_counts else "raw counts (whole, not negative)"
     names = few(adata.obs_names[cells], 5)
-    return ValueError(
+    msg = (
         f"`adata.obsm[{key!r}]` holds {value:.4g} in {cells.sum()} cell(s) ({names}). "
         f"Expected values that are {kind}, or NaN where not measured; other data need "
         "`allow_non_counts=True` and a likelihood such as 'normal'."
     )
+    return ValueError(msg)

@@ -209,9 +209,8 @@ class POISEVAE(ScalloyModel):
         likelihood, sparse = self.module.likelihoods[k], sp.issparse(x)
         there = np.diff(x.indptr) > 0 if sparse else ~x.isnan().all(-1).numpy()
         if not there.any():
-            kind = "zero" if sparse else "NaN"
-            msg = f"{name!r} is {kind} throughout: there is nothing to learn it from."
-            raise ValueError(msg)
+            msg = f"{name!r} is NaN throughout: there is nothing to learn it from."
+            raise ValueError(msg.replace("NaN", "zero") if sparse else msg)
         values, argument = x.data if sparse else x[~x.isnan()].numpy(), self._argument(name)
         factories.check_range(self.likelihoods[name], likelihood, values, argument=argument)
         if self.likelihoods[name] == "categorical":
