@@ -6,6 +6,7 @@ Each public function is a method of :class:`scalloy.POISEVAE`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,13 @@ import torch
 from anndata import AnnData
 
 from scalloy import _keys
-from scalloy._arguments import check_latent, whole
+from scalloy._arguments import check_latent, one_of, whole
 from scalloy._seeds import seeded
 from scalloy.blocks import gibbs
 from scalloy.blocks.coupled_prior import SecondOrder
 from scalloy.blocks.joint_posteriors import Coupled
 from scalloy.data.modalities import names_key
+from scalloy.models._core.aggregate import Aggregate, companions
 from scalloy.models._core.cross_modal import (
     Model,
     get_latent_representation,
@@ -29,6 +31,9 @@ from scalloy.models._core.cross_modal import (
     number,
 )
 from scalloy.models._core.traverse import span
+
+FROM = ("mixture", "prior", "posterior")
+N_OF_EACH = 3  # samples of the code of each cell, to which a mixture is fitted
 
 
 def _coupled(model: Model) -> Coupled:
@@ -152,19 +157,31 @@ def get_mixing(model: Model, n_sweeps: int = 200, n_chains: int = 64, seed: int 
 
 
 @torch.inference_mode()
-def generate(model: Model, n: int = 100, *, n_steps: int = 200, seed: int = 0) -> AnnData:
+def generate(
+    model: Model,
+    n: int = 100,
+    *,
+    from_: Literal["mixture", "prior", "posterior"] = "mixture",
+    n_steps: int = 200,
+    seed: int = 0,
+) -> AnnData:
     """Generate new cells with all modalities.
 
-    Codes are drawn from the prior. Batch, covariates and library size of each new cell are those of one of
-    the model's own cells, drawn at random.
+    Batch, covariates and library size of each new cell are those of one of the model's own cells: of one of
+    those whose codes are nearest to the new code.
 
     Parameters
     ----------
     n
         Number of cells.
+    from_
+        Distribution of the codes. ``"prior"`` is that of the model, which also fills gaps between types of
+        cells. ``"mixture"`` is a mixture of Gaussians that is fitted to the codes of the model's own cells at
+        the first call, with as many components as their held-out likelihood supports. ``"posterior"`` draws
+        the codes of each cell from the posterior of one of the model's own cells.
     n_steps
-        Number of annealing steps of the Gibbs chains, from two standard normals to the prior; see
-        :func:`scalloy.blocks.gibbs.sample`.
+        Number of annealing steps of the Gibbs chains, from standard normals to the prior; see
+        :func:`scalloy.blocks.gibbs.sample`. Only for ``from_="prior"``.
     seed
         Random seed.
 
@@ -180,18 +197,17 @@ def generate(model: Model, n: int = 100, *, n_steps: int = 200, seed: int = 0) -
     ((50, 40), (50, 3))
     """
     whole(n=n, n_steps=n_steps)
-    n_obs = len(model.reader.names())
-    rows, parts = np.random.default_rng(seed).integers(n_obs, size=n), []
+    codes, rows = _new_codes(model, n, one_of("from_", from_, FROM), n_steps, seed)
+    parts, begin, joint = [], 0, model.module.joint
     sparse = [k for k in range(1, len(modalities(model))) if held_sparse(model, k)]
     with seeded(seed):
         for batch in model.reader.batches(None, rows, None, decodes=True):
-            drawn = model.module.joint.prior(len(batch.x), n_steps)
-            latents = {k: v.to(batch.x.device) for k, v in drawn.items()}
-            p = model.module.decode(batch, latents)
-            samples = [p[letter].sample() for letter in model.module.letters]
-            arrays = [v.cpu().numpy() for v in (*samples, model.module.joint.together(latents))]
+            drawn = torch.from_numpy(codes[begin : begin + len(batch.b)]).float().to(batch.b.device)
+            begin += len(batch.b)
+            p = model.module.decode(batch, joint.apart(drawn))
+            arrays = [p[letter].sample().cpu().numpy() for letter in model.module.letters]
             parts.append([sp.csr_matrix(v) if k in sparse else v for k, v in enumerate(arrays)])
-    x, *others, code = (sp.vstack(v, "csr") if sp.issparse(v[0]) else np.concatenate(v) for v in zip(*parts))
+    x, *others = (sp.vstack(v, "csr") if sp.issparse(v[0]) else np.concatenate(v) for v in zip(*parts))
     first, *names = modalities(model)
     out = AnnData(x, var=pd.DataFrame(index=get_variables(model, first)))
     out.obs_names = [f"generated_{i}" for i in range(n)]
@@ -201,8 +217,32 @@ def generate(model: Model, n: int = 100, *, n_steps: int = 200, seed: int = 0) -
             out.obsm[name], out.uns[names_key(name)] = values, np.asarray(variables)
         else:
             out.obsm[name] = pd.DataFrame(values, index=out.obs_names, columns=variables)
-    out.obsm[_keys.latent(model.name)] = code
+    out.obsm[_keys.latent(model.name)] = codes.astype(np.float32)
+    out.uns["generated"] = {"model": type(model).__name__, "from": from_}
     return out
+
+
+def _new_codes(model: Model, n: int, source: str, n_steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return new codes, and the row of the cell whose batch, covariates and library size each one takes."""
+    rng, joint = np.random.default_rng(seed), model.module.joint
+    if source == "posterior":
+        rows = rng.integers(len(model.reader.names()), size=n)
+        codes = get_latent_representation(model, indices=rows, give_mean=False, seed=seed)
+        return codes, rows
+    if source == "prior":
+        with seeded(seed):
+            codes = joint.together(joint.prior(n, n_steps)).cpu().numpy()
+    else:
+        codes = _mixture(model).draw(n, rng)
+    return codes, companions(codes, get_latent_representation(model), rng)
+
+
+def _mixture(model: Model) -> Aggregate:
+    """Return the mixture of the codes of the model's own cells, which is fitted once."""
+    if "mixture of codes" not in model._kept:
+        samples = [get_latent_representation(model, give_mean=False, seed=seed) for seed in range(N_OF_EACH)]
+        model._kept["mixture of codes"] = Aggregate(np.stack(samples), seed=model.seed)
+    return model._kept["mixture of codes"]
 
 
 @torch.inference_mode()
