@@ -125,3 +125,13 @@ def test_the_summary_names_networks(cells):
     assert "encoder mlp 12-6, decoder mlp 6-12" in made("VAE", cells, "widths")._model_summary_string
     sa.VAE.setup_anndata(cells)
     assert "n_hidden 128 x 1" in sa.VAE(cells)._model_summary_string
+
+
+def test_a_decoder_of_images_begins_with_its_pixels_as_they_are(cells):
+    sa.VAE.setup_anndata(cells)
+    for likelihood in ("nb", "zinb", "bernoulli"):
+        model = sa.VAE(cells, decoder=IMAGE, gene_likelihood=likelihood)
+        head = getattr(model.module.likelihood, "base", model.module.likelihood).head
+        assert torch.equal(head.weight, torch.eye(40))
+    square = sa.VAE(cells, n_hidden=40)  # as wide by chance
+    assert not torch.equal(square.module.likelihood.head.weight, torch.eye(40))
