@@ -81,8 +81,8 @@ class CGMDVAE(ScalloyModel):
         predicted a little better if half of them are known, and cells under another condition worse.
     mmd_weight
         Weight of the penalty on differences between batches within components (their squared MMD); 0 means
-        none. With 200 and batches of at least 256 cells (``train(batch_size=256)``), batches mix better and
-        cell types stay apart about as well. Needs ``batch_key``.
+        none. With 200 and at least 256 cells per step (``train(batch_size=256)``), batches that differ much
+        mix better, and cell types stay apart about as well. Needs ``batch_key``.
     as_published
         Whether to train as in Kolb's thesis: with bounded latents, components that start at random places, no
         warm-up, and squared errors that weigh twice as much.
