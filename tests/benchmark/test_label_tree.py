@@ -136,6 +136,8 @@ def told_of(task, leaf, deepest, sure=1.0):
 def test_scores_of_what_is_known(task, left_out):
     right = _scores(task, told_of(task, task.truth, task.truth))
     assert right == {"hierarchical_f1": 1, "deepest_at_90": 1, "ece": 0, "given": 1, "right": 1, "leaves": 1}
+    labelled = np.where(task.asked, task.truth, "B cells")  # what is said of labelled cells does not count
+    assert _scores(task, told_of(task, labelled, labelled)) == right
     is_t = np.isin(task.truth, ["CD4 T cells", "CD8 T cells"])
     swapped = np.where(task.truth == "CD4 T cells", "CD8 T cells", task.truth)
     swapped = np.where(task.truth == "CD8 T cells", "CD4 T cells", swapped)
