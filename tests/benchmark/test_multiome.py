@@ -116,8 +116,10 @@ def test_multivi_in_the_same_table():
 def test_generated_pairs_beside_real_ones():
     models = ["POISEVAE"]
     frame = joint.coherence("citeseq_subset", models, n_folds=1, max_epochs=2, n_trees=20)
-    assert list(frame["model"]) == [joint.REAL, *models]
-    real, ours = (frame.set_index("model").loc[name] for name in (joint.REAL, *models))
+    assert list(frame["model"]) == [joint.REAL, "POISEVAE", "POISEVAE"]
+    assert list(frame["from"]) == ["", "mixture", "prior"]
+    real, mixed, ours = (row for _, row in frame.iterrows())
+    assert mixed["ratio"] == mixed["made"] / mixed["real"] != ours["ratio"]
     assert real["ratio"] == pytest.approx(1, abs=0.05)
     assert real["composition"] < 0.1
     assert real["auc"] == pytest.approx(0.5, abs=0.08)
@@ -163,4 +165,8 @@ def test_command_line(tmp_path, what):
     done = CliRunner().invoke(app, args)
     assert done.exit_code == 0, done.output
     found = pd.read_csv(out)["model"].tolist()
-    assert found == ([joint.REAL, *joint.JOINTS] if what == "coherence" else [atac.TRUTH, "ridge"])
+    assert found == (
+        [joint.REAL, *(k for k in joint.JOINTS for _ in range(2))]
+        if what == "coherence"
+        else [atac.TRUTH, "ridge"]
+    )

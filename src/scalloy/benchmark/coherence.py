@@ -31,6 +31,7 @@ def coherence(
     data: str = "citeseq",
     models: Sequence[str] = tuple(JOINTS),
     *,
+    sources: Sequence[str] = ("mixture", "prior"),
     folds: int = 5,
     n_folds: int | None = None,
     seed: int = 0,
@@ -49,6 +50,8 @@ def coherence(
         Name of the data set, as in :func:`scalloy.benchmark.multimodal.multimodal`.
     models
         Names of our models.
+    sources
+        Distributions of the codes, as in :meth:`scalloy.POISEVAE.generate`.
     folds, n_folds
         Number of parts into which the cells are divided, and how many of them are held out in turn (``None``
         holds out each).
@@ -78,14 +81,15 @@ def coherence(
             break
         known, held_out = adata[train].copy(), values(adata[test])
         others = values(known[np.random.default_rng(seed).permutation(len(train))[: len(test)]])
-        made: dict[str, Values] = {REAL: others}
+        made: dict[tuple[str, str], Values] = {(REAL, ""): others}
         for name in models:
             scvi.settings.seed = seed
             model = ours(known.copy(), JOINTS[one_of("models", name, JOINTS)], max_epochs)
-            made[name] = generated(model, len(test), seed)
-        for name, cells in made.items():
+            for source in sources:
+                made[name, source] = generated(model, len(test), seed, source)
+        for (name, source), cells in made.items():
             found = scores(known, held_out, cells, n_trees, seed)
-            rows.append({"data": data, "fold": fold, "model": name, **found})
+            rows.append({"data": data, "fold": fold, "model": name, "from": source, **found})
     return pd.DataFrame(rows)
 
 
@@ -95,9 +99,9 @@ def values(cells: AnnData) -> Values:
     return {"rna": np.log1p(normalised(x)), "prot": np.log1p(np.asarray(cells.obsm[KEY], dtype=float))}
 
 
-def generated(model: Any, n: int, seed: int) -> Values:
+def generated(model: Any, n: int, seed: int, source: str) -> Values:
     """Generate cells as users do."""
-    cells = model.generate(n, seed=seed)
+    cells = model.generate(n, from_=source, seed=seed)
     cells.obsm[KEY] = cells.obsm["prot"]
     return values(cells)
 
@@ -124,4 +128,4 @@ def scores(known: AnnData, held_out: Values, made: Values, n_trees: int, seed: i
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard deviation over folds of a table of :func:`coherence`."""
-    return spread(frame, ["data", "model"], COLUMNS, digits=3)
+    return spread(frame, ["data", "model", "from"], COLUMNS, digits=3)

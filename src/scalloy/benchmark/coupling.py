@@ -172,13 +172,14 @@ def starvation(
     *,
     radii: Sequence[float] = (5.0, 3.0, 2.0),
     seeds: Sequence[int] = (0, 1, 2),
-    max_epochs: int = 40,
+    max_epochs: int = 160,
 ) -> pd.DataFrame:
     """Measure whether points on a circle are learned beside images, which have far more dimensions.
 
-    ``from_point`` and ``from_image`` are the shares of cells whose point, when decoded from the point or the
-    image alone, lies nearest to the centre of its class. ``distance`` is the mean distance of generated
-    points from the nearest centre, divided by that of real points. ``sigma`` is the learned standard
+    ``from_point``, ``from_image`` and ``from_both`` are the shares of cells whose point, when decoded from
+    the point or the image alone or from both, lies nearest to the centre of its class. ``distance`` is the
+    mean distance of generated points from the nearest centre, divided by that of real points, and
+    ``distance_prior`` that of points generated from the prior. ``sigma`` is the learned standard
     deviation divided by the true one. Two models without clusters serve as references: one Gaussian, and a
     ring (:func:`references`).
 
@@ -214,11 +215,12 @@ def starvation(
                 model = POISEVAE(cells, joint=joint, hidden_rate=0.0, **settings)
                 model.train(max_epochs, **QUIET)
                 row: dict[str, Any] = {"radius": radius, "joint": joint, "seed": seed}
-                for name, from_ in (("point", "prot"), ("image", "rna")):
+                for name, from_ in (("point", "prot"), ("image", "rna"), ("both", None)):
                     _, k = _nearest(model.predict("prot", from_=from_).to_numpy(), centres)
                     row[f"from_{name}"] = float((k == truth).mean())
-                made = model.generate(2000, seed=seed).obsm["prot"].to_numpy()
-                row["distance"] = _nearest(made, centres)[0].mean() / real.mean()
+                for name, source in (("distance", "mixture"), ("distance_prior", "prior")):
+                    made = model.generate(2000, from_=source, seed=seed).obsm["prot"].to_numpy()
+                    row[name] = _nearest(made, centres)[0].mean() / real.mean()
                 row["sigma"] = float(model.module.likelihoods[1].log_sigma.detach().exp().mean()) / NOISE
                 rows.append(row)
     return pd.DataFrame(rows)

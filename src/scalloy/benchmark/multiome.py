@@ -35,7 +35,7 @@ MODELS = (*JOINTS, *CROSS_METHODS)
 #: Arguments of POISEVAE for RNA and ATAC: of ``setup_mudata``, and of the model.
 SETTINGS: dict[str, dict[str, Any]] = {
     "setup": {"modalities": ("rna", "atac")},
-    "model": {"protein_likelihood": "nb"},
+    "model": {"likelihoods": {"atac": "poisson"}},
 }
 LEAST = 5  # cells with a fragment, and without one, in which a peak is scored
 COLUMNS = ["r_rna", "r_atac", "auroc_atac", "r_rna_truth", "r_atac_truth", "auroc_open"]

@@ -114,7 +114,7 @@ class POISEVAE(ScalloyModel):
         self,
         adata: Any = None,
         registry: dict | None = None,
-        n_hidden: int = 256,
+        n_hidden: int | Sequence[int] = 256,
         n_latent: int = 10,
         n_layers: int = 1,
         dropout_rate: float = 0.1,
@@ -143,12 +143,13 @@ class POISEVAE(ScalloyModel):
         self._asked = dict(likelihoods or {})  # likelihoods by the names of modalities
         self.likelihoods = self._likelihoods(gene_likelihood, protein_likelihood)
         others = zip(self.modalities[1:], sizes.n_others, strict=True)
+        width = networks.n_decoded(sizes.n_vars, **sizes.covariates)
         chosen: Any = {"kappa": kappa, "n_chains": n_chains, "n_sweeps": n_sweeps, "chains": chains}
         self.module = POISEVAEMath(
             sizes,
             [
-                self.make_likelihood(self.likelihoods[first], n_hidden),
-                *(self._other_likelihood(name, n, n_hidden) for name, n in others),
+                self.make_likelihood(self.likelihoods[first], width),
+                *(self._other_likelihood(name, n, width) for name, n in others),
             ],
             factories.joint(joint, n_latent, len(self.modalities), **chosen),
             networks,

@@ -91,7 +91,7 @@ class POISEVAE(VAEModule):
         encoders, decoders = [], []
         for k, (n, likelihood) in enumerate(zip((sizes.n_vars, *sizes.n_others), likelihoods, strict=True)):
             rate = hidden_rate if k == 0 or likelihood.depth == "total" else 0.0
-            head = ExpertHead(networks.n_hidden, n_latent, sent)
+            head = ExpertHead(networks.n_encoded, n_latent, sent)
             encoders.append(networks.encoder(n, head, hidden_rate=rate, **seen))
             depth = int(k > 0 and likelihood.depth != "total")
             decoders.append(networks.decoder(n_latent, **{**known, "n_cont": sizes.n_cont + depth}))

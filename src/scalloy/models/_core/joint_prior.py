@@ -227,7 +227,7 @@ def _new_codes(model: Model, n: int, source: str, n_steps: int, seed: int) -> tu
     rng, joint = np.random.default_rng(seed), model.module.joint
     if source == "posterior":
         rows = rng.integers(len(model.reader.names()), size=n)
-        codes = get_latent_representation(model, indices=rows, give_mean=False, seed=seed)
+        codes = get_latent_representation(model, indices=rows.tolist(), give_mean=False, seed=seed)
         return codes, rows
     if source == "prior":
         with seeded(seed):
@@ -238,11 +238,13 @@ def _new_codes(model: Model, n: int, source: str, n_steps: int, seed: int) -> tu
 
 
 def _mixture(model: Model) -> Aggregate:
-    """Return the mixture of the codes of the model's own cells, which is fitted once."""
-    if "mixture of codes" not in model._kept:
+    """Return the mixture of the codes of the model's own cells, which is kept until the weights change."""
+    key = ("mixture of codes", tuple(p._version for p in model.module.parameters()))
+    if key not in model._kept:
+        model._kept.clear()
         samples = [get_latent_representation(model, give_mean=False, seed=seed) for seed in range(N_OF_EACH)]
-        model._kept["mixture of codes"] = Aggregate(np.stack(samples), seed=model.seed)
-    return model._kept["mixture of codes"]
+        model._kept[key] = Aggregate(np.stack(samples), seed=model.seed)
+    return model._kept[key]
 
 
 @torch.inference_mode()
