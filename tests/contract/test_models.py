@@ -456,8 +456,8 @@ def test_one_batch_where_one_is_taken(cells):
 def test_arguments_that_a_model_has_no_use_for(cells):
     for argument in ("condition_key", "unlabeled_category"):
         assert argument not in inspect.signature(sa.VAE.setup_anndata).parameters
-        assert f" {argument}\n" not in sa.VAE.setup_anndata.__doc__
-        assert f" {argument}\n" in sa.CGMDVAE.setup_anndata.__doc__
+        assert f"\n{argument}\n" not in sa.VAE.setup_anndata.__doc__
+        assert f"\n{argument}\n" in sa.CGMDVAE.setup_anndata.__doc__
         with pytest.raises(TypeError, match=f"`{argument}` is no argument of `VAE.setup_anndata`.*CGMDVAE"):
             sa.VAE.setup_anndata(cells, **{argument: "condition"})
     sa.VAE.setup_anndata(cells, None, "batch", "cluster")  # by position, as scvi-tools has them
