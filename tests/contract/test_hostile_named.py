@@ -225,7 +225,6 @@ def test_a_model_takes_up_cells_of_its_own_kind(tmp_path):
     ("name", "message"),
     [
         ("obsm:missing", "is not in `adata.obsm`. It holds: nothing"),
-        ("obsm:CSR", "is a csr_matrix of float64. Expected a DataFrame or an array of numbers"),
         ("obsm:text", "Expected a DataFrame or an array of numbers"),
         ("obsm:masked array", "is a MaskedArray of float64. Expected a DataFrame"),
         ("obsm:negative", "Expected values that are raw counts"),

@@ -229,7 +229,7 @@ def test_three_learn_from_each_other(quick):
     whole = three(400)
     rows = {"rna": slice(0, 300), "atac": slice(0, 400), "prot": np.r_[0:200, 300:400]}
     hidden = part(whole, {**rows, "atac": slice(0, 200)})
-    model = fitted(hidden, {**quick, "max_epochs": 80}, n_hidden=32)
+    model = fitted(hidden, {**quick, "max_epochs": 200}, n_hidden=32)
     truth = whole["atac"].X.toarray()[200:]
     found = model.predict("atac").loc[whole.obs_names[200:]].to_numpy()
     level = whole["atac"].X[:200].mean(0).A1

@@ -38,7 +38,7 @@ from scalloy.baselines.predictors import normalised
 from scalloy.data import checks
 from scalloy.data.arrays import as_numbers
 from scalloy.data.genes import aligned
-from scalloy.data.modalities import check_modality, with_columns
+from scalloy.data.modalities import check_modality, columns_of, with_columns
 from scalloy.metrics._given import numbers
 
 N_PCS, N_NEAREST, N_CANONICAL = 50, 50, 10
@@ -82,6 +82,7 @@ class CrossModal:
         checks.check_object(adata)
         checks.check_counts(adata)
         check_modality(adata, "protein_obsm_key", protein_obsm_key)
+        adata = with_columns(adata, protein_obsm_key, columns_of(adata, protein_obsm_key))
         self.adata, self.method = adata, one_of("method", method, CROSS_METHODS)
         self.key, self.normalise, self.seed = protein_obsm_key, normalise, seed
         self._fitted: dict[str, Any] = {}

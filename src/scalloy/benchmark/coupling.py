@@ -104,9 +104,9 @@ def _right_class(predicted: np.ndarray, known: np.ndarray, train: AnnData, test:
 def drawn_sources(n: int = 5000, d: int = 3, seed: int = 0) -> tuple[AnnData, np.ndarray, np.ndarray]:
     """Draw codes from a coupled prior and observe them through two random networks with little noise."""
     with seeded(seed), torch.no_grad():
-        prior = SecondOrder(d, d, kappa=0.95)
-        prior.g11.copy_(0.8 * torch.randn(d, d))
-        prior.log_g22.fill_(-2.5)
+        prior = SecondOrder((d, d), kappa=0.95)
+        prior.pairs[0].g11.copy_(0.8 * torch.randn(d, d))
+        prior.pairs[0].log_g22.fill_(-2.5)
         z, z2 = prior.sample(n, 500)
         seen = []
         for code in (z, z2):

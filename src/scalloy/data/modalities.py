@@ -97,6 +97,12 @@ def column_names(adata: AnnData, key: str) -> Any:
     return given.columns if isinstance(given, pd.DataFrame) else adata.uns.get(names_key(key))
 
 
+def columns_of(adata: AnnData, key: str) -> Any:
+    """Return the names of the variables of ``.obsm[key]``, or their numbers if they have no names."""
+    names = column_names(adata, key)
+    return np.arange(adata.obsm[key].shape[1]) if names is None else list(names)
+
+
 def with_columns(adata: AnnData, key: str, names: Sequence[str], *, sparse: bool = False) -> AnnData:
     """Return the cells with these columns of ``.obsm[key]`` in this order, sparse or dense as the model's.
 

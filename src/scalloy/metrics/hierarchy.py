@@ -39,7 +39,8 @@ def hierarchical_f1(
     >>> round(sa.metrics.hierarchical_f1(["CD4 T"], ["T"], parents), 3)
     0.667
     """
-    columns = [pd.Series(list(values), dtype=object) for values in (truth, found)]
+    given = [list(v) if pd.api.types.is_list_like(v) else [v] for v in (truth, found)]
+    columns = [pd.Series(values, dtype=object) for values in given]
     if len(columns[0]) != len(columns[1]) or len(columns[0]) == 0:
         msg = (
             f"`truth` has {len(columns[0])} labels and `found` {len(columns[1])}. Pass one for each cell in "

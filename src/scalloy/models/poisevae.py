@@ -156,8 +156,8 @@ class POISEVAE(ScalloyModel):
             hide=self._hide(hide),
             hidden_rate=hidden_rate,
         )
-        if self.adata is not None and self.adata_manager._source_registry is None:
-            self._start_at_data()  # otherwise the weights are those of a model that was trained before
+        if self.adata is not None:
+            self._start_at_data()
         named = ", ".join(f"{name} {likelihood}" for name, likelihood in self.likelihoods.items())
         self._model_summary_string = f"POISEVAE: {named}; joint {joint}, n_latent {n_latent} each"
         self.init_params_ = self._get_init_params(locals())
@@ -196,6 +196,8 @@ class POISEVAE(ScalloyModel):
         if isinstance(cells.x, DiskRows):
             msg = "POISEVAE reads cells in memory, not from a store. Set up `adata.to_memory()` instead."
             raise TypeError(msg)
+        if self.adata_manager._source_registry is not None:
+            return  # the weights will be those of a model that was trained before
         counted = torch.from_numpy(np.asarray(abs(cells.x).sum(axis=1)).ravel() > 0)
         if not counted.any():
             msg = f"{self.modalities[0]!r} is zero throughout: there is nothing to learn it from."
@@ -218,7 +220,8 @@ class POISEVAE(ScalloyModel):
             factories.check_categories(argument, x[there] if sparse else x.numpy()[there])
         rows = x[there] if sparse else x.numpy()
         total = np.asarray(rows.sum(1)).ravel() if sparse else np.nansum(rows[there], 1)
-        log_total = torch.from_numpy(np.log(np.maximum(total, 1e-6))).float().unsqueeze(-1)
+        total = total[total > 0] if (total > 0).any() else np.ones(1)
+        log_total = torch.from_numpy(np.log(total)).float().unsqueeze(-1)
         likelihood.start_at(*moments(rows), log_total if likelihood.depth == "total" else log_ell)
         middle = None if sparse else likelihood.features(x).nanmean(0).nan_to_num(0.0)
         self.module.start_at(k, middle, log_total)

@@ -59,25 +59,19 @@ class CGMDVAE(VAEModule):
     ----------
     sizes, likelihood
         Sizes of the data; likelihood of the counts, given a hidden vector of size ``n_hidden``.
-    prior
-        Prior of ``z``: components, weights, and the labels to which components are bound.
-    networks
-        Settings of the networks.
-    n_w
-        Size of the style latent; 0 means none.
+    prior, networks
+        Prior of ``z``: components, weights and the labels bound to components; settings of the networks.
+    n_w, ridge
+        Size of the style latent, 0 means none; weight of the squared shifts of single components.
     w_prior
         ``"standard"``: N(0, I); ``"condition"``: learned, with the penalty ``condition``; ``"free"``: learned
         without it, q(w | x, c) sees c; ``"relative"``: as that, q in units of the prior (old files).
-    amortised
-        Whether a network gives ``r``.
-    ridge
-        Weight of the squared shifts of single components under conditions.
     place_at
         Share of training after which the components are placed; before, the prior of ``z`` is ``N(0, I)``.
     domain
         Bounds of the posteriors of ``z`` and ``w``.
-    calibrated, mmd
-        Whether the probabilities of labels are calibrated; whether there is the penalty ``mmd``.
+    amortised, calibrated, mmd
+        Whether a network gives ``r``, probabilities of labels are calibrated, there is the penalty ``mmd``.
     """
 
     learns_prior = True

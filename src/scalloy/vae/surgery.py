@@ -42,7 +42,11 @@ def extend(module: VAEModule, reference: VAEModule, n_cats: tuple[int, ...]) -> 
         if key not in known:
             whole[key] = torch.zeros_like(value)
             if ".tables." in key:
-                n = n_cats[int(key.split(".tables.")[1].split(".")[0])] if key.startswith("enc_") else 1
+                n = (
+                    n_cats[int(key.split(".tables.")[1].split(".")[0])]
+                    if key.startswith(("enc_", "encoders."))
+                    else 1
+                )
                 is_new[n:] = True
         elif known[key].shape == value.shape:
             whole[key] = known[key]

@@ -14,7 +14,7 @@ from scvi.data.fields import ObsmField
 
 from scalloy._keys import OTHER_KEYS
 from scalloy.data import checks
-from scalloy.data.modalities import check_modality, column_names, joined, names_key, with_columns
+from scalloy.data.modalities import check_modality, columns_of, joined, names_key, with_columns
 from scalloy.files.anndata_files import is_mudata
 from scalloy.models._core.setup import Given, OneModality
 
@@ -26,10 +26,7 @@ class ModalityField(ObsmField):
     """An array of ``.obsm``, dense or sparse, whose columns may have names."""
 
     def _setup_column_names(self, adata: AnnData) -> Any:
-        names = column_names(adata, self.attr_key)
-        if names is None:
-            return np.arange(adata.obsm[self.attr_key].shape[1])
-        return list(names)
+        return columns_of(adata, self.attr_key)
 
     def register_field(self, adata: AnnData) -> dict:
         sparse = sp.issparse(adata.obsm[self.attr_key])
