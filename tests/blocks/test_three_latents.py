@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from blocks.test_gibbs import check_gradient
 from torch.distributions import kl_divergence
 
 from scalloy.blocks import gibbs
@@ -92,22 +93,14 @@ def second_order(**more):
     return coupling
 
 
+def exact(coupling):
+    """The log-partition by integration."""
+    return on_grid({w: g.detach() for w, g in coupling().items()})[2].sum().log().item()
+
+
 def test_gradient_of_the_log_partition_is_that_of_finite_differences():
     coupling = second_order()
-    total = {k: torch.zeros_like(p) for k, p in coupling.named_parameters()}
-    for i in range(60):
-        coupling.zero_grad()
-        coupling.log_partition().backward()
-        if i >= 20:  # the chains have arrived
-            for k, p in coupling.named_parameters():
-                total[k] += p.grad / 40
-    for k, p in coupling.named_parameters():
-        value, ends = p.item(), []
-        for step in (1e-3, -1e-3):
-            p.data.fill_(value + step)
-            ends.append(on_grid({w: g.detach() for w, g in coupling().items()})[2].sum().log().item())
-        p.data.fill_(value)
-        assert total[k].item() == pytest.approx((ends[0] - ends[1]) / 2e-3, abs=0.015), k
+    check_gradient(coupling, lambda: exact(coupling), 0.015)
 
 
 def test_value_follows_the_parameters_and_is_computed_anew_in_evaluation():
@@ -120,10 +113,10 @@ def test_value_follows_the_parameters_and_is_computed_anew_in_evaluation():
     for _ in range(50):
         coupling.pairs[1].g11.data -= 0.01
         followed = coupling.log_partition().item()
-    exact = float(on_grid({w: g.detach() for w, g in coupling().items()})[2].sum().log())
-    assert abs(exact - before) > 0.05
-    assert followed == pytest.approx(exact, abs=0.03)
-    assert float(coupling.eval().log_partition()) == pytest.approx(exact, abs=0.03)
+    now = exact(coupling)
+    assert abs(now - before) > 0.05
+    assert followed == pytest.approx(now, abs=0.03)
+    assert float(coupling.eval().log_partition()) == pytest.approx(now, abs=0.03)
 
 
 @pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, -1)])

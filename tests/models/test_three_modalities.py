@@ -84,9 +84,7 @@ def test_generated_cells_are_as_the_data(model):
     assert sp.issparse(made.obsm["atac"])
     assert made.obsm["prot"].shape == (40, 4)
     assert list(made.uns["atac_names"][:1]) == ["atac_0"]
-    known = sa.POISEVAE.load_query_data  # generated cells can be read by the model again
-    assert known is not None
-    assert model.get_latent_representation(made).shape == (40, 9)
+    assert model.get_latent_representation(made).shape == (40, 9)  # the model can read them again
 
 
 @pytest.mark.parametrize("seen", PATTERNS)

@@ -147,7 +147,7 @@ class CrossModal:
             x, names = self._genes(cells), getattr(proteins, "columns", range(proteins.shape[1]))
         else:
             check_modality(cells, "protein_obsm_key", self.key)
-            cells = with_columns(cells, self.key, getattr(proteins, "columns", np.arange(proteins.shape[1])))
+            cells = with_columns(cells, self.key, columns_of(self.adata, self.key))
             x, names = self._proteins(cells), self.adata.var_names
         return pd.DataFrame(self._fitted[modality].predict(x), index=cells.obs_names, columns=names)
 

@@ -43,7 +43,8 @@ def _beside(n_in: int, widths: Sequence[int], *, n_cats: Any = (), n_cont: int =
     return Beside(n_in, n_cats=n_cats, n_cont=n_cont)
 
 
-def _stack(
+def _layers(
+    kind: type[Stack | Residual],
     n_in: int,
     widths: Sequence[int],
     *,
@@ -52,31 +53,17 @@ def _stack(
     n_cont: int = 0,
     norm: str = "layer",
     dropout_rate: float = 0.0,
-) -> Stack:
+) -> Stack | Residual:
     layer: dict[str, Any] = {"n_cats": n_cats, "n_cont": n_cont, "norm": norm, "dropout_rate": dropout_rate}
-    return Stack(n_in, widths, sparse=sparse, **layer)
-
-
-def _residual(
-    n_in: int,
-    widths: Sequence[int],
-    *,
-    sparse: bool = False,
-    n_cats: Any = (),
-    n_cont: int = 0,
-    norm: str = "layer",
-    dropout_rate: float = 0.0,
-) -> Residual:
-    layer: dict[str, Any] = {"n_cats": n_cats, "n_cont": n_cont, "dropout_rate": dropout_rate}
-    return Residual(n_in, widths, sparse=sparse, norm=norm, **layer)
+    return kind(n_in, widths, sparse=sparse, **layer)
 
 
 #: Networks by name, as an encoder and as a decoder; :func:`register` adds one.
 NETWORKS: Registry[Makers] = Registry(
     "scalloy.blocks.network_kinds.NETWORKS",
     {
-        "mlp": Makers(partial(_stack, sparse=True), _stack),
-        "residual": Makers(partial(_residual, sparse=True), _residual),
+        "mlp": Makers(partial(_layers, Stack, sparse=True), partial(_layers, Stack)),
+        "residual": Makers(partial(_layers, Residual, sparse=True), partial(_layers, Residual)),
         "conv": Makers(ImageEncoder, ImageDecoder),
         "linear": Makers(decoder=_beside),
     },

@@ -105,8 +105,7 @@ def fit(
         max_epochs=epochs,
         scvi_epochs=scvi_epochs,
     )
-    show(frame, out)
-    say(summary(frame).to_string())
+    show(frame, out, summary(frame))
 
 
 @benchmark.command()
@@ -144,8 +143,7 @@ def likelihoods(
         n_genes=genes,
         max_epochs=epochs,
     )
-    show(frame, out)
-    say(summary(frame).to_string())
+    show(frame, out, summary(frame))
     if folder is not None:
         for path in pictures(folder, frame, n_genes=genes, max_epochs=epochs):
             say(f"saved {path}")
@@ -224,10 +222,12 @@ def devices(
     show(run(processes=processes, repeats=repeats), out)
 
 
-def show(frame: pd.DataFrame, out: Path | None) -> None:
-    """Print a table, and write it as CSV if ``out`` is given."""
+def show(frame: pd.DataFrame, out: Path | None, summary: pd.DataFrame | None = None) -> None:
+    """Print a table and its summary if there is one, and write the table as CSV if ``out`` is given."""
     from scalloy.files import atomic_write
 
     say(frame.round(3).to_string(index=False))
     if out is not None:
         atomic_write.put(out, frame.to_csv(index=False).encode())
+    if summary is not None:
+        say(summary.to_string())

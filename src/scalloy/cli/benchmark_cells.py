@@ -48,8 +48,7 @@ def latent(
         max_epochs=epochs,
         bio=bio,
     )
-    show(frame, out)
-    say(summary(frame).to_string())
+    show(frame, out, summary(frame))
     if folder is not None:
         for name in data or SETS:
             for path in pictures(folder, name, n_genes=genes, max_epochs=epochs):
@@ -78,8 +77,7 @@ def sparse(
         show(tasks.relaxation(), out)
         return
     frame = tasks.programs(seeds=range(seeds), max_epochs=epochs)
-    show(frame, out)
-    say(tasks.summary(frame).to_string())
+    show(frame, out, tasks.summary(frame))
 
 
 @benchmark.command()
@@ -140,8 +138,7 @@ def clustering(
 
     settings = {"scvi_epochs": scvi_epochs, "n_genes": genes, "max_epochs": epochs, "original": original}
     frame = run(data or SETS, seeds=range(seeds), **settings)
-    show(frame, out)
-    say(summary(frame).to_string())
+    show(frame, out, summary(frame))
 
 
 @benchmark.command()
@@ -184,8 +181,7 @@ def labels(
         frame = tasks.studies(scanvi=scanvi, **settings)
     else:
         frame = tasks.few(data or ("pbmc4k_dcc", "zeisel_cortex"), scanvi=scanvi, **settings)
-    show(frame, out)
-    say(tasks.summary(frame).to_string())
+    show(frame, out, tasks.summary(frame))
 
 
 @benchmark.command()
@@ -222,8 +218,7 @@ def unknown(
         scanvi=scanvi,
         max_epochs=epochs,
     )
-    show(frame, out)
-    say(summary(frame).to_string())
+    show(frame, out, summary(frame))
 
 
 @benchmark.command()
@@ -263,8 +258,7 @@ def label_tree(
     }
     settings |= {"scanvi": scanvi, "scanvi_epochs": scanvi_epochs, "n_genes": genes, "max_epochs": epochs}
     frame = run(data or ("zeisel_cortex",), **settings)
-    show(frame, out)
-    say(summary(frame).to_string())
+    show(frame, out, summary(frame))
 
 
 @benchmark.command()

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from scalloy.cli.benchmark import Out, benchmark, show
-from scalloy.cli.console import say
 
 
 @benchmark.command()
@@ -33,5 +32,4 @@ def generation(
     from scalloy.benchmark.generation import generation as run
 
     frame = run(data or SETS, seeds=range(seeds), n_genes=genes, n_cells=cells, max_epochs=epochs)
-    show(frame, out)
-    say(summary(frame).to_string())
+    show(frame, out, summary(frame))

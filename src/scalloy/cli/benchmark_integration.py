@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from scalloy.cli.benchmark import PICTURES, Out, benchmark, show
-from scalloy.cli.console import say
 from scalloy.cli.paths import Writes
 
 CODES = Writes("folder for codes", unasked=True)
@@ -70,5 +69,4 @@ def integration(
         cache=cache,
         folder=pictures,
     )
-    show(frame, out)
-    say(summary(frame).to_string())
+    show(frame, out, summary(frame))

@@ -61,8 +61,7 @@ def multimodal(
         names = [*(model or atac.MODELS), *(["MULTIVI"] if multivi else [])]
         epochs_of = {"max_epochs": epochs, "multivi_epochs": multivi_epochs}
         frame = atac.multiome(data or "simulated", names, n_obs=cells, n_folds=folds, **epochs_of)
-        show(frame, out)
-        say(atac.summary(frame).to_string())
+        show(frame, out, atac.summary(frame))
         return
     rival = ["totalVI"] if totalvi else []
     _proteins(what, data or "citeseq", model or [], rival, folds, epochs, totalvi_epochs, out)
@@ -90,12 +89,10 @@ def _proteins(
         show(panel(data, names, seeds=range(folds or 3), **epochs_of), out)
     elif what == "coherence":
         frame = joint.coherence(data, model or tuple(joint.JOINTS), n_folds=folds, max_epochs=epochs)
-        show(frame, out)
-        say(joint.summary(frame).to_string())
+        show(frame, out, joint.summary(frame))
     else:
         frame = multimodal(data, [*(model or MODELS), *rival], n_folds=folds, **epochs_of)
-        show(frame, out)
-        say(summary(frame).to_string())
+        show(frame, out, summary(frame))
 
 
 @benchmark.command()

@@ -122,8 +122,7 @@ def counterfactual(
 
     settings = {"n_obs": cells, "n_conditions": conditions, "max_epochs": epochs}
     frame = run(model or None, seeds=range(seeds), **settings)
-    show(frame, out)
-    say(summary(frame).to_string())
+    show(frame, out, summary(frame))
 
 
 @benchmark.command()
@@ -197,5 +196,4 @@ def conditions(
         max_epochs=epochs,
         judge=judge,
     )
-    show(frame, out)
-    say(summary(frame).to_string())
+    show(frame, out, summary(frame))

@@ -55,7 +55,7 @@ class Sizes:
         return self.n_conditions if self.rows is None else self.rows
 
     @property
-    def n_decoded(self) -> int:
+    def n_all_vars(self) -> int:
         """Number of variables of all modalities."""
         return self.n_vars + sum(self.n_others)
 

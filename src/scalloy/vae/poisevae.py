@@ -69,6 +69,8 @@ class POISEVAE(VAEModule):
     likelihoods: Sequence[Likelihood]
     encoders: Sequence[Encoder]
     decoders: Sequence[Stack]
+    hidden_from: Tensor
+    hidden_to: Tensor
     usual_log_ell: Tensor
     usual_totals: Tensor
 
@@ -83,7 +85,10 @@ class POISEVAE(VAEModule):
         hidden_rate: float = 0.5,
     ) -> None:
         super().__init__()
-        self.joint, self.hide = joint, tuple(hide)
+        self.joint = joint
+        to = torch.tensor(tuple(hide)).cumsum(0)  # a uniform draw in between hides this modality
+        self.register_buffer("hidden_from", torch.cat([torch.zeros(1), to[:-1]]), persistent=False)
+        self.register_buffer("hidden_to", to, persistent=False)
         self.networks, n_latent, known = networks, networks.n_latent, sizes.covariates
         self.letters, n_others = letters(len(likelihoods), "x"), len(sizes.n_others)
         seen = networks.sizes_encoded(known)
@@ -113,9 +118,8 @@ class POISEVAE(VAEModule):
         measured = batch.measured
         if not self.training:
             return measured
-        ends = torch.tensor(self.hide, device=measured.device).cumsum(0)
-        first = torch.rand_like(measured[:, :1])
-        chosen = (first < ends) & (first >= ends - torch.tensor(self.hide, device=measured.device))
+        u = torch.rand_like(measured[:, :1])
+        chosen = (u >= self.hidden_from) & (u < self.hidden_to)
         more = (torch.rand_like(measured) < 0.5) & chosen.any(-1, keepdim=True)
         spared = (torch.rand_like(measured) - 2.0 * chosen).argmax(-1, keepdim=True)  # one stays at least
         hidden = (chosen | more).scatter(-1, spared, value=False)

@@ -30,7 +30,7 @@ from scalloy.data.asked_conditions import design_in
 from scalloy.kernels.csr import cell_totals, dense
 from scalloy.models._core.decoding import Decoded, How, batches, decode
 from scalloy.models._core.groups import UNGROUPED, donors_of, groups_of
-from scalloy.models._core.protocols import Conditioned
+from scalloy.models._core.protocols import Conditioned, weights_now
 from scalloy.models._core.targets import Target, knowing
 from scalloy.perturbation.composition import common_factor
 from scalloy.perturbation.donors import AT_LEAST, Seen
@@ -288,8 +288,7 @@ def shown(model: Conditioned[HasConditions], target_sum: float) -> tuple[Seen, n
     Both are found once for the weights as they are, which the versions of the parameters tell. Counts are
     scaled to the total of the median cell, other data as the user asks.
     """
-    weights = tuple(p._version for p in model.module.parameters())
-    key = ("shown", weights, None if model.module.likelihood.draws_counts else target_sum)
+    key = ("shown", weights_now(model), None if model.module.likelihood.draws_counts else target_sum)
     if key in model._kept:
         model.reader.manager()  # refuses own cells that were changed in place meanwhile
     else:

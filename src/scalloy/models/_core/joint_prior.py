@@ -30,6 +30,7 @@ from scalloy.models._core.cross_modal import (
     modalities,
     number,
 )
+from scalloy.models._core.protocols import weights_now
 from scalloy.models._core.traverse import span
 
 FROM = ("mixture", "prior", "posterior")
@@ -239,7 +240,7 @@ def _new_codes(model: Model, n: int, source: str, n_steps: int, seed: int) -> tu
 
 def _mixture(model: Model) -> Aggregate:
     """Return the mixture of the codes of the model's own cells, which is kept until the weights change."""
-    key = ("mixture of codes", tuple(p._version for p in model.module.parameters()))
+    key = ("mixture of codes", weights_now(model))
     if key not in model._kept:
         model._kept.clear()
         samples = [get_latent_representation(model, give_mean=False, seed=seed) for seed in range(N_OF_EACH)]

@@ -37,6 +37,11 @@ class ModelOf(Protocol[M]):
     def init_params_(self) -> dict[str, Any]: ...
 
 
+def weights_now(model: ModelOf[Any]) -> tuple[int, ...]:
+    """Return a stamp of the weights of a model, which is another one after each change of them."""
+    return tuple(p._version for p in model.module.parameters())
+
+
 class Conditioned(ModelOf[M], Protocol[M]):
     """A model that predicts cells under another condition."""
 

@@ -283,7 +283,7 @@ class CellReader:
         """
         self._model._check_if_trained(warn=True)
         if batch_size is None:
-            most = DECODED_ENTRIES / self.sizes.n_decoded if decodes else 4096
+            most = DECODED_ENTRIES / self.sizes.n_all_vars if decodes else 4096
             batch_size = int(np.clip(most, 64, 4096))
         keep_to_cores()
         module = self._model.module.eval()
