@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -104,6 +105,30 @@ def test_modalities_are_hidden_in_training_only_and_in_the_shares_asked_for():
         x=batch.x, log_ell=batch.log_ell, b=batch.b, others=(torch.full_like(batch.others[0], torch.nan),)
     )
     assert (module.train().seen(alone)[:, 0] == 1).all()
+
+
+def test_every_pattern_of_three_modalities_is_hidden_but_never_all():
+    """One modality is chosen by its share; each other one follows with probability 1/2, and one stays."""
+    sizes, n = Sizes(n_vars=12, n_others=(4, 4)), 40_000
+    likelihoods = [NB(8, 12), *(factories.other_likelihood("", "nb", 4, 8) for _ in range(2))]
+    prior = factories.joint("product", 3, 3, kappa=0.7, chains="kept")
+    module = POISEVAE(sizes, likelihoods, prior, SMALL, hide=(0.2, 0.3, 0.4))
+    batch = cells(n)
+    batch = Batch(x=batch.x, log_ell=batch.log_ell, b=batch.b, others=batch.others * 2)
+    seen = module.train().seen(batch)
+    found = {
+        p: float((seen == torch.tensor(p)).all(-1).float().mean()) for p in product((0.0, 1.0), repeat=3)
+    }
+    share = dict(enumerate((0.2, 0.3, 0.4)))
+    expected = {(1.0, 1.0, 1.0): 0.1, (0.0, 0.0, 0.0): 0.0}
+    for k, h in share.items():  # the one that may follow is one of the two others, the second of which stays
+        a, b = (j for j in share if j != k)
+        alone = tuple(float(j != k) for j in share)
+        expected[alone] = expected.get(alone, 0.0) + h / 2
+        for follows in (a, b):
+            both = tuple(float(j not in (k, follows)) for j in share)
+            expected[both] = expected.get(both, 0.0) + h / 4
+    assert found == pytest.approx(expected, abs=0.01)
 
 
 def linear(name="poise"):

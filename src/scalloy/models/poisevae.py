@@ -62,9 +62,9 @@ class POISEVAE(ScalloyModel):
         Bound on the strength of the coupling, from 0 to 1; at 1 the prior could no longer be normalised.
     hide
         Share of the cells in which each modality is hidden from the encoders in training, so that each learns
-        to predict the others; of more than two, one is chosen by these shares, and each other one is then
-        hidden with probability 1/2, but never all that were measured. ``None`` hides the first in a quarter
-        of the cells, and one of the others in a half.
+        to predict the others; of more than two, one is chosen by these shares, one of the others stays, and
+        each further one is hidden with probability 1/2. ``None`` hides the first in a quarter of the cells,
+        and one of the others in a half.
     hidden_rate
         Share of the counts that is hidden from the encoder in training, of genes and of other modalities
         whose rates are shares of a total.

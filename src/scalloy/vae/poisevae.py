@@ -60,7 +60,7 @@ class POISEVAE(VAEModule):
         Settings of the networks; each latent has ``n_latent`` dimensions.
     hide
         Share of the cells of which each modality is the first to be hidden from the encoders in training; of
-        more than two, each further one is then hidden with probability 1/2, but never all.
+        more than two, one of the others stays, and each further one is hidden with probability 1/2.
     hidden_rate
         Share of the values of the first modality, and of those that are shares of a total, that is hidden
         from their encoders in training.
