@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from sklearn.metrics import roc_auc_score
 
 import scalloy as sa
 from scalloy.data.modalities import LARGEST_PANEL
+from scalloy.models._core.joint_prior import _new_codes
 
 SMALL = {"n_hidden": 16, "n_latent": 3, "n_chains": 32}
 NAMES = ("rna", "atac", "prot")
@@ -287,3 +289,12 @@ def test_a_second_study_with_three(quick):
     mapped.annotate()
     assert query.obsm["X_poisevae"].shape == (60, 9)
     assert np.isfinite(mapped.predict("rna")).all(axis=None)
+
+
+@pytest.mark.parametrize("source", ["mixture", "prior"])
+def test_new_cells_take_their_depth_from_cells_with_similar_codes(source, model):
+    """Whose row is taken is, by a naive search, one of the five cells nearest to the new code."""
+    with torch.inference_mode():
+        codes, rows = _new_codes(model, 30, source, n_steps=20, seed=2)
+    distance = np.linalg.norm(codes[:, None] - model.get_latent_representation()[None], axis=-1)
+    assert (np.argsort(distance, 1)[:, :5] == rows[:, None]).any(1).all()
